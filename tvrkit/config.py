@@ -1,0 +1,231 @@
+"""Recipes: frozen, strict configuration read from YAML.
+
+A recipe is one claimed result. It is read strictly: an unknown key, a wrong type, or a string where a number belongs
+is an error that names the key. A default lives here, or in a method's own `Settings`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from tvrkit import paths
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+settings = dataclass(frozen=True, config=STRICT)  # the decorator of every settings class, the methods' included
+
+
+@settings
+class DataConfig:
+    """What is trained and tested on.
+
+    Attributes:
+        prepared: folder under `data/` that `tvrkit data prepare` wrote.
+        language: of the captions, "en" or "zh".
+        max_words: tokens per caption, SOT and EOT included.
+        max_frames: frames per video.
+        train_sampling: how frames are chosen in training: uniform, random, segment-random, head or tail.
+        eval_sampling: the same for validation and test.
+        captions: "one" random caption per video and epoch, or "all" captions once per epoch.
+        keyword_masking: drop words of low TF-IDF from training captions (DMAE).
+        augmentation: random crop, colour, grey, blur and flip of training frames (HMMC pre-training).
+    """
+
+    prepared: str
+    language: Literal["en", "zh"] = "en"
+    max_words: int = 32
+    max_frames: int = 12
+    train_sampling: str = "segment-random"
+    eval_sampling: str = "uniform"
+    captions: Literal["one", "all"] = "one"
+    keyword_masking: bool = False
+    augmentation: bool = False
+
+
+@settings
+class BackboneConfig:
+    """Any open_clip model.
+
+    Attributes:
+        name: open_clip model name, or "tvrkit-tiny", the embedded model.
+        pretrained: open_clip tag, path of a weights file, "tvrkit" for the embedded weights, or None for random ones.
+    """
+
+    name: str = "tvrkit-tiny"
+    pretrained: str | None = "tvrkit"
+
+
+@settings
+class TrainConfig:
+    """How the method is optimised.
+
+    Attributes:
+        lr: learning rate of the parts the method adds.
+        clip_lr: learning rate of the backbone.
+        text_lr: learning rate of the backbone's text tower, `clip_lr` where None.
+        warmup: share of all steps with a linearly rising rate; then cosine to zero.
+        decay_all: weight decay on LayerNorm gains, biases, logit scale and embeddings too, as the released codes do.
+        max_logit_scale: the scale is clamped to it after each step.
+        chunk_size: rows encoded at a time with the gradient replayed (large batches on one device); None = all.
+        precision: "fp32", or "bf16" where the device has it.
+        workers: loader processes.
+        select: which epoch is kept: "last", best on "val", or best on "test" (optimistic, and labelled so).
+    """
+
+    epochs: int = 5
+    batch_size: int = 128
+    optimizer: Literal["adamw", "bertadam"] = "adamw"
+    lr: float = 1.0e-4
+    clip_lr: float = 1.0e-7
+    text_lr: float | None = None
+    weight_decay: float = 0.2
+    decay_all: bool = False
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    max_logit_scale: float = 100.0
+    chunk_size: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = 2
+    select: Literal["last", "val", "test"] = "last"
+
+
+@settings
+class EvalConfig:
+    """How the method is scored.
+
+    Attributes:
+        split: the split that is reported.
+        batch_size: rows encoded at a time.
+        ties: rank of a tied match: "pessimistic", "optimistic" or "mean".
+        postprocess: extra, separately named columns: "dsl", "qbnorm".
+        bootstrap: resamples behind each interval.
+    """
+
+    split: str = "test"
+    batch_size: int = 128
+    ties: Literal["pessimistic", "optimistic", "mean"] = "pessimistic"
+    postprocess: list[Literal["dsl", "qbnorm"]] = dataclasses.field(default_factory=list)
+    bootstrap: int = 2000
+
+
+@settings
+class Config:
+    """One recipe, whole: see the classes of its parts. `method` is the method's own `Settings`."""
+
+    recipe: str
+    data: DataConfig
+    backbone: BackboneConfig
+    method_name: str
+    method: Any
+    train: TrainConfig
+    eval: EvalConfig
+
+
+@settings
+class Profile:
+    """What `tvrkit reproduce` runs: recipes, seeds, and the overrides that make it smoke, quick or full."""
+
+    recipes: list[str]
+    seeds: list[int]
+    overrides: list[str] = dataclasses.field(default_factory=list)
+
+
+SECTIONS = {"data": DataConfig, "backbone": BackboneConfig, "train": TrainConfig, "eval": EvalConfig}
+
+
+def recipe_names() -> list[str]:
+    """Every recipe of the package."""
+    return sorted(path.stem for path in paths.RECIPES.glob("*.yaml") if path.stem != "profiles")
+
+
+def choose(kind: str, name: str, choices) -> str:
+    """`name`, if it is one of `choices`; else a ValueError that lists them."""
+    if name not in choices:
+        raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(sorted(choices))}")
+    return name
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = (), profile: str | None = None) -> Config:
+    """Read a recipe by name or path, then the profile's overrides, then `overrides`.
+
+    Args:
+        recipe: name of a packaged recipe, or path of a YAML file.
+        overrides: "section.key=value" strings, the value in YAML ("train.lr=1.0e-4").
+        profile: a key of `recipes/profiles.yaml`.
+
+    Raises:
+        ValueError: unknown recipe, section, key or method, or a value of the wrong type; the key is named.
+    """
+    path = Path(recipe)
+    if path.suffix != ".yaml":
+        path = paths.RECIPES / f"{choose('recipe', recipe, recipe_names())}.yaml"
+    raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    applied = [*(load_profile(profile).overrides if profile else []), *overrides]
+    for override in applied:
+        _apply(raw, override)
+    return build(raw, path.stem)
+
+
+def load_profile(name: str) -> Profile:
+    """A profile of `recipes/profiles.yaml`."""
+    profiles = _profiles()
+    return _parse(Profile, profiles[choose("profile", name, profiles)], f"profile {name}")
+
+
+@cache
+def _profiles() -> dict:
+    return yaml.safe_load((paths.RECIPES / "profiles.yaml").read_text(encoding="utf-8"))
+
+
+def build(raw: dict, recipe: str) -> Config:
+    """A `Config` from the nested dict that a recipe file holds."""
+    from tvrkit.methods import METHODS  # the methods import this module for their Settings
+
+    for section in raw:
+        choose("section", section, [*SECTIONS, "method"])
+    method = dict(raw.get("method") or {})
+    if "name" not in method:
+        raise ValueError(f"recipe {recipe}: method.name is missing: expected one of {', '.join(sorted(METHODS))}")
+    name = choose("method", method.pop("name"), METHODS)
+    parts = {key: _parse(cls, raw.get(key) or {}, key) for key, cls in SECTIONS.items()}
+    return Config(recipe=recipe, method_name=name, method=_parse(METHODS[name].Settings, method, "method"), **parts)
+
+
+def to_dict(config: Config) -> dict:
+    """The nested dict that `build` reads back to an equal `Config`."""
+    raw = {key: dataclasses.asdict(getattr(config, key)) for key in SECTIONS}
+    raw["method"] = {"name": config.method_name, **dataclasses.asdict(config.method)}
+    return raw
+
+
+def _parse(cls, values: dict, section: str):
+    try:
+        return cls(**values)
+    except pydantic.ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join([section, *map(str, problem["loc"])])
+            hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if problem["type"] == "float_type" else ""
+            known = ""
+            if problem["type"] == "unexpected_keyword_argument":
+                known = f"; known keys: {', '.join(f.name for f in dataclasses.fields(cls))}"
+            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}{hint}{known}")
+        raise ValueError("; ".join(lines)) from None
+
+
+def _apply(raw: dict, override: str) -> None:
+    key, equals, value = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not equals or not parents:
+        raise ValueError(f"override {override!r}: expected section.key=value")
+    for parent in parents:
+        raw = raw.setdefault(parent, {})
+    raw[last] = yaml.safe_load(value)

@@ -1,0 +1,6 @@
+"""The methods, one file a paper."""
+
+from tvrkit.methods.clip4clip import CLIP4Clip
+from tvrkit.methods.dmae import DMAE
+
+METHODS = {"clip4clip": CLIP4Clip, "dmae": DMAE}

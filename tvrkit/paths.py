@@ -1,0 +1,34 @@
+"""Where things are: one place that knows the folders."""
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+RECIPES = PACKAGE / "recipes"
+ASSETS = PACKAGE / "assets"
+
+
+def home() -> Path:
+    """The folder that holds `notebooks/`, `data/` and `reports/`.
+
+    `TVRKIT_HOME` where it is set, else the checkout the package is installed from, else the current folder.
+    """
+    if "TVRKIT_HOME" in os.environ:
+        return Path(os.environ["TVRKIT_HOME"]).resolve()
+    checkout = PACKAGE.parent
+    return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+
+
+def data(name: str) -> Path:
+    """The folder of the prepared data set `name`."""
+    return home() / "data" / name
+
+
+def run(name: str) -> Path:
+    """The folder of the run `name`."""
+    return home() / "reports" / name
+
+
+def notebooks() -> Path:
+    """The folder of the numbered notebooks."""
+    return home() / "notebooks"
