@@ -1,0 +1,115 @@
+"""Losses, each its equation. Scores are on the cosine scale; `logit_scale` is the factor, not its logarithm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tvrkit.miners import margin_negatives
+
+# --- Contrastive losses over a similarity matrix of matched pairs (CLIP4Clip, DMAE, GLSCL) ----------------------
+
+
+def info_nce(similarity: Tensor, *, logit_scale: float | Tensor, positives: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE: mean over both directions of -log softmax(scale S)_ii (Luo et al., 2021).
+
+    Args:
+        similarity: (N, N) float; row i and column i are a matched pair.
+        logit_scale: factor on the scores, a scalar.
+        positives: (N, N) bool, True where text i and video j belong together; default the diagonal. Those off the
+            diagonal are left out of the denominators, so that captions of one video never repel each other.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: the similarity is not square, or the diagonal of `positives` is not True.
+    """
+    positives = _positives(similarity, positives)
+    directions = ((similarity, positives), (similarity.T, positives.T))
+    return sum(-_logits(*side, logit_scale).log_softmax(dim=1).diagonal().mean() for side in directions) / 2
+
+
+def neg_nce(
+    similarity: Tensor,
+    *,
+    logit_scale: float | Tensor = 100.0,
+    margin: float = 0.0,
+    positive_weight: float = 1.0,
+    negative_weight: float = 0.5,
+    clamp: float | None = 1e-6,
+    positives: Tensor | None = None,
+    hard: Tensor | None = None,
+) -> Tensor:
+    """NegNCE: InfoNCE that also pushes mined hard negatives away (Jiang et al., 2023), symmetric mean.
+
+        P = softmax_rows(scale S);  L = w_p mean_i -log P_ii + w_n mean_{(i,j) in H} -log(1 - P_ij)
+
+    H is `miners.margin_negatives`; without hard negatives the second term is 0.
+
+    Args:
+        similarity: (N, N) float; row i and column i are a matched pair.
+        logit_scale: factor on the scores, a scalar.
+        margin: of the miner, on the scale of `similarity`.
+        positive_weight: w_p.
+        negative_weight: w_n; 0 leaves InfoNCE.
+        clamp: P is clamped to [clamp, 1 - clamp], as released: a pair whose P_ii falls below gets no gradient any
+            more. None = exact, in log space, with the gradient the equation has.
+        positives: as in `info_nce`; never mined.
+        hard: (N, N) bool, the mask of another miner in place of H.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: as `info_nce`.
+    """
+    positives = _positives(similarity, positives)
+    mined = margin_negatives(similarity, positives, margin=margin) if hard is None else hard
+    total = similarity.new_zeros(())
+    for scores, same, negatives in ((similarity, positives, mined), (similarity.T, positives.T, mined.T)):
+        logits = _logits(scores, same, logit_scale)
+        if clamp is None:
+            log_p = logits.log_softmax(dim=1)
+            log_not = _log_complement(log_p)
+        else:
+            probability = logits.softmax(dim=1).clamp(clamp, 1 - clamp)
+            log_p, log_not = probability.log(), torch.log(1 - probability)
+        repulsion = -log_not[negatives].sum() / negatives.sum().clamp(min=1)
+        total = total - positive_weight * log_p.diagonal().mean() + negative_weight * repulsion
+    return total / 2
+
+
+def _positives(similarity: Tensor, positives: Tensor | None) -> Tensor:
+    rows, columns = similarity.shape
+    if rows != columns:
+        raise ValueError(f"similarity of matched pairs: expected a square matrix, got {rows} x {columns}")
+    diagonal = torch.eye(rows, dtype=torch.bool, device=similarity.device)
+    if positives is None:
+        return diagonal
+    if positives.shape != similarity.shape or not positives.diagonal().all():
+        raise ValueError(
+            f"positives: expected ({rows}, {rows}) bool with a True diagonal, got {tuple(positives.shape)}"
+        )
+    return positives
+
+
+def _logits(similarity: Tensor, positives: Tensor, logit_scale: float | Tensor) -> Tensor:
+    """Scaled scores in which a row's other positives are -inf: they take no part in its softmax."""
+    others = positives.clone()
+    others.fill_diagonal_(False)
+    return (logit_scale * similarity).masked_fill(others, -torch.inf)
+
+
+def _log_complement(log_p: Tensor) -> Tensor:
+    """log(1 - P) of row-wise probabilities, exact where P is next to 1.
+
+    1 - P_ij is the sum of the row's other probabilities. At the row's largest entry that sum is formed; any other P is
+    at most 1/2, where log1p(-P) is exact.
+    """
+    largest = log_p.argmax(dim=1, keepdim=True)
+    is_largest = torch.zeros_like(log_p, dtype=torch.bool).scatter(1, largest, True)
+    lowest = torch.finfo(log_p.dtype).min  # finite: a row of one entry keeps a defined gradient
+    rest = log_p.masked_fill(is_largest, -torch.inf).clamp(min=lowest).logsumexp(dim=1, keepdim=True)
+    smaller = torch.log1p(-log_p.masked_fill(is_largest, -torch.inf).exp())
+    return torch.where(is_largest, rest, smaller)
