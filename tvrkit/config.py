@@ -131,9 +131,17 @@ class Config:
 
 @settings
 class Profile:
-    """What `tvrkit reproduce` runs: recipes, seeds, and the overrides that make it smoke, quick or full."""
+    """What `tvrkit reproduce` runs.
+
+    Attributes:
+        recipes: trained, evaluated and compared with each other.
+        inspect: those of them whose hard negatives and attention are looked into.
+        seeds: of each recipe.
+        overrides: what makes the profile smoke, quick or full.
+    """
 
     recipes: list[str]
+    inspect: list[str]
     seeds: list[int]
     overrides: list[str] = dataclasses.field(default_factory=list)
 

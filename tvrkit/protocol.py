@@ -147,6 +147,9 @@ class Method(nn.Module):
         """Scalar `"loss"` and its named parts, on B matched pairs (row i of both sides belongs together)."""
         raise NotImplementedError
 
+    def before_step(self) -> None:
+        """What happens before each training step (a momentum update); nothing in most methods."""
+
     def explain(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Tensor]:
         """Named attention tensors of B matched pairs, without gradient."""
         raise NotImplementedError

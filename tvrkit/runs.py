@@ -1,0 +1,212 @@
+"""Runs: one recipe, trained and evaluated with one seed, in one folder.
+
+`reports/<run>/<recipe>/seed<k>/` holds config.yaml, run.json, history.csv, curve.csv, metrics.json, ranks.npz,
+similarity.npz, checkpoint.safetensors and figures/. run.json is written last: a folder without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from filelock import FileLock
+
+from tvrkit import checkpoints, evaluation, paths, reproducibility
+from tvrkit.backbone import create_backbone
+from tvrkit.config import Config, build, load_recipe, to_dict
+from tvrkit.data import loader, shapes
+from tvrkit.data.manifest import Manifest
+from tvrkit.methods import METHODS
+from tvrkit.protocol import Method
+from tvrkit.training import State, Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run; its tables are read when asked for.
+
+    Attributes:
+        folder: reports/<run>/<recipe>/seed<k>.
+    """
+
+    folder: Path
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe."""
+        return self.folder.parent.name
+
+    @property
+    def seed(self) -> int:
+        """Seed of the weights, the batches and the frames drawn."""
+        return self.card["seed"]
+
+    @cached_property
+    def card(self) -> dict:
+        """run.json: code, versions, device, data, rules, time and memory."""
+        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def config(self) -> Config:
+        """The recipe with all overrides, as it ran."""
+        return read_config(self.folder)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per step: step, epoch, lr, logit_scale, loss and its parts."""
+        return pd.read_csv(self.folder / "history.csv")
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """One row per epoch: epoch, split, score (rsum), t2v and v2t R@1/5/10."""
+        return pd.read_csv(self.folder / "curve.csv")
+
+    @cached_property
+    def evaluation(self) -> evaluation.Evaluation:
+        """Ranks, metrics and similarity matrix on the recipe's evaluation split."""
+        return evaluation.Evaluation.load(self.folder)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The prepared data set the run used."""
+        return Manifest.open(paths.data(self.config.data.prepared))
+
+    def method(self, device: str = "cpu") -> Method:
+        """The trained method, in evaluation mode."""
+        method = build_method(self.config)
+        checkpoints.load(method, self.folder / "checkpoint.safetensors")
+        return method.to(device).eval()
+
+
+def build_method(config: Config) -> Method:
+    """Backbone and method of a recipe, untrained; the new parts' weights come from torch's global generator."""
+    return METHODS[config.method_name](create_backbone(config.backbone), config.method)
+
+
+def read_config(folder: Path) -> Config:
+    """The config.yaml of a run folder."""
+    raw = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return build(raw, folder.parent.name)
+
+
+def find(run: str) -> list[Run]:
+    """The finished runs under reports/<run>/, by recipe and seed."""
+    return [Run(card.parent) for card in sorted(paths.run(run).glob("*/seed*/run.json"))]
+
+
+def prepare(config: Config) -> Manifest:
+    """The recipe's data set; the embedded one is made where it is missing, others must have been prepared."""
+    root = paths.data(config.data.prepared)
+    if config.data.prepared.startswith("shapes-"):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(root.with_suffix(".lock")):
+            if not (root / "card.json").exists():
+                shapes.prepare(root, config.data.prepared.removeprefix("shapes-"))
+    return Manifest.open(root)
+
+
+def ensure(
+    recipe: str, *, profile: str | None = None, overrides: Sequence[str] = (), run: str, seed: int = 0,
+    device: str = "cpu",
+) -> Run:  # fmt: skip
+    """The finished run of a recipe: found in its folder, else trained (from where it was interrupted) and evaluated.
+
+    Args:
+        recipe: name of a recipe, or path of a YAML file.
+        profile: "smoke", "quick" or "full": overrides of `recipes/profiles.yaml` applied first.
+        overrides: further "section.key=value" strings.
+        run: folder under reports/.
+        seed: of the weights, the batches and the frames drawn.
+        device: "cpu", "cuda" or "cuda:k".
+
+    Raises:
+        ValueError: the folder holds a run with other settings; each differing key is named.
+    """
+    config = load_recipe(recipe, overrides, profile)
+    folder = paths.run(run) / config.recipe / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        _same_settings(folder, config)
+        if not (folder / "run.json").exists():
+            _train(config, folder, seed, reproducibility.resolve_device(device))
+    return Run(folder)
+
+
+def _same_settings(folder: Path, config: Config) -> None:
+    if (folder / "config.yaml").exists():
+        there, asked = flatten(to_dict(read_config(folder))), flatten(to_dict(config))
+        changed = [f"{k} is {there.get(k)!r} there, {asked.get(k)!r} asked" for k in {**there, **asked}
+                   if there.get(k) != asked.get(k)]  # fmt: skip
+        if changed:
+            shown = folder.relative_to(paths.home()) if folder.is_relative_to(paths.home()) else folder
+            raise ValueError(f"{shown} holds a run with other settings: {'; '.join(changed)}. Choose another run name")
+    else:
+        reproducibility.write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def flatten(raw: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in raw.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _train(config: Config, folder: Path, seed: int, device: torch.device) -> None:
+    start = time.perf_counter()
+    manifest = prepare(config)
+    reproducibility.seed_everything(seed)
+    method = build_method(config).to(device)
+    batches = loader.train_loader(manifest, config, method.backbone, seed=seed)
+    split = manifest.split("train", config.data.language)
+    trainer = Trainer(method, batches, config.train, device, partial(_name_rows, split))
+    resume = folder / "resume.pt"
+    selection = "test" if config.train.select == "test" else "val"
+    has_selection = selection in set(manifest.captions["split"])
+    if config.train.select == "val" and not has_selection:
+        raise ValueError(f"train.select is 'val', but {config.data.prepared} has no val split: use 'last'")
+
+    def after_epoch(state: State) -> dict:
+        return _curve_row(method, manifest, config, selection, device) if has_selection else {}
+
+    state = trainer.fit(resume, after_epoch)
+    trained = time.perf_counter()
+    result = evaluation.evaluate(method, manifest, config, device=device)
+    result.save(folder)
+    checkpoints.save(method, folder / "checkpoint.safetensors", config)
+    reproducibility.write_text(folder / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
+    reproducibility.write_text(folder / "curve.csv", pd.DataFrame(state.curve).to_csv(index=False))
+    card = {
+        "recipe": config.recipe,
+        **reproducibility.run_card(seed, device),
+        "data": manifest.card,
+        "selection": config.train.select + (" (optimistic)" if config.train.select == "test" else ""),
+        "ties": config.eval.ties,
+        "postprocess": config.eval.postprocess or ["raw"],
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "backbone": {"name": config.backbone.name, "pretrained": config.backbone.pretrained},
+        "train_seconds": round(trained - start, 1),
+        "eval_seconds": round(time.perf_counter() - trained, 1),
+        "peak_memory_mb": round(reproducibility.peak_memory_mb(device)),
+        "checkpoint_sha256": reproducibility.sha256(folder / "checkpoint.safetensors"),
+    }
+    reproducibility.write_json(folder / "run.json", card)
+    resume.unlink(missing_ok=True)
+
+
+def _curve_row(method: Method, manifest: Manifest, config: Config, split: str, device: torch.device) -> dict:
+    metrics = evaluation.evaluate(method, manifest, config, split=split, device=device).metrics
+    recalls = {f"{way} {name}": metrics[way][name] for way in ("t2v", "v2t") for name in ("R@1", "R@5", "R@10")}
+    return {"split": split, "score": metrics["rsum"], **recalls}
+
+
+def _name_rows(split, videos: list[int], captions: list[int]) -> str:
+    names = [f"video {split.video_ids[row]}" for row in videos]
+    return ", ".join(names + [f"caption {split.captions.caption_id.iloc[row]}" for row in captions])

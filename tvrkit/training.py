@@ -1,0 +1,241 @@
+"""Training: one loop for every method, on a CPU, one GPU or several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from tqdm.auto import tqdm
+
+from tvrkit import optim
+from tvrkit.config import TrainConfig
+from tvrkit.protocol import Method, TextVideoBatch
+
+
+@dataclasses.dataclass
+class State:
+    """What a training run has seen so far; with the tensors beside it in `resume.pt`, all it needs to go on.
+
+    Attributes:
+        epoch: finished epochs.
+        history: one row per step: step, epoch, lr, logit_scale, loss and the method's loss parts.
+        curve: one row per epoch: epoch and the scores of the selection split.
+        best: weights of the best epoch so far, None while the last one is kept.
+    """
+
+    epoch: int = 0
+    history: list[dict] = dataclasses.field(default_factory=list)
+    curve: list[dict] = dataclasses.field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+
+
+def gather(features):
+    """The rows of all processes, in rank order, on every process; differentiable. The same object for one process.
+
+    Each rank computes the whole loss on the gathered rows; the backward of `all_gather` sums over ranks and DDP
+    averages, so the gradient equals that of a single process (the released codes halve the encoder's on 2 ranks).
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return features
+    return features._map(lambda tensor: torch.cat(_all_gather(tensor)))
+
+
+def _all_gather(tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.is_floating_point():
+        return all_gather(tensor.contiguous())
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return tuple(parts)
+
+
+class Step(nn.Module):
+    """Both encoders and the loss as one module, so that DDP sees a single forward."""
+
+    def __init__(self, method: Method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: TextVideoBatch) -> dict[str, Tensor]:
+        """The loss and its parts on the rows of all processes."""
+        text = gather(self.method.encode_text(batch))
+        video = gather(self.method.encode_video(batch))
+        return check_finite(self.method.loss(text, video, gather(batch)), text, video, gather(batch))
+
+
+class NotFinite(ValueError):
+    """A loss became NaN or infinite. `rows` are the batch rows with broken features."""
+
+    def __init__(self, message: str, videos: list[int], captions: list[int]):
+        super().__init__(message)
+        self.videos, self.captions = videos, captions
+
+
+def check_finite(parts: dict[str, Tensor], text, video, batch: TextVideoBatch) -> dict[str, Tensor]:
+    """`parts`, if the loss is finite.
+
+    Raises:
+        NotFinite: it is not; carries `video_index` and `caption_index` of the rows whose features are not finite.
+    """
+    if torch.isfinite(parts["loss"]):
+        return parts
+    bad_video = batch.video_index[~torch.isfinite(video.frames).flatten(1).all(1)].tolist()
+    bad_text = batch.caption_index[~torch.isfinite(text.words).flatten(1).all(1)].tolist()
+    values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
+    raise NotFinite(f"loss is not finite ({values})", bad_video, bad_text)
+
+
+def backward_in_chunks(
+    method: Method, batch: TextVideoBatch, chunk: int, backward: Callable[[Tensor], None]
+) -> dict[str, Tensor]:
+    """The gradient of the whole batch with the activations of `chunk` rows in memory at a time.
+
+    Features are computed without gradient, the loss is taken on all of them, and each chunk is encoded again to
+    carry its features' gradient into the encoder (GradCache, Gao et al. 2021). The random state is replayed, so
+    that dropout draws the same.
+    """
+    rows = [slice(start, start + chunk) for start in range(0, len(batch), chunk)]
+    states, texts, videos = [], [], []
+    with torch.no_grad():
+        for part in rows:
+            states.append(torch.get_rng_state())
+            texts.append(method.encode_text(batch[part]))
+            videos.append(method.encode_video(batch[part]))
+    text, video = type(texts[0]).cat(texts), type(videos[0]).cat(videos)
+    leaves = [tensor.requires_grad_() for tensor in _floats(text) + _floats(video)]
+    parts = check_finite(method.loss(text, video, batch), text, video, batch)
+    backward(parts["loss"])
+    after = torch.get_rng_state()
+    for part, state in zip(rows, states, strict=True):
+        torch.set_rng_state(state)
+        again = _floats(method.encode_text(batch[part])) + _floats(method.encode_video(batch[part]))
+        pairs = [(new, leaf.grad[part]) for new, leaf in zip(again, leaves, strict=True)
+                 if leaf.grad is not None and new.requires_grad]  # fmt: skip
+        torch.autograd.backward(*zip(*pairs, strict=True))
+    torch.set_rng_state(after)
+    return {name: value.detach() for name, value in parts.items()}
+
+
+def _floats(features) -> list[Tensor]:
+    """Every floating-point tensor of one side, in the order of its fields."""
+    values = [getattr(features, field.name) for field in dataclasses.fields(features)]
+    flat = [entry for value in values for entry in (value.values() if isinstance(value, dict) else [value])]
+    return [tensor for tensor in flat if tensor is not None and tensor.is_floating_point()]
+
+
+class Trainer:
+    """Trains one method; `fit` runs all epochs and can be called again after an interruption.
+
+    Args:
+        method: to be trained, in place.
+        loader: yields TextVideoBatch; `loader.dataset.set_epoch(epoch)` decides what each epoch draws.
+        train: the recipe's settings.
+        device: "cpu" or a GPU.
+        name_row: (video_index, caption_index) lists -> text naming them, for errors.
+    """
+
+    def __init__(self, method: Method, loader, train: TrainConfig, device: torch.device, name_row: Callable):
+        self.method, self.train, self.name_row = method, train, name_row
+        self.steps_per_epoch = len(loader)
+        self.dataset = loader.dataset
+        precision = "no" if train.precision == "fp32" else train.precision
+        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
+        if train.chunk_size and self.accelerator.num_processes > 1:
+            raise ValueError("train.chunk_size is for one process: expected null under a multi-process launch")
+        total = train.epochs * self.steps_per_epoch
+        optimizer, self.scheduler = optim.build_optimizer(method, train, total)
+        self.step, self.optimizer, self.loader = self.accelerator.prepare(Step(method), optimizer, loader)
+        self.state = State()
+
+    def fit(self, resume: Path, after_epoch: Callable[[State], dict]) -> State:
+        """Train to the end, from `resume` where that file is.
+
+        Args:
+            resume: written whole after every epoch; a run killed at any moment continues from its last epoch and,
+                on a CPU, ends with bit-identical weights.
+            after_epoch: called on the main process, returns the epoch's row of the curve; `score` in it decides
+                which epoch is kept unless `train.select` is "last".
+        """
+        if resume.exists():
+            self._load(resume)
+        for epoch in range(self.state.epoch, self.train.epochs):
+            self._epoch(epoch)
+            self.state.epoch = epoch + 1
+            row = {"epoch": epoch + 1, **after_epoch(self.state)}
+            if self.train.select != "last" and row["score"] >= max((r["score"] for r in self.state.curve), default=0):
+                self.state.best = {name: t.detach().clone() for name, t in self.method.state_dict().items()}
+            self.state.curve.append(row)
+            if self.accelerator.is_main_process:
+                self._save(resume)
+        if self.state.best is not None:
+            self.method.load_state_dict(self.state.best)
+        return self.state
+
+    def _epoch(self, epoch: int) -> None:
+        self.method.train()
+        self.dataset.set_epoch(epoch)
+        bar = tqdm(self.loader, desc=f"epoch {epoch + 1}/{self.train.epochs}", unit="batch", leave=False,
+                   disable=None if self.accelerator.is_main_process else True)  # fmt: skip
+        for batch in bar:
+            try:
+                row = self._update(batch)
+            except NotFinite as error:
+                where = self.name_row(error.videos, error.captions) or "all features are finite"
+                raise ValueError(f"epoch {epoch + 1}, step {len(self.state.history) + 1}: {error}: {where}") from None
+            self.state.history.append({"step": len(self.state.history) + 1, "epoch": epoch + 1, **row})
+            bar.set_postfix(loss=f"{row['loss']:.3f}")
+
+    def _update(self, batch: TextVideoBatch) -> dict[str, float]:
+        batch = batch.to(self.accelerator.device)
+        self.optimizer.zero_grad()
+        self.method.before_step()
+        if self.train.chunk_size and len(batch) > self.train.chunk_size:
+            with self.accelerator.autocast():
+                parts = backward_in_chunks(self.method, batch, self.train.chunk_size, self.accelerator.backward)
+        else:
+            parts = self.step(batch)
+            self.accelerator.backward(parts["loss"])
+        # Clipping comes after unscaling: accelerate sees to it (HMMC's released AMP loop clips scaled gradients).
+        self.accelerator.clip_grad_norm_(self.method.parameters(), self.train.max_grad_norm)
+        rate = self._rate()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        scale = self.method.backbone.logit_scale
+        scale.data.clamp_(max=math.log(self.train.max_logit_scale))
+        values = {name: value.item() for name, value in parts.items()}
+        return {"lr": rate, "logit_scale": scale.exp().item(), **values}
+
+    def _rate(self) -> float:
+        """Learning rate of the new parts (of the first group where there are none) in the step to come."""
+        optimizer = self.optimizer.optimizer
+        rates = optimizer.rates() if isinstance(optimizer, optim.BertAdam) else [g["lr"] for g in optimizer.param_groups]
+        names = [group["name"] for group in optimizer.param_groups]
+        return rates[names.index("new")] if "new" in names else rates[0]
+
+    def _save(self, path: Path) -> None:
+        tensors = {
+            "state": dataclasses.asdict(self.state),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "random": torch.get_rng_state(),
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(tensors, temporary)
+        temporary.replace(path)
+
+    def _load(self, path: Path) -> None:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        self.state = State(**saved["state"])
+        self.method.load_state_dict(saved["method"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scheduler:
+            self.scheduler.load_state_dict({k: v for k, v in saved["scheduler"].items() if k != "lr_lambdas"})
+        torch.set_rng_state(saved["random"])
