@@ -55,10 +55,10 @@ def retrieval_ranks(similarity, positives=None, *, ties: str = "pessimistic") ->
 
 
 def retrieval_metrics(ranks) -> dict[str, float]:
-    """What papers print: R@1, R@5, R@10, R@50 (percent of queries), MdR and MnR (median, mean rank).
+    """What papers print: R@1, R@5, R@10, R@50 in percent of queries, MdR and MnR (median, mean rank).
 
-    MdR is the usual median, the mean of the two middle ranks of an even count; released HMMC and GLSCL take the
-    lower one on multi-caption sets. Ranks 1, 2, 7, 30 give R@1 25, R@5 50, R@10 75, MdR 4.5, MnR 10.
+    MdR is the usual median, the mean of the two middle ranks of an even count; released HMMC and GLSCL take
+    the lower one on multi-caption sets. Ranks 1, 2, 7, 30 give R@1 25, R@5 50, R@10 75, MdR 4.5, MnR 10.
 
     Args:
         ranks: (N_q,) of `retrieval_ranks`.
