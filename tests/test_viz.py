@@ -1,0 +1,237 @@
+"""The arrays, positions and texts behind the figures."""
+
+import warnings
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.offsetbox import TextArea
+from matplotlib.text import Text
+
+from tvrkit import viz
+
+SIDE = 16
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def frames(rng):
+    return rng.integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def words(ax):
+    """(word, colour) of every word drawn in boxes on `ax`."""
+    texts = [area.get_children()[0] for area in ax.findobj(TextArea)]
+    return [(text.get_text(), text.get_color()) for text in texts]
+
+
+def texts(figure):
+    return {text.get_text() for text in figure.findobj(Text)}
+
+
+def test_a_strip_shows_every_frame_unchanged(frames):
+    (ax,) = viz.film_strip(frames, "a red circle").axes
+    shown = ax.images[0].get_array()
+    assert shown.shape == (SIDE, 5 * (SIDE + 2), 3)
+    for index, frame in enumerate(frames):
+        left = index * (SIDE + 2) + 1
+        np.testing.assert_array_equal(shown[:, left : left + SIDE], frame)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "2", "3", "4"]
+    assert ax.get_xlabel() == "frame"
+    assert [word for word, _ in words(ax)] == ["a", "red", "circle"]
+
+
+def test_bars_of_a_strip_are_the_weights_and_grey_where_uninformative(frames):
+    weights = np.array([0.1, 0.4, 0.2, 0.0, 0.3])
+    informative = np.array([True, True, False, True, True])
+    (ax,) = viz.film_strip(frames, weights=weights, informative=informative).axes
+    heights = np.array([bar.get_height() for bar in ax.patches])
+    np.testing.assert_allclose(heights / heights.max(), weights / weights.max())
+    grey = [bar.get_facecolor() == to_rgba(viz.NEUTRAL) for bar in ax.patches]
+    assert grey == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((3, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.float32)])
+def test_frames_of_another_kind_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"expected uint8 \(F, H, W, 3\), got"):
+        viz.film_strip(wrong)
+
+
+def test_top_videos_mark_the_right_one(frames):
+    figure = viz.top_videos(
+        "a dot", [frames] * 3, [0.9, 0.5, 0.1], [False, True, False], ["x y", "a dot", "z"]
+    )
+    assert [ax.get_ylabel() for ax in figure.axes] == ["1 ✗\n0.900", "2 ✓\n0.500", "3 ✗\n0.100"]
+    borders = [ax.patches[-1].get_edgecolor() for ax in figure.axes]
+    assert borders == [to_rgba(viz.NEUTRAL), to_rgba(viz.RIGHT), to_rgba(viz.NEUTRAL)]
+    assert "“a dot”" in texts(figure)
+    with pytest.raises(ValueError, match="zip"):
+        viz.top_videos("a dot", [frames], [0.9, 0.5], [True], ["x"])
+
+
+def test_hard_negatives_highlight_only_what_differs(frames):
+    negatives = [(frames, 0.61, "a small blue circle")]
+    figure = viz.hard_negatives("a small red circle", (frames, 0.6), negatives)
+    own, mined = figure.axes
+    assert {colour for _, colour in words(own)} == {viz.INK}
+    assert [word for word, colour in words(mined) if colour == viz.WRONG] == ["blue"]
+    assert (own.get_ylabel(), mined.get_ylabel()) == ("own ✓\n0.600", "mined\n0.610")
+
+
+def test_a_swap_of_two_events_counts_as_a_difference():
+    there, back = ["red", "then", "blue"], ["blue", "then", "red"]
+    assert viz.differing(there, there) == [False] * 3
+    assert sum(viz.differing(there, back)) == 2
+    assert viz.words_of("红色的圆") == ["红", "色", "的", "圆"]
+
+
+def test_caption_weights_colour_by_weight_and_frame_the_truth():
+    weights = [np.array([0.0, 0.5, 1.0])]
+    figure = viz.caption_weights([["a", "red", "dot"]], weights, labels=["row"], truth=[[False, True, True]])
+    boxes = [area.get_children()[0].get_bbox_patch() for area in figure.axes[0].findobj(TextArea)]
+    lightness = [sum(box.get_facecolor()[:3]) for box in boxes]
+    assert lightness == sorted(lightness, reverse=True)
+    assert lightness[0] > lightness[2] + 1
+    assert [box.get_edgecolor()[3] > 0 for box in boxes] == [False, True, True]
+    assert figure.axes[-1].get_xlabel() == "weight"
+    with pytest.raises(ValueError, match="zip"):
+        viz.caption_weights([["a", "red"]], weights, labels=["row"])
+
+
+def test_long_captions_wrap_instead_of_leaving_the_page():
+    figure = viz.caption_weights([["word"] * 60], [np.ones(60)], labels=[""])
+    right = max(box.get_window_extent().x1 for box in figure.findobj(TextArea))
+    assert right <= figure.bbox.width
+
+
+def test_chinese_is_drawn_or_replaced_with_a_clear_warning(monkeypatch):
+    monkeypatch.setattr(viz, "_glyphs", lambda: frozenset(range(128)))
+    viz.drawable.cache_clear()
+    with pytest.warns(UserWarning, match="install fonts-noto-cjk"):
+        assert viz.drawable("红 red") == "□ red"
+    viz.drawable.cache_clear()
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert viz.drawable("a red circle ✓") == "a red circle ✓"
+
+
+def test_word_frame_map_shows_scores_and_best_frames(frames, rng):
+    scores = rng.random((3, 5))
+    above, below, bar = viz.word_frame_map(scores, ["a", "red", "dot"], frames, label="cosine").axes
+    np.testing.assert_array_equal(below.images[0].get_array(), scores)
+    np.testing.assert_array_equal(below.lines[0].get_xdata(), scores.argmax(1))
+    assert above.images[0].get_array().shape[:2] == (SIDE, 5 * (SIDE + 2))
+    assert [label.get_text() for label in below.get_yticklabels()] == ["a", "red", "dot"]
+    assert bar.get_ylabel() == "cosine"
+    with pytest.raises(ValueError, match=r"expected \(2, 5\)"):
+        viz.word_frame_map(scores, ["a", "red"], frames, label="cosine")
+
+
+def test_patch_attention_lies_over_the_whole_frame_on_one_scale(frames, rng):
+    attention = rng.random((5, 4, 4))
+    figure = viz.patch_attention_overlay(frames, attention, [f"frame {i}" for i in range(5)])
+    below = figure.axes[5:10]
+    for ax, patches in zip(below, attention, strict=True):
+        heat = ax.images[1]
+        np.testing.assert_array_equal(heat.get_array(), patches)
+        assert heat.get_extent() == [-0.5, SIDE - 0.5, SIDE - 0.5, -0.5]
+        assert heat.get_clim() == (0, attention.max())
+    with pytest.raises(ValueError, match=r"expected \(5, g, g\)"):
+        viz.patch_attention_overlay(frames, attention[:2], ["a", "b"])
+
+
+def test_curves_carry_their_data_and_the_methods_colours():
+    steps, losses = np.arange(4), {"clip4clip": np.array([3.0, 2, 1, 0.5]), "dmae": np.array([4.0, 3, 2, 1])}
+    left, right = viz.loss_curve(steps, losses, {"CLIP": np.array([1e-5, 1e-4, 1e-4, 1e-6])}).axes
+    for line, (name, values) in zip(left.lines, losses.items(), strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), values)
+        assert line.get_color() == viz.METHOD_COLOURS[name]
+    assert (left.get_xlabel(), left.get_ylabel(), right.get_yscale()) == ("step", "loss", "log")
+
+
+def test_recall_over_k_has_bands_chance_and_a_logarithmic_axis():
+    x, recalls = [1, 5, 10], {"dmae": np.array([20.0, 50, 70])}
+    bands = {"dmae": np.array([[15.0, 45, 65], [25, 55, 75]])}
+    (ax,) = viz.recall_curve(x, recalls, xlabel="K", ylabel="R@K (%)", bands=bands, chance=[1, 5, 10]).axes
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), recalls["dmae"])
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), [1, 5, 10])
+    assert ax.collections[0].get_datalim(ax.transData).y1 == 75
+    assert ax.get_xscale() == "log"
+    (ax,) = viz.recall_curve([1, 2], {"val": [10.0, 20]}, xlabel="epoch", ylabel="R@1 (%)").axes
+    assert ax.get_xscale() == "linear"
+
+
+def test_rank_histogram_counts_every_query_once():
+    ranks = np.array([1, 1, 2, 5, 6, 10, 11, 50, 51, 400])
+    (ax,) = viz.rank_histogram({"dmae": ranks}).axes
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights == [20, 20, 20, 20, 20]
+    assert sum(heights) == 100
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(viz.RANK_BINS)
+
+
+def test_bars_have_intervals_and_a_chance_line():
+    values = {"clip4clip": np.array([80.0, 60]), "dmae": np.array([85.0, 70])}
+    intervals = {name: np.stack([v - 5, v + 5], axis=1) for name, v in values.items()}
+    options = {"xlabel": "swapped factor", "ylabel": "accuracy (%)"}
+    (ax,) = viz.bars(["colour", "motion"], values, intervals=intervals, chance=50, **options).axes
+    assert [bar.get_height() for bar in ax.patches] == [80, 60, 85, 70]
+    reach = [line.get_segments() for line in ax.collections]
+    assert [segment[0, 1] for segment in reach[0]] == [75, 55]
+    assert [segment[1, 1] for segment in reach[1]] == [90, 75]
+    assert ax.get_legend().get_texts()[0].get_text() in {"chance", "clip4clip"}
+    assert any(list(line.get_ydata()) == [50, 50] for line in ax.lines)
+
+
+def test_histogram_shares_sum_to_one_hundred(rng):
+    values = {"positive": rng.normal(0.6, 0.1, 50), "mined": rng.normal(0.5, 0.1, 80)}
+    (ax,) = viz.histogram(values, 10, xlabel="cosine", ylabel="pairs (%)").axes
+    shares = [stairs.get_data().values.sum() for stairs in ax.patches]
+    np.testing.assert_allclose(shares, 100)
+
+
+def test_forest_plot_fills_only_what_can_be_told():
+    intervals = [[1, 5], [-2, 3], [-6, -2]]
+    verdicts = ["better", "can't tell", "worse"]
+    figure = viz.forest_plot(["a", "b", "c"], [3, 0.5, -4], intervals, verdicts=verdicts, xlabel="points")
+    (ax,) = figure.axes
+    points = ax.lines[1:6:2]
+    assert [point.get_xdata()[0] for point in points] == [3, 0.5, -4]
+    assert [list(line.get_xdata()) for line in ax.lines[0:6:2]] == intervals
+    assert [point.get_markerfacecolor() for point in points] == [viz.RIGHT, "white", viz.WRONG]
+    assert set(verdicts) <= texts(figure)
+
+
+def test_colours_follow_the_method_and_never_repeat_while_there_are_others():
+    chosen = viz.colours(["dmae", "dmae_no_negnce", "clip4clip_shapes", "anything"])
+    assert chosen["dmae"] == viz.METHOD_COLOURS["dmae"]
+    assert chosen["clip4clip_shapes"] == viz.METHOD_COLOURS["clip4clip"]
+    assert len(set(chosen.values())) == 4
+    assert len(viz.colours([str(i) for i in range(20)])) == 20
+
+
+def test_save_writes_both_formats_whole_and_nothing_else(tmp_path, frames):
+    figure = viz.film_strip(frames)
+    png, pdf = viz.save(figure, tmp_path / "figures", "strip")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert b"CreationDate" not in pdf.read_bytes()
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["strip.pdf", "strip.png"]
+    (tmp_path / "figures" / "taken.png").mkdir()
+    with pytest.raises(IsADirectoryError):
+        viz.save(figure, tmp_path / "figures", "taken")
+
+
+def test_no_figure_stays_open_and_no_style_leaks(frames):
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    before = dict(matplotlib.rcParams)
+    viz.film_strip(frames)
+    assert plt.get_fignums() == []
+    assert dict(matplotlib.rcParams) == before
