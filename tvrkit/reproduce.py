@@ -1,0 +1,150 @@
+"""`tvrkit reproduce`: the numbered notebooks, headless, into one run folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+from rich.console import Console
+
+from tvrkit import paths, report, reproducibility
+from tvrkit.config import load_profile
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One execution of one notebook; its result is `folder/notebook.ipynb`."""
+
+    notebook: str
+    folder: Path
+    recipe: str
+    seed: int
+
+    @property
+    def source(self) -> Path:
+        """The numbered notebook."""
+        return paths.notebooks() / f"{self.notebook}.ipynb"
+
+    @property
+    def result(self) -> Path:
+        """The executed one; there only if every cell ran."""
+        return self.folder / f"{self.notebook}.ipynb"
+
+    def __str__(self) -> str:
+        return f"{self.notebook} ({self.recipe}, seed {self.seed})"
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised; the message names notebook, cell, error and where the notebook is kept."""
+
+
+def plan(profile: str, run: str) -> list[Task]:
+    """The notebooks of a profile, in the order in which one needs the other's results."""
+    settings, root = load_profile(profile), paths.run(run)
+
+    def of(notebook: str, recipe: str, seed: int) -> Task:
+        return Task(notebook, root / recipe / f"seed{seed}", recipe, seed)
+
+    first = settings.recipes[0]
+    tasks = [Task("01_data_preparation", root, first, settings.seeds[0])]
+    tasks += [of("02_training", recipe, seed) for seed in settings.seeds for recipe in settings.recipes]
+    tasks.append(Task("03_evaluation", root, first, settings.seeds[0]))
+    for recipe in settings.inspect:
+        tasks += [of(name, recipe, settings.seeds[0]) for name in ("04_hard_negatives", "05_attention_maps")]
+    return tasks
+
+
+def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) -> Path:
+    """Run a profile's notebooks into reports/<run>/; what is finished is skipped.
+
+    Args:
+        profile: key of `recipes/profiles.yaml`.
+        run: folder under reports/.
+        device: "cpu", "cuda" or "cuda:k".
+        force: remove what the run has and start again.
+
+    Returns:
+        The run's index.html.
+
+    Raises:
+        NotebookFailed: a cell raised. What ran before it is kept, and skipped when run again.
+    """
+    tasks = plan(profile, run)
+    if force:
+        shutil.rmtree(paths.run(run), ignore_errors=True)
+    trained = False
+    for number, task in enumerate(tasks, 1):
+        parameters = {"recipe": task.recipe, "profile": profile, "run": run, "seed": task.seed, "device": device}
+        stale = trained and task.notebook > "02_training"  # it compares, or looks into, what has just been trained
+        label = f"[{number}/{len(tasks)}] {task}"
+        if finished(task, parameters) and not stale:
+            console.print(f"{label}: done before", highlight=False)
+            continue
+        console.print(label, highlight=False)
+        execute(task, parameters)
+        trained = trained or task.notebook == "02_training"
+    report.write_index(run)
+    report.write_leaderboard()
+    return paths.run(run) / "index.html"
+
+
+def finished(task: Task, parameters: dict) -> bool:
+    """Whether the task's result is there, with these parameters and from the notebook as it is now."""
+    if not task.result.exists():
+        return False
+    made_from = nbformat.read(task.result, as_version=4).metadata.get("tvrkit", {})
+    return made_from == _made_from(task, parameters)
+
+
+def _made_from(task: Task, parameters: dict) -> dict:
+    return {"notebook_sha256": reproducibility.sha256(task.source), "parameters": parameters}
+
+
+def execute(task: Task, parameters: dict) -> None:
+    """Run one notebook with papermill and write it, and its HTML, only if every cell ran.
+
+    Raises:
+        NotebookFailed: a cell raised; the notebook so far is kept as `<name>.failed.ipynb`.
+        ValueError: the notebook lacks one of the parameters (papermill would ignore it).
+    """
+    unknown = set(parameters) - set(papermill.inspect_notebook(str(task.source)))
+    if unknown:
+        raise ValueError(f"{task.source.name} has no parameter {', '.join(sorted(unknown))} in its parameters cell")
+    task.folder.mkdir(parents=True, exist_ok=True)
+    partial, failed = (task.folder / f"{task.notebook}.{kind}.ipynb" for kind in ("partial", "failed"))
+    failed.unlink(missing_ok=True)
+    try:
+        notebook = papermill.execute_notebook(
+            str(task.source), str(partial), parameters, kernel_name="python3", cwd=str(task.source.parent),
+            progress_bar={"unit": "cell", "leave": False}, stderr_file=sys.stderr,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        partial.replace(failed)
+        kept = os.path.relpath(failed)
+        raise NotebookFailed(
+            f"{task} failed in cell {error.cell_index} (In [{error.exec_count}]): {error.ename}: {error.evalue}; "
+            f"the notebook so far is {kept}"
+        ) from None
+    notebook.metadata["tvrkit"] = _made_from(task, parameters)
+    reproducibility.write_text(task.result, nbformat.writes(without_progress(notebook)))
+    reproducibility.write_text(task.result.with_suffix(".html"), HTMLExporter().from_notebook_node(notebook)[0])
+    partial.unlink()
+
+
+def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook less the progress bars (text on stderr), and less papermill's record of local paths."""
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    notebook.metadata.pop("papermill", None)
+    return notebook
