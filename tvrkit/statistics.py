@@ -1,7 +1,7 @@
 """Telling a difference from noise: bootstrap intervals, paired tests and verdicts, all from per-query ranks.
 
-Captions of one video share its luck, so videos (clusters), not captions, are resampled or swapped. The gallery
-and the trained weights are taken as given: what other training seeds would do, `compare_seeds` asks.
+Captions of one video share its luck, so videos (clusters), not captions, are resampled or swapped. Gallery
+and trained weights are taken as given: what other training seeds would do, `compare_seeds` asks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,10 @@ CHUNK = 2**22  # resample x query entries held at a time
 
 
 def bootstrap_metrics(ranks, clusters=None, *, resamples: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
-    """`retrieval_metrics` of resampled queries (Efron, 1979; as a cluster bootstrap where `clusters` are given).
+    """`retrieval_metrics` of resampled queries (Efron, 1979; cluster bootstrap where `clusters` are given).
 
-    Two calls with one seed and equally many clusters draw the same ones: t2v (captions clustered by video) and v2t
-    (one query per video) may be added sample by sample.
+    Two calls with one seed and equally many clusters draw the same ones: t2v (captions clustered by video)
+    and v2t (one query per video) may be added sample by sample.
 
     Args:
         ranks: (N,) of `retrieval_ranks`.
@@ -62,7 +62,7 @@ class Comparison:
         losses: queries that only b finds within K.
         queries: N.
         p_value: of the paired permutation test over clusters; the verdict rests on it.
-        p_mcnemar: exact McNemar test; it takes queries as independent, so it is right for clusters of one only.
+        p_mcnemar: exact McNemar test; it takes queries as independent: right for clusters of one only.
     """
 
     verdict: str
@@ -123,7 +123,7 @@ def compare_ranks(
 
 
 def verdict(difference: float, p_value: float, alpha: float = ALPHA) -> str:
-    """ "better", "worse", or "can't tell" where `p_value` is not below `alpha`."""
+    """The word for it: "better", "worse", or "can't tell" where `p_value` is not below `alpha`."""
     if not p_value < alpha:
         return "can't tell"
     return "better" if difference > 0 else "worse"
@@ -132,7 +132,7 @@ def verdict(difference: float, p_value: float, alpha: float = ALPHA) -> str:
 def sign_flip_test(differences, *, resamples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of the paired permutation test: the two runs of each pair are swapped at random.
 
-    p = (1 + swaps at least as extreme as what came) / (1 + resamples). The flipped sum is drawn as one binomial
+    p = (1 + swaps at least as extreme as what came) / (1 + resamples). The sum is drawn as one binomial
     per distinct size of difference, which has the distribution of one coin per pair.
 
     Args:
@@ -146,7 +146,7 @@ def sign_flip_test(differences, *, resamples: int = 10_000, seed: int = 0) -> fl
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's (1979) adjusted p-values: compared with alpha, they bound the chance of any false finding among all."""
+    """Holm's (1979) adjusted p-values: below alpha, the chance of any false finding among all is too."""
     p_values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p_values)
     adjusted = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)).clip(max=1)
@@ -162,7 +162,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 def compare_seeds(a: Sequence[float], b: Sequence[float], *, alpha: float = ALPHA) -> dict:
     """Is method a better than b over training seeds? Welch's t test on one number (higher = better) per seed.
 
-    `compare_ranks` answers for two sets of weights, this for two recipes; it needs more seeds than papers run.
+    `compare_ranks` answers for two sets of weights, this for two recipes: it needs many seeds.
 
     Returns:
         `verdict`, `difference` of the means, its `interval`, `p_value`.

@@ -1,0 +1,368 @@
+"""One evaluation for every method: similarity once, ranks both ways, intervals, tables, verdicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from tvrkit import metrics, reproducibility, statistics
+from tvrkit.config import Config, EvalConfig
+from tvrkit.data.loader import text_loader, video_loader
+from tvrkit.data.manifest import Manifest, Split
+from tvrkit.protocol import Method, VideoFeatures
+
+WAYS = ("t2v", "v2t")
+RSUM = ("R@1", "R@5", "R@10")
+V2T_CONVENTION = "max over captions"  # the published one; "first hit" is reported beside it
+SAID_BY = {
+    "order": {"motion", "then"}
+}  # a swapped order is told by naming both motions; other factors by themselves
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A similarity matrix and all that is read off it. Row = caption, column = video.
+
+    Attributes:
+        similarity: (N_t, N_v) float32, raw scores of the method.
+        caption_ids: (N_t,) str.
+        video_ids: (N_v,) str.
+        video_of_caption: (N_t,) int64, the column of each caption's own video.
+        ranks: "t2v" (N_t,) of every caption and "v2t" (N_v,) of every video, raw, from 1.
+        metrics: what metrics.json holds: counts of queries, both directions, intervals, bounds under the other tie
+            rules, post-processed columns, tie rule, selection rule, and which videos are missing.
+    """
+
+    similarity: np.ndarray
+    caption_ids: np.ndarray
+    video_ids: np.ndarray
+    video_of_caption: np.ndarray
+    ranks: dict[str, np.ndarray]
+    metrics: dict
+
+    @classmethod
+    def of(
+        cls, similarity, caption_ids, video_ids, video_of_caption, settings: EvalConfig, banks=None, **labels
+    ) -> Evaluation:
+        """Evaluate a similarity matrix, wherever it comes from.
+
+        Args:
+            similarity: (N_t, N_v).
+            caption_ids, video_ids, video_of_caption: as the attributes.
+            settings: tie rule, bootstrap resamples, post-processing.
+            banks: for "qbnorm": {"t2v": (N_b, N_v) of training captions, "v2t": (N_b, N_t) of training videos}.
+            labels: further entries of `metrics`.
+
+        Raises:
+            ValueError: what `retrieval_ranks` refuses, or "qbnorm" without banks.
+        """
+        similarity, owner = np.asarray(similarity, np.float32), np.asarray(video_of_caption, np.int64)
+        scores = {"t2v": similarity, "v2t": similarity.T}
+        ranks, result = _measure(scores, owner, settings)
+        first_hit = metrics.first_hit(similarity.T, owner, ties=settings.ties)
+        columns = {}
+        for name in settings.postprocess:
+            if name in metrics.NEEDS_BANK and banks is None:
+                raise ValueError(f"postprocess {name!r} needs a bank of training queries for both directions")
+            process = metrics.POSTPROCESS[name]
+            changed = {way: process(scores[way], banks and banks[way]) for way in WAYS}
+            columns[name] = _measure(changed, owner, settings)[1]
+        counts = {"queries": {way: len(ranks[way]) for way in WAYS}, "videos": len(video_ids)}
+        rules = {"ties": settings.ties, "v2t_convention": V2T_CONVENTION}
+        extra = {"v2t_first_hit": metrics.retrieval_metrics(first_hit), "postprocess": columns}
+        ids = np.asarray(caption_ids, str), np.asarray(video_ids, str)
+        return cls(similarity, *ids, owner, ranks, {**labels, **counts, **rules, **result, **extra})
+
+    def save(self, folder: Path | str) -> None:
+        """Write similarity.npz, ranks.npz and, last, metrics.json; each is whole or absent."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        ids = {key: getattr(self, key) for key in ("caption_ids", "video_ids", "video_of_caption")}
+        for name, arrays in (
+            ("similarity", {"similarity": self.similarity}),
+            ("ranks", {**self.ranks, **ids}),
+        ):
+            part = folder / f".{name}.part.npz"  # savez appends .npz to other names
+            np.savez_compressed(part, **arrays)
+            part.replace(folder / f"{name}.npz")
+        reproducibility.write_json(folder / "metrics.json", self.metrics)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Evaluation:
+        """What `save` wrote.
+
+        Raises:
+            FileNotFoundError: `folder` holds no finished evaluation.
+            ValueError: its files belong to different evaluations.
+        """
+        folder = Path(folder)
+        missing = [
+            name for name in ("metrics.json", "ranks.npz", "similarity.npz") if not (folder / name).exists()
+        ]
+        if missing:
+            raise FileNotFoundError(f"{folder} holds no finished evaluation: no {', '.join(missing)}")
+        result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        with np.load(folder / "ranks.npz") as file:
+            arrays = dict(file)
+        with np.load(folder / "similarity.npz") as file:
+            similarity = file["similarity"]
+        ranks = {way: arrays.pop(way) for way in WAYS}
+        found = {way: len(ranks[way]) for way in WAYS}
+        if found != result["queries"] or similarity.shape != (found["t2v"], found["v2t"]):
+            raise ValueError(
+                f"{folder}: files of different evaluations: {found} ranks, metrics of {result['queries']} queries, "
+                f"similarity {similarity.shape}"
+            )
+        return cls(similarity=similarity, ranks=ranks, metrics=result, **arrays)
+
+
+def _measure(scores: dict, owner: np.ndarray, settings: EvalConfig) -> tuple[dict, dict]:
+    """Ranks both ways of scores["t2v"] (N_t, N_v) and scores["v2t"] (N_v, N_t), and what metrics.json says of them."""
+    v2t = metrics.V2T[V2T_CONVENTION]
+
+    def ranks_of(ties):
+        found = metrics.retrieval_ranks(scores["t2v"], owner, ties=ties)
+        return {"t2v": found, "v2t": v2t(scores["v2t"], owner, ties=ties)}
+
+    ranks = ranks_of(settings.ties)
+    bounds = {ties: ranks_of(ties) for ties in ("optimistic", "pessimistic")}
+    clusters = {"t2v": owner, "v2t": None}
+    samples = {
+        way: statistics.bootstrap_metrics(ranks[way], clusters[way], resamples=settings.bootstrap)
+        for way in WAYS
+    }
+    result = {way: metrics.retrieval_metrics(ranks[way]) for way in WAYS}
+    intervals = {way: {key: statistics.interval(of) for key, of in samples[way].items()} for way in WAYS}
+    intervals["rsum"] = statistics.interval(sum(samples[way][key] for way in WAYS for key in RSUM))
+    result["rsum"] = sum(result[way][key] for way in WAYS for key in RSUM)
+    result["interval"] = intervals
+    result["bounds"] = {
+        way: {ties: metrics.retrieval_metrics(found[way]) for ties, found in bounds.items()} for way in WAYS
+    }
+    return ranks, result
+
+
+def evaluate(
+    method: Method, manifest: Manifest, config: Config, *, split: str | None = None, device: str = "cpu"
+) -> Evaluation:
+    """Score a method on a split: every caption is a query, every video a candidate, and the other way round.
+
+    Each text and each video is encoded once. Texts are scored batch by batch against all videos, so their word
+    features are never held together. Videos without frames are left out, with their captions, and listed.
+
+    Args:
+        method: on `device`; its mode and the random state are left as they were.
+        manifest: the prepared data set.
+        config: the recipe; `data` and `eval` are used, and `train.select` is recorded.
+        split: name of the split; None = `config.eval.split`.
+        device: where the batches go.
+
+    Raises:
+        ValueError: the split is unknown or nothing of it is there, or the scores hold NaN.
+    """
+    name = split or config.eval.split
+    queries, missing = _present(manifest, name, config.data.language)
+    training = method.training
+    method.eval()
+    try:
+        # Loaders draw a seed: without the fork, evaluating after an epoch would change the training that follows.
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            similarity, banks = _score(method, manifest, config, queries, device)
+    finally:
+        method.train(training)
+    selection = config.train.select + (" (optimistic)" if config.train.select == "test" else "")
+    labels = {"split": name, "language": config.data.language, "selection": selection}
+    labels |= {"complete": not missing, "missing": missing}
+    ids = queries.captions["caption_id"], queries.video_ids, queries.video_of_caption
+    return Evaluation.of(similarity, *ids, config.eval, banks, **labels)
+
+
+def _present(manifest: Manifest, name: str, language: str) -> tuple[Split, list[str]]:
+    """The split less the videos that have no frames, and the ids of those."""
+    split = manifest.split(name, language)
+    ok = set(manifest.videos.loc[manifest.videos["status"] == "ok", "video_id"])
+    ok &= set(manifest.frames.video_ids())
+    here = np.array([video in ok for video in split.video_ids])
+    missing = [video for video, found in zip(split.video_ids, here, strict=True) if not found]
+    if not missing:
+        return split, missing
+    if not here.any():
+        raise ValueError(f"split {name!r} of {manifest.root}: none of its {len(here)} videos has frames")
+    return _subset(split, here), missing
+
+
+def _subset(split: Split, here: np.ndarray) -> Split:
+    """The videos `here` (N_v,) bool and their captions, numbered anew."""
+    keep = here[split.video_of_caption]
+    return replace(
+        split,
+        captions=split.captions[keep].reset_index(drop=True),
+        video_ids=[video for video, found in zip(split.video_ids, here, strict=True) if found],
+        video_of_caption=(np.cumsum(here) - 1)[split.video_of_caption[keep]],
+    )
+
+
+def _score(method, manifest, config, queries: Split, device) -> tuple[np.ndarray, dict | None]:
+    """(N_t, N_v) float32, and the banks of training queries where a post-processing needs them."""
+    videos = _encode_videos(method, manifest, config, queries, device)
+    if not metrics.NEEDS_BANK & set(config.eval.postprocess):
+        return _score_texts(method, manifest, config, queries, videos, device), None
+    bank, _ = _present(manifest, "train", config.data.language)
+    first = np.unique(bank.video_of_caption, return_index=True)[1]  # one caption a video keeps the bank small
+    bank = replace(
+        bank,
+        captions=bank.captions.iloc[first].reset_index(drop=True),
+        video_of_caption=bank.video_of_caption[first],
+    )
+    bank_videos = _encode_videos(method, manifest, config, bank, device)
+    both = VideoFeatures.cat([videos, bank_videos])
+    similarity = _score_texts(method, manifest, config, queries, both, device)
+    bank_texts = _score_texts(method, manifest, config, bank, videos, device)
+    return similarity[:, : len(videos)], {"t2v": bank_texts, "v2t": similarity[:, len(videos) :].T}
+
+
+def _encode_videos(method, manifest, config, split: Split, device) -> VideoFeatures:
+    loader = video_loader(split, config, method.backbone, manifest)
+    return VideoFeatures.cat(
+        [method.encode_video(batch.to(device)) for batch in tqdm(loader, "videos", leave=False)]
+    )
+
+
+def _score_texts(method, manifest, config, split: Split, videos: VideoFeatures, device) -> np.ndarray:
+    loader = text_loader(split, config, method.backbone, manifest)
+    rows = [
+        method.similarity(method.encode_text(batch.to(device)), videos).float().cpu().numpy()
+        for batch in tqdm(loader, "captions", leave=False)
+    ]
+    return np.concatenate(rows)
+
+
+def compare(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
+    """The table of a paper, with 95 % intervals: one row per method and direction.
+
+    Post-processed scores are columns of their own, named after it ("dsl R@1"). `rsum` is the sum of R@1, R@5 and
+    R@10 of both directions.
+
+    Args:
+        evaluations: name of the method -> its evaluation; all of the same queries and candidates.
+
+    Raises:
+        ValueError: the evaluations are not of the same captions and videos, or not by the same tie rule.
+    """
+    _same_queries(evaluations)
+    rows = []
+    for name, evaluation in evaluations.items():
+        found = evaluation.metrics
+        for way in WAYS:
+            row = {"method": name, "direction": way, "queries": found["queries"][way]} | _cells(found, way)
+            for process, columns in found["postprocess"].items():
+                row |= {f"{process} {key}": cell for key, cell in _cells(columns, way).items()}
+            rows.append(row | {key: found[key] for key in ("split", "selection", "ties", "complete")})
+    return pd.DataFrame(rows)
+
+
+def _cells(found: dict, way: str) -> dict[str, str]:
+    numbers = {**found[way], "rsum": found["rsum"]}
+    bounds = {**found["interval"][way], "rsum": found["interval"]["rsum"]}
+    return {key: f"{numbers[key]:.1f} [{bounds[key][0]:.1f}, {bounds[key][1]:.1f}]" for key in numbers}
+
+
+def pairwise(
+    evaluations: Mapping[str, Evaluation], *, metric: str = "R@1", alpha: float = statistics.ALPHA
+) -> pd.DataFrame:
+    """Every method against every other, both directions: is a better than b, or can't one tell?
+
+    Videos are swapped and resampled, not captions. The verdict rests on `p_holm`, the p-value adjusted for all
+    comparisons of a direction; `p_value` and `p_mcnemar` are not adjusted.
+
+    Returns:
+        DataFrame: a, b, direction, metric, difference (points), low, high, effect (queries), queries, p_value,
+        p_mcnemar, p_holm, verdict.
+
+    Raises:
+        ValueError: as `compare`; or fewer than two evaluations.
+    """
+    if len(evaluations) < 2:
+        raise ValueError(f"expected two evaluations or more, got {len(evaluations)}")
+    _same_queries(evaluations)
+    rows = []
+    for way in WAYS:
+        family = []
+        for (a, first), (b, second) in combinations(evaluations.items(), 2):
+            clusters = first.video_of_caption if way == "t2v" else None
+            ranks = first.ranks[way], second.ranks[way]
+            found = statistics.compare_ranks(*ranks, clusters, metric=metric, alpha=alpha)
+            low, high = found.interval
+            row = {"a": a, "b": b, "direction": way, "metric": metric, "difference": found.difference}
+            row |= {"low": low, "high": high, "effect": found.effect, "queries": found.queries}
+            family.append(row | {"p_value": found.p_value, "p_mcnemar": found.p_mcnemar})
+        adjusted = statistics.holm([row["p_value"] for row in family])
+        for row, p_holm in zip(family, adjusted, strict=True):
+            named = statistics.verdict(row["difference"], p_holm, alpha)
+            rows.append(row | {"p_holm": float(p_holm), "verdict": named})
+    return pd.DataFrame(rows)
+
+
+def _same_queries(evaluations: Mapping[str, Evaluation]) -> None:
+    if not evaluations:
+        raise ValueError("expected one evaluation or more, got none")
+    (name, first), *others = evaluations.items()
+    for other, evaluation in others:
+        for key in ("caption_ids", "video_ids", "video_of_caption"):
+            if not np.array_equal(getattr(first, key), getattr(evaluation, key)):
+                raise ValueError(
+                    f"{name} and {other} differ in their {key}: {len(getattr(first, key))} and "
+                    f"{len(getattr(evaluation, key))} rows; only results on the same queries are compared"
+                )
+        if first.metrics["ties"] != evaluation.metrics["ties"]:
+            rules = first.metrics["ties"], evaluation.metrics["ties"]
+            raise ValueError(f"{name} and {other} count ties differently: {rules[0]} and {rules[1]}")
+
+
+def per_factor_accuracy(evaluation: Evaluation, truth) -> pd.DataFrame:
+    """Which swapped factor fools the model: accuracy on shapes videos that differ in exactly one factor.
+
+    A pair is a caption that mentions the factor and a video of the split that differs from its own in that factor
+    only. It is right if the own video scores higher; a tie is wrong. Chance is 50 %.
+
+    Args:
+        evaluation: on a split of shapes.
+        truth: `tvrkit.data.shapes.Truth` of the data set.
+
+    Returns:
+        DataFrame, one row per factor: factor, accuracy (percent), low, high (95 %, families resampled), pairs,
+        captions, families.
+    """
+    column = {video: index for index, video in enumerate(evaluation.video_ids)}
+    rivals = {video: truth.swapped(video) for video in column}
+    found = []
+    for row, (caption, owner) in enumerate(
+        zip(evaluation.caption_ids, evaluation.video_of_caption, strict=True)
+    ):
+        said = set(truth.captions.at[caption, "mentioned"])
+        for factor, videos in rivals[evaluation.video_ids[owner]].items():
+            if (SAID_BY.get(factor) or {factor}) <= said:
+                found += [(factor, row, owner, column[video]) for video in videos if video in column]
+    pairs = pd.DataFrame(found, columns=["factor", "row", "owner", "rival"])
+    scores = evaluation.similarity
+    pairs["rank"] = 1 + (scores[pairs.row, pairs.owner] <= scores[pairs.row, pairs.rival])
+    pairs["family"] = truth.videos.family.loc[evaluation.video_ids[pairs.owner]].to_numpy()
+    rows = []
+    for factor, group in pairs.groupby("factor"):
+        low, high = statistics.interval(statistics.bootstrap_metrics(group["rank"], group["family"])["R@1"])
+        accuracy = metrics.retrieval_metrics(group["rank"])["R@1"]
+        counts = {
+            "pairs": len(group),
+            "captions": group["row"].nunique(),
+            "families": group["family"].nunique(),
+        }
+        rows.append({"factor": factor, "accuracy": accuracy, "low": low, "high": high, **counts})
+    return pd.DataFrame(rows, columns=["factor", "accuracy", "low", "high", "pairs", "captions", "families"])
