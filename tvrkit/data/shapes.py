@@ -1,22 +1,47 @@
-"""shapes: procedural videos with known meaning, so that the whole kit runs on any machine and can be scored on truth.
+"""shapes: procedural videos with known meaning, so that the whole kit runs anywhere and is scored on truth.
 
-Real .mp4 files, decoded and stored like any other video. The data set is a function of (preset, seed): `plan` fixes
-every scene, rendering and caption before the first pixel is drawn.
+Real .mp4 files, decoded and stored like any other video. The data set is a function of preset and seed.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
 
-from tvrkit.config import settings
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from tvrkit.config import choose, settings
 from tvrkit.data.shapes_captions import mention, tell
-from tvrkit.data.shapes_render import FACTORS, VALUES, Scene, render_still
+from tvrkit.data.shapes_render import (
+    DISTRACTORS,
+    FACTORS,
+    VALUES,
+    Scene,
+    differing,
+    encode,
+    neighbours,
+    render,
+    render_still,
+)
 
 SPLITS = ("train", "val", "test")
+CAPTION_COLUMNS = ["caption_id", "video_id", "caption", "language", "split"]
+TRUTH_COLUMNS = ["caption_id", "video_id", "language", "mentioned", "spans", "partial_of"]
+ROLES = {"shape": "shape2", "colour": "colour2", "motion": "motion2"}  # what can be told of either object
+ROLES |= {second: first for first, second in ROLES.items()} | {"background": "background"}
 STILL, MOVING = (
     101,
     102,
-)  # keep the random streams of stills and sampled captions apart from those of the splits
+)  # random streams of stills and sampled captions, apart from the splits'
 
 
 @settings
@@ -79,6 +104,262 @@ def random_scene(preset: Preset, rng: np.random.Generator) -> Scene:
         scene = Scene(**drawn)
         if scene.valid():
             return scene
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video of the plan.
+
+    Attributes:
+        family: id of the video whose scene the family's other scenes vary; its own where it is alone.
+        duplicate_of: id of the video with the same scene and another rendering, or None.
+        distractors: per frame the kind of distractor, or "".
+        seed: of everything random in pixels and words, with a stream number appended.
+    """
+
+    video_id: str
+    split: str
+    scene: Scene
+    family: str
+    duplicate_of: str | None
+    distractors: list[str]
+    seed: list[int]
+
+
+def plan(preset: Preset, seed: int) -> list[Video]:
+    """Every video of a data set, split by split. No scene is in two splits; none is there twice unmarked."""
+    used: set[Scene] = set()
+    videos = []
+    for number, split in enumerate(SPLITS):
+        rng = np.random.default_rng([seed, number])
+        members = _members(getattr(preset, split), preset, used, rng)
+        names = [f"{split}{place:05d}" for place in rng.permutation(len(members))]
+        for index, (scene, family, original) in enumerate(members):
+            distractors = [""] * preset.frames
+            for frame in rng.choice(preset.frames, round(preset.distractors * preset.frames), replace=False):
+                distractors[frame] = DISTRACTORS[rng.integers(len(DISTRACTORS))]
+            duplicate_of = None if original is None else names[original]
+            stream = [seed, number, index]
+            videos.append(Video(names[index], split, scene, names[family], duplicate_of, distractors, stream))
+    return sorted(videos, key=lambda video: (SPLITS.index(video.split), video.video_id))
+
+
+def _members(count: int, preset: Preset, used: set[Scene], rng) -> list[tuple[Scene, int, int | None]]:
+    """(scene, row of its family's first scene, row of the scene it repeats or None); `used` grows."""
+    copies, size = round(preset.duplicates * count), preset.family_size
+    start_family = preset.families / (size - preset.families * (size - 1))  # `families` is a share of videos
+    members: list[tuple[Scene, int, int | None]] = []
+    while len(members) < count - copies:
+        scene = random_scene(preset, rng)
+        if scene in used:
+            continue
+        scenes = [scene]
+        if rng.random() < start_family:
+            scenes += [other for other in neighbours(scene, rng) if other not in used][: size - 1]
+        scenes = scenes[: count - copies - len(members)]
+        members += [(member, len(members), None) for member in scenes]
+        used |= set(scenes)
+    for original in rng.choice(len(members), copies, replace=False):
+        members.append((*members[original][:2], int(original)))
+    return members
+
+
+def _captions(video: Video, preset: Preset) -> list[dict]:
+    """Rows of both `captions.jsonl` together; the first caption of each language says everything."""
+    rng = np.random.default_rng([*video.seed, 0])
+    rows = []
+    for language, count in (("en", preset.captions_en), ("zh", preset.captions_zh)):
+        full = mention(video.scene, 0.0, rng)
+        for index in range(count):
+            omit = preset.omit if index and rng.random() < preset.partial else 0.0
+            mentioned = mention(video.scene, omit, rng)
+            caption = tell(video.scene, mentioned, language, preset.filler, rng)
+            rows.append(
+                {
+                    "caption_id": f"{video.video_id}-{language}{index}",
+                    "video_id": video.video_id,
+                    "caption": caption.text,
+                    "language": language,
+                    "split": video.split,
+                    "mentioned": list(mentioned),
+                    "spans": [list(span) for span in caption.spans],
+                    "partial_of": None if mentioned == full else f"{video.video_id}-{language}0",
+                }
+            )
+    return rows
+
+
+def prepare(root: Path | str, preset: str = "quick", seed: int = 0, workers: int = 2) -> None:
+    """Make the data set, or what is missing of it, in `root`; a finished one is left as it is.
+
+    Args:
+        root: folder of the prepared data set; gets `videos/`, `truth/`, and what every prepared data set has.
+        preset: a key of `PRESETS`.
+        seed: of everything. The same seed gives the same bytes of truth and captions, and the same frames.
+        workers: processes that render, encode and decode.
+
+    Raises:
+        ValueError: unknown preset, or `root` holds shapes of another preset or seed.
+        RuntimeError: a video could not be decoded again.
+    """
+    from tvrkit.data import frames, manifest
+
+    root, chosen = Path(root), PRESETS[choose("preset", preset, PRESETS)]
+    made_from = {"preset": preset, "seed": seed, **asdict(chosen)}
+    mark, card = root / "truth" / "made_from.json", root / "card.json"
+    found = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else None
+    if (mark.exists() or card.exists()) and found != made_from:
+        raise ValueError(f"{root}: expected shapes of {made_from}, found {found}: choose another folder")
+    if card.exists():
+        return
+    for folder in ("truth", "videos"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    _write_lines(mark, [made_from])
+    videos = plan(chosen, seed)
+    captions = pd.DataFrame([row for video in videos for row in _captions(video, chosen)])
+    _write_lines(root / "truth" / "videos.jsonl", map(_truth_row, videos))
+    _write_lines(root / "truth" / "captions.jsonl", captions[TRUTH_COLUMNS].to_dict("records"))
+    files = {video.video_id: root / "videos" / f"{video.video_id}.mp4" for video in videos}
+    _film_all([(video, files[video.video_id], chosen.fps) for video in videos], workers)
+    rows = frames.extract(files, root / "frames.lmdb", frames=chosen.frames, short_side=None, workers=workers)
+    broken = rows[(rows.status != "ok") | (rows.frames != chosen.frames)]
+    if len(broken):
+        raise RuntimeError(f"{len(broken)} of {len(rows)} videos not decoded whole: {dict(broken.iloc[0])}")
+    splits = {video.video_id: video.split for video in videos}
+    rows = rows.assign(split=rows.video_id.map(splits))
+    manifest.write(root, captions[CAPTION_COLUMNS], rows, {"protocol": "shapes", **made_from})
+
+
+def _truth_row(video: Video) -> dict:
+    return vars(video) | {
+        "scene": asdict(video.scene),
+        "informative": [not kind for kind in video.distractors],
+    }
+
+
+def _write_lines(path: Path, rows: Iterable[dict]) -> None:
+    """JSON lines, whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(part, path)
+
+
+def _film_all(jobs: list[tuple[Video, Path, int]], workers: int) -> None:
+    """Render and encode in processes. An interrupt leaves whole files only: the next call goes on."""
+    missing = [job for job in jobs if not job[1].exists()]
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+    try:
+        done = pool.map(_film, missing, chunksize=8)
+        for _ in tqdm(done, "render", len(jobs), initial=len(jobs) - len(missing), unit="video"):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _film(job: tuple[Video, Path, int]) -> None:
+    video, path, fps = job
+    encode(render(video.scene, video.distractors, [*video.seed, 1]), path, fps)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it: no orphan may write beside the next call's workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+class Truth:
+    """What is true of the videos and captions of a prepared shapes data set.
+
+    Attributes:
+        factors: DataFrame, index video_id, one column per factor of `Scene`, "" where there is none.
+        videos: DataFrame, index video_id: split, family, duplicate_of, informative, distractors.
+        captions: DataFrame, index caption_id: video_id, language, mentioned, spans, partial_of.
+    """
+
+    def __init__(self, videos: pd.DataFrame, captions: pd.DataFrame):
+        self.videos = videos.set_index("video_id")
+        self.captions = captions.set_index("caption_id")
+        self.factors = pd.DataFrame(list(self.videos.pop("scene")), index=self.videos.index)[list(FACTORS)]
+        codes = np.unique(self.factors.to_numpy(str), return_inverse=True)[1].reshape(self.factors.shape)
+        self._codes = pd.DataFrame(codes, index=self.factors.index, columns=self.factors.columns)
+        said = [[factor in mentioned for factor in FACTORS] for mentioned in self.captions.mentioned]
+        self._said = pd.DataFrame(said, index=self.captions.index, columns=list(FACTORS))
+
+    @classmethod
+    def open(cls, root: Path | str) -> Truth:
+        """Read `truth/` of the data set in `root`.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        folder = Path(root) / "truth"
+        if not (folder / "captions.jsonl").exists():
+            raise FileNotFoundError(f"{folder}: no truth; only shapes has it (tvrkit data prepare shapes)")
+        texts = [(folder / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("videos", "captions")]
+        return cls(*(pd.DataFrame([json.loads(line) for line in text.splitlines()]) for text in texts))
+
+    @property
+    def duplicates(self) -> dict[str, str]:
+        """Video id -> id of the video that shows the same scene."""
+        return self.videos.duplicate_of.dropna().to_dict()
+
+    def informative(self, video_id: str) -> np.ndarray:
+        """(F,) bool per stored frame, False on distractors."""
+        return np.array(self.videos.informative[video_id], bool)
+
+    def attribute_words(self, caption_id: str) -> list[tuple[int, int, str]]:
+        """(start, end, factor) of every attribute word, in characters of the caption, end excluded."""
+        return [tuple(span) for span in self.captions.spans[caption_id]]
+
+    def swapped(self, video_id: str) -> dict[str, list[str]]:
+        """Factor -> videos of the same family that differ from this one in exactly that factor.
+
+        The same two motions in the other order are the one factor "order".
+        """
+        found: dict[str, list[str]] = {}
+        family = self.videos.index[self.videos.family == self.videos.family[video_id]]
+        scene = Scene(**self.factors.loc[video_id])
+        for other in family:
+            names = differing(scene, Scene(**self.factors.loc[other]))
+            if len(names) == 1:
+                found.setdefault(names[0], []).append(other)
+        return found
+
+    def differing_factors(self, caption_ids: Sequence[str], video_ids: Sequence[str]) -> np.ndarray:
+        """(N_t, N_v) int: in how many factors each caption's own video differs from each video, said or not.
+
+        The same two motions in the other order count once.
+        """
+        own = self._codes.loc[self.captions.video_id[list(caption_ids)]]
+        other = self._codes.loc[list(video_ids)]
+        count = np.zeros((len(own), len(other)), int)
+        for factor in FACTORS:
+            count += _unequal(own[factor], other[factor])
+        reordered = ~_unequal(own.motion, other.then) & ~_unequal(own.then, other.motion)
+        return count - (reordered & _unequal(own.motion, other.motion))
+
+    def relevance(self, caption_ids: Sequence[str], video_ids: Sequence[str]) -> np.ndarray:
+        """(N_t, N_v) float64 in [0, 1]: the share of what a caption says that is true of a video.
+
+        A motion told alone is true of a video that has it first or second. Where the words fit the video better
+        with its two objects in each other's role, that counts (for what can be told of either, see `ROLES`).
+        """
+        said = self._said.loc[list(caption_ids)]
+        own = self._codes.loc[self.captions.video_id[list(caption_ids)]]
+        other = self._codes.loc[list(video_ids)]
+        straight, crossed = (np.zeros((len(own), len(other))) for _ in range(2))
+        for factor in FACTORS:
+            true = ~_unequal(own[factor], other[factor])
+            if factor == "motion":
+                true |= ~_unequal(own.motion, other.then) & ~said.then.to_numpy()[:, None]
+            straight += true & said[factor].to_numpy()[:, None]
+            if factor in ROLES:
+                crossed += ~_unequal(own[factor], other[ROLES[factor]]) & said[factor].to_numpy()[:, None]
+        return np.maximum(straight, crossed) / said.to_numpy().sum(axis=1, keepdims=True)
+
+
+def _unequal(texts: pd.Series, videos: pd.Series) -> np.ndarray:
+    return texts.to_numpy()[:, None] != videos.to_numpy()[None, :]
 
 
 def stills(count: int, seed: int) -> tuple[np.ndarray, list[list[str]]]:

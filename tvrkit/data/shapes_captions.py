@@ -1,7 +1,7 @@
 """The caption grammar of the shapes data set: scenes told in English and Chinese.
 
-A caption is put together from templates and word tables as pieces (text, factor), so that the place of every attribute
-word in the finished text is known.
+A caption is put together as pieces (text, factor) from the templates and word tables of
+`assets/shapes_captions.yaml`, so that the place of every attribute word in the finished text is known.
 """
 
 from __future__ import annotations
@@ -10,165 +10,19 @@ from dataclasses import dataclass
 from string import Formatter
 
 import numpy as np
+import yaml
 
+from tvrkit import paths
 from tvrkit.config import choose
 from tvrkit.data.shapes_render import Scene
 
 Pieces = list[tuple[str, str]]  # text, and the factor it names or ""
 
-WORDS = {
-    "en": {
-        "shape": {
-            "circle": ("circle", "disc", "ball"),
-            "square": ("square", "box"),
-            "triangle": ("triangle", "wedge"),
-            "star": ("star", "pentagram"),
-            "cross": ("cross", "plus"),
-            "heart": ("heart", "love heart"),
-            "ring": ("ring", "hoop"),
-            "moon": ("moon", "crescent"),
-        },
-        "colour": {
-            "red": ("red", "crimson"),
-            "orange": ("orange", "amber"),
-            "yellow": ("yellow", "lemon"),
-            "green": ("green", "emerald"),
-            "cyan": ("cyan", "turquoise"),
-            "blue": ("blue", "navy"),
-            "purple": ("purple", "violet"),
-            "white": ("white", "snowy"),
-        },
-        "size": {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")},
-        "place": {
-            "left": ("on the left", "at the left side"),
-            "right": ("on the right", "at the right side"),
-            "top": ("at the top", "up high"),
-            "bottom": ("at the bottom", "down low"),
-            "centre": ("in the centre", "in the middle"),
-        },
-        "motion": {
-            "left": ("moves left", "goes to the left", "slides leftwards"),
-            "right": ("moves right", "goes to the right", "slides rightwards"),
-            "up": ("moves up", "rises", "goes upwards"),
-            "down": ("moves down", "sinks", "goes downwards"),
-            "orbit": ("circles around", "moves in a circle", "makes a loop"),
-            "still": ("stays still", "rests", "keeps its place"),
-            "shake": ("shakes", "trembles", "wiggles"),
-            "bounce": ("bounces", "jumps up and down"),
-            "grow": ("grows", "becomes bigger", "expands"),
-            "shrink": ("shrinks", "becomes smaller", "contracts"),
-        },
-        "motion2": {
-            "still": ("stands by", "waits"),
-            "appears": ("appears", "shows up"),
-            "vanishes": ("vanishes", "disappears"),
-        },
-        "background": {
-            "plain": ("plain", "uniform"),
-            "stripes": ("striped", "lined"),
-            "checks": ("checked", "chequered"),
-            "dots": ("dotted", "spotted"),
-            "gradient": ("shaded", "graded"),
-            "waves": ("wavy", "rippled"),
-        },
-    },
-    "zh": {
-        "shape": {
-            "circle": ("圆形", "圆盘", "圆球"),
-            "square": ("正方形", "方块"),
-            "triangle": ("三角形", "三角"),
-            "star": ("星形", "五角星"),
-            "cross": ("十字", "加号"),
-            "heart": ("心形", "爱心"),
-            "ring": ("圆环", "圈环"),
-            "moon": ("月牙", "弯月"),
-        },
-        "colour": {
-            "red": ("红色", "鲜红"),
-            "orange": ("橙色", "橘色"),
-            "yellow": ("黄色", "柠檬黄"),
-            "green": ("绿色", "翠绿"),
-            "cyan": ("青色", "蓝绿色"),
-            "blue": ("蓝色", "深蓝"),
-            "purple": ("紫色", "紫罗兰色"),
-            "white": ("白色", "雪白"),
-        },
-        "size": {"small": ("小", "小小", "微小"), "large": ("大", "巨大", "很大")},
-        "place": {
-            "left": ("在左边", "在左侧"),
-            "right": ("在右边", "在右侧"),
-            "top": ("在上方", "在顶部"),
-            "bottom": ("在下方", "在底部"),
-            "centre": ("在中间", "在中央"),
-        },
-        "motion": {
-            "left": ("向左移动", "往左走"),
-            "right": ("向右移动", "往右走"),
-            "up": ("向上移动", "上升"),
-            "down": ("向下移动", "下降"),
-            "orbit": ("绕圈移动", "转圈"),
-            "still": ("静止不动", "停着"),
-            "shake": ("抖动", "摇晃"),
-            "bounce": ("上下弹跳", "蹦跳"),
-            "grow": ("变大", "膨胀"),
-            "shrink": ("变小", "收缩"),
-        },
-        "motion2": {
-            "still": ("等着", "停在旁边"),
-            "appears": ("出现", "冒出来"),
-            "vanishes": ("消失", "不见了"),
-        },
-        "background": {
-            "plain": ("纯色", "单色"),
-            "stripes": ("条纹", "横纹"),
-            "checks": ("格子", "棋盘格"),
-            "dots": ("圆点", "斑点"),
-            "gradient": ("渐变", "由明到暗"),
-            "waves": ("波浪", "波纹"),
-        },
-    },
-}
+GRAMMAR = yaml.safe_load((paths.ASSETS / "shapes_captions.yaml").read_text(encoding="utf-8"))
+WORDS = {language: grammar["words"] for language, grammar in GRAMMAR.items()}
+TEMPLATES = {language: grammar["templates"] for language, grammar in GRAMMAR.items()}
 for _words in WORDS.values():
     _words |= {"then": _words["motion"], "shape2": _words["shape"], "colour2": _words["colour"]}
-
-# One choice is drawn from each entry. {v} and {w} are the first and second motion as the clause wants them
-# ("moves" or, after "there is", "moving"), {ving} and {wing} always the participle.
-TEMPLATES = {
-    "en": {
-        "noun": ("{size} {colour} {shape}", "{size} {colour} {shape}", "{size} {shape} coloured {colour}"),
-        "thing": ("object", "thing"),
-        "once": ("{v}",),
-        "twice": (
-            "{v} and then {w}",
-            "first {v}, then {w}",
-            "{v} before {wing}",
-            "{w} after {ving}",
-            "{v}, later {w}",
-        ),
-        "with": (" next to {np}", " beside {np}", " with {np} near it"),
-        "still": (" while {np} {v2}", " as {np} {v2}"),
-        "appears": (", then {np} {v2}", " before {np} {v2}", " until {np} {v2}"),
-        "behind": (" on a {background} background", " against a {background} wall"),
-        "clause": ("{np} {place} {vp}{second}{behind}", "{place} {np} {vp}{second}{behind}"),
-        "framed": ("on a {background} background, {clause}", "in front of a {background} wall {clause}"),
-        "filler": ("in this clip, {s}", "here {s}", "look, {s}", "{s}, as one can see"),
-        "naming": ("there is {s}", "we can see {s}", "the video shows {s}", "a clip of {s}"),
-    },
-    "zh": {
-        "noun": ("一个{size}{colour}的{shape}", "一个{colour}{size}{shape}", "一个{size}{colour}{shape}"),
-        "thing": ("物体", "东西"),
-        "once": ("{v}",),
-        "twice": ("{v}，然后{w}", "先{v}，再{w}", "{v}之后{w}", "在{w}之前{v}"),
-        "with": ("，旁边有{np}", "，附近有{np}"),
-        "still": ("，同时{np}{v2}", "，而{np}{v2}"),
-        "appears": ("，然后{np}{v2}", "，接着{np}{v2}"),
-        "behind": ("，背景是{background}的", "，{background}背景"),
-        "clause": ("{np}{place}{vp}{second}{behind}", "{place}{np}{vp}{second}{behind}"),
-        "framed": ("{background}的背景前，{clause}", "背景是{background}的，{clause}"),
-        "filler": ("视频里，{s}", "画面中{s}", "看，{s}", "{s}，就是这样"),
-        "naming": ("我们可以看到{s}", "这段视频里有{s}", "镜头拍下了{s}"),
-    },
-}
 for _templates in TEMPLATES.values():
     _templates["vanishes"] = _templates["appears"]
 LONGEST_WITH_FILLER = {"en": 120, "zh": 36}  # characters; more would not fit into 32 tokens
@@ -301,5 +155,5 @@ def _join(pieces: Pieces) -> tuple[str, tuple[tuple[int, int, str], ...]]:
     return text.strip(" "), tuple(spans)
 
 
-def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+def _pick(options: list[str], rng: np.random.Generator) -> str:
     return options[rng.integers(len(options))]

@@ -1,7 +1,7 @@
 """Scenes of the shapes data set and their pixels.
 
-A scene is its meaning: ten named factors, nothing else. Everything a rendering adds (exact position, tint, rotation,
-grain) comes from its random generator, so one scene has many renderings.
+A scene is its meaning: ten named factors. What a rendering adds (exact position, tint, rotation, grain) is
+random, so that one scene has many renderings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REACH = 18.0  # pixels from the centre of the picture to the place of an object 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a video means. The first object acts; the second, where there is one, only stands by, comes or goes.
+    """What a video means. The first object acts; the second, if any, stands by, comes or goes.
 
     Attributes:
         place: where the first object starts.
@@ -85,6 +85,25 @@ VALUES = {
 VALUES |= {"shape2": VALUES["shape"], "colour2": VALUES["colour"]}
 
 
+def differing(first: Scene, second: Scene) -> list[str]:
+    """Names of the factors in which two scenes differ; two motions in the other order are one, "order"."""
+    names = [name for name in FACTORS if vars(first)[name] != vars(second)[name]]
+    if {"motion", "then"} <= set(names) and (first.motion, first.then) == (second.then, second.motion):
+        return [name for name in names if name not in ("motion", "then")] + ["order"]
+    return names
+
+
+def neighbours(scene: Scene, rng: np.random.Generator) -> list[Scene]:
+    """Valid scenes that differ in one factor each: in the order of events first, then in random ones."""
+    found = [replace(scene, motion=scene.then, then=scene.motion)] if scene.then else []
+    for factor in rng.permutation([name for name in FACTORS if vars(scene)[name]]):
+        others = [replace(scene, **{factor: value}) for value in VALUES[factor]]
+        others = [other for other in others if other.valid() and other != scene]
+        if others:
+            found.append(others[rng.integers(len(others))])
+    return [other for other in found if other.valid()]
+
+
 def _step(cell: tuple[int, int], motion: str) -> tuple[int, int]:
     """The cell of the 3 x 3 grid after a motion; a step goes on to the edge of the picture."""
     across, down = STEPS.get(motion, (0, 0))
@@ -92,7 +111,7 @@ def _step(cell: tuple[int, int], motion: str) -> tuple[int, int]:
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to the outline of a shape of radius 1, negative inside, y downwards; same shape as `x`."""
+    """Signed distance to the outline of a shape of radius 1, negative inside, y downwards."""
     radius = np.hypot(x, y)
     if shape == "circle":
         return radius - 0.92
@@ -117,7 +136,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _draw(image, shape, colour, x, y, radius, turn):
-    """Blend an object into `image` (F, H, W, 3) in place; x, y, radius (F,) in pixels; one pixel of soft edge."""
+    """Blend an object into `image` (F, H, W, 3) in place; x, y, radius (F,) in pixels; soft edges."""
     rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
     across = (columns - x[:, None, None]) / radius[:, None, None]
     down = (rows - y[:, None, None]) / radius[:, None, None]
@@ -231,7 +250,7 @@ def _turn(rng: np.random.Generator) -> float:
 
 
 def encode(frames: np.ndarray, path: Path, fps: int) -> None:
-    """Write an H.264 .mp4, whole or not at all. The same frames give the same bytes: one thread, no time stamp.
+    """Write an H.264 .mp4, whole or not at all. Same frames, same bytes: one thread, no time stamp.
 
     Args:
         frames: uint8 (F, H, W, 3), H and W even.
