@@ -60,18 +60,7 @@ def tokenise(
     Raises:
         ValueError: `max_words` below 2, a caption that is no string, or a tokenizer mode that has no EOT.
     """
-    from open_clip.tokenizer import (
-        SimpleTokenizer,
-    )  # slow to import; whoever has a tokenizer has paid already
-
-    if max_words < 2:
-        raise ValueError(f"max_words must leave room for SOT and EOT: expected 2 or more, got {max_words}")
-    for caption in captions:
-        if not isinstance(caption, str):
-            raise ValueError(f"expected captions as text, got {type(caption).__name__}: {caption!r}")
-    texts = [tokenizer.clean_fn(caption)[: max_words * CHARACTERS_PER_TOKEN] for caption in captions]
-    encode = _encode_clip if isinstance(tokenizer, SimpleTokenizer) else _encode_hf
-    tokens, mask, spans = encode(texts, tokenizer, max_words)
+    texts, tokens, mask, spans = _encode(captions, tokenizer, max_words)
     weight = mask.to(torch.int64)
     if tagger is not None:
         tagger.tag(texts)
@@ -82,6 +71,29 @@ def tokenise(
             boosted = [column for column, (start, end) in spans[row] if content[start:end].any()]
             weight[row, boosted] = 2
     return tokens, mask, weight
+
+
+def token_spans(captions: Sequence[str], tokenizer, max_words: int) -> list[list[tuple[int, Span]]]:
+    """Where each token of `tokenise` stands: per caption (column, (start, end)) in characters, end excluded.
+
+    Characters are those of the tokenizer's cleaned caption (CLIP: lower case, single blanks). SOT, EOT and
+    padding stand nowhere and are left out. Arguments and errors as `tokenise`.
+    """
+    return _encode(captions, tokenizer, max_words)[3]
+
+
+def _encode(captions: Sequence[str], tokenizer, max_words: int):
+    """Cleaned captions, token ids, mask and spans."""
+    from open_clip.tokenizer import SimpleTokenizer  # slow; whoever has a tokenizer has paid already
+
+    if max_words < 2:
+        raise ValueError(f"max_words must leave room for SOT and EOT: expected 2 or more, got {max_words}")
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise ValueError(f"expected captions as text, got {type(caption).__name__}: {caption!r}")
+    texts = [tokenizer.clean_fn(caption)[: max_words * CHARACTERS_PER_TOKEN] for caption in captions]
+    encode = _encode_clip if isinstance(tokenizer, SimpleTokenizer) else _encode_hf
+    return texts, *encode(texts, tokenizer, max_words)
 
 
 def _encode_clip(texts: list[str], tokenizer, max_words: int):
