@@ -37,8 +37,8 @@ class Evaluation:
         video_ids: (N_v,) str.
         video_of_caption: (N_t,) int64, the column of each caption's own video.
         ranks: "t2v" (N_t,) of every caption and "v2t" (N_v,) of every video, raw, from 1.
-        metrics: what metrics.json holds: counts of queries, both directions, intervals, bounds under the other tie
-            rules, post-processed columns, tie rule, selection rule, and which videos are missing.
+        metrics: what metrics.json holds: counts, both directions, intervals, bounds under either tie rule,
+            post-processed columns, the rules, and which videos are missing.
     """
 
     similarity: np.ndarray
@@ -58,7 +58,7 @@ class Evaluation:
             similarity: (N_t, N_v).
             caption_ids, video_ids, video_of_caption: as the attributes.
             settings: tie rule, bootstrap resamples, post-processing.
-            banks: for "qbnorm": {"t2v": (N_b, N_v) of training captions, "v2t": (N_b, N_t) of training videos}.
+            banks: for "qbnorm": "t2v" (N_b, N_v) of training captions, "v2t" (N_b, N_t) of training videos.
             labels: further entries of `metrics`.
 
         Raises:
@@ -118,14 +118,14 @@ class Evaluation:
         found = {way: len(ranks[way]) for way in WAYS}
         if found != result["queries"] or similarity.shape != (found["t2v"], found["v2t"]):
             raise ValueError(
-                f"{folder}: files of different evaluations: {found} ranks, metrics of {result['queries']} queries, "
+                f"{folder}: files of different evaluations: ranks {found}, metrics {result['queries']}, "
                 f"similarity {similarity.shape}"
             )
         return cls(similarity=similarity, ranks=ranks, metrics=result, **arrays)
 
 
 def _measure(scores: dict, owner: np.ndarray, settings: EvalConfig) -> tuple[dict, dict]:
-    """Ranks both ways of scores["t2v"] (N_t, N_v) and scores["v2t"] (N_v, N_t), and what metrics.json says of them."""
+    """Ranks of scores["t2v"] (N_t, N_v) and scores["v2t"] (N_v, N_t), and what metrics.json says of them."""
     v2t = metrics.V2T[V2T_CONVENTION]
 
     def ranks_of(ties):
@@ -155,8 +155,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a method on a split: every caption is a query, every video a candidate, and the other way round.
 
-    Each text and each video is encoded once. Texts are scored batch by batch against all videos, so their word
-    features are never held together. Videos without frames are left out, with their captions, and listed.
+    Each text and each video is encoded once. Texts are scored batch by batch against all videos, so their
+    word features are never held together. Videos without frames are left out with their captions, and listed.
 
     Args:
         method: on `device`; its mode and the random state are left as they were.
@@ -173,7 +173,7 @@ def evaluate(
     training = method.training
     method.eval()
     try:
-        # Loaders draw a seed: without the fork, evaluating after an epoch would change the training that follows.
+        # Loaders draw a seed: without the fork, evaluating after an epoch would change the training after it.
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):
             similarity, banks = _score(method, manifest, config, queries, device)
     finally:
@@ -248,8 +248,8 @@ def _score_texts(method, manifest, config, split: Split, videos: VideoFeatures, 
 def compare(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     """The table of a paper, with 95 % intervals: one row per method and direction.
 
-    Post-processed scores are columns of their own, named after it ("dsl R@1"). `rsum` is the sum of R@1, R@5 and
-    R@10 of both directions.
+    Post-processed scores are columns of their own ("dsl R@1"). `rsum` is the sum of R@1, R@5 and R@10 of both
+    directions.
 
     Args:
         evaluations: name of the method -> its evaluation; all of the same queries and candidates.
@@ -280,12 +280,12 @@ def pairwise(
 ) -> pd.DataFrame:
     """Every method against every other, both directions: is a better than b, or can't one tell?
 
-    Videos are swapped and resampled, not captions. The verdict rests on `p_holm`, the p-value adjusted for all
-    comparisons of a direction; `p_value` and `p_mcnemar` are not adjusted.
+    Videos are swapped and resampled, not captions. The verdict rests on `p_holm`, the p-value adjusted for
+    all comparisons of a direction; `p_value` and `p_mcnemar` are not adjusted.
 
     Returns:
-        DataFrame: a, b, direction, metric, difference (points), low, high, effect (queries), queries, p_value,
-        p_mcnemar, p_holm, verdict.
+        DataFrame: a, b, direction, metric, difference (points), low, high, effect (queries), queries,
+        p_value, p_mcnemar, p_holm, verdict.
 
     Raises:
         ValueError: as `compare`; or fewer than two evaluations.
@@ -330,16 +330,16 @@ def _same_queries(evaluations: Mapping[str, Evaluation]) -> None:
 def per_factor_accuracy(evaluation: Evaluation, truth) -> pd.DataFrame:
     """Which swapped factor fools the model: accuracy on shapes videos that differ in exactly one factor.
 
-    A pair is a caption that mentions the factor and a video of the split that differs from its own in that factor
-    only. It is right if the own video scores higher; a tie is wrong. Chance is 50 %.
+    A pair is a caption that mentions the factor and a video of the split that differs from its own in that
+    factor only. It is right if the own video scores higher; a tie is wrong. Chance is 50 %.
 
     Args:
         evaluation: on a split of shapes.
         truth: `tvrkit.data.shapes.Truth` of the data set.
 
     Returns:
-        DataFrame, one row per factor: factor, accuracy (percent), low, high (95 %, families resampled), pairs,
-        captions, families.
+        DataFrame, one row per factor: factor, accuracy (percent), low, high (95 %, families resampled),
+        pairs, captions, families.
     """
     column = {video: index for index, video in enumerate(evaluation.video_ids)}
     rivals = {video: truth.swapped(video) for video in column}
