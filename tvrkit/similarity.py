@@ -1,6 +1,6 @@
-"""Similarities between texts and videos: exact, differentiable, on the cosine scale, chunked to a memory bound.
+"""Similarities between texts and videos: exact, differentiable, cosine scale, chunked to a memory bound.
 
-Shapes: N_t texts, N_v videos, L words, F frames, D width. Masks are True (or non-zero) where a token is valid.
+Shapes: N_t texts, N_v videos, L words, F frames, D width. Masks are non-zero where a token is valid.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MaskFill = Literal["zero", "exclude"]
 BLOCK = 2**21  # floats of the largest block that one chunk of a similarity builds (8 MB: it stays in cache)
+NORM_EPS = 1e-8  # shortest length that a vector is divided by, as in torch's cosine_similarity
 
 
-# --- DMAE: token-wise interaction --------------------------------------------------------------------------------
+# --- DMAE: token-wise interaction ---------------------------------------------------------------------------
 
 
 def token_interaction(
@@ -29,19 +31,19 @@ def token_interaction(
     second_frame: bool | tuple[Tensor, Tensor] = False,
     mask_fill: MaskFill = "zero",
 ) -> Tensor:
-    """Token-wise interaction: every word takes its best frame, every frame its best word (Jiang et al., 2023).
+    """Token-wise interaction: each word takes its best frame, each frame its best word (Jiang et al., 2023).
 
         L[a,b,t,v] = <text[a,t], video[b,v]>
         S[a,b] = ( sum_t p[a,t] (max_v L + second look) + sum_v q[b,v] max_t L ) / 2
 
-    with p = mask / sum(mask) (TI) or mask * text_weight (WTI), and q likewise. The second look is 0.5 g L[a,b,t,j],
-    where j is the frame nearest to the word's best frame and g their similarity (see `second_look`).
+    with p = mask / sum(mask) (TI) or mask * text_weight (WTI), and q likewise. The second look is
+    0.5 g L[a,b,t,j]: j is the frame nearest to the word's best frame, g their similarity (`second_look`).
 
-    The tokens are used as they come: L2-normalise words, sentence and frames before. Nothing is normalised here,
-    because the released code does not renormalise the temporal transformer's output.
+    The tokens are used as they come: L2-normalise words, sentence and frames before. Nothing is normalised
+    here, because the released code does not renormalise the temporal transformer's output.
 
-    Only valid words are multiplied: texts of equal length are packed together, so no N_t x N_v x L x F tensor is
-    built and no product is spent on padding. A chunk holds about `BLOCK` floats.
+    Only valid words are multiplied: texts of equal length are packed together, so no N_t x N_v x L x F tensor
+    is built and no product is spent on padding. A chunk holds about `BLOCK` floats.
 
     Args:
         text: (N_t, L, D) float. L = 1 gives the sentence-level interaction.
@@ -51,8 +53,8 @@ def token_interaction(
         text_weight: (N_t, L) float token weights; None = the mask, normalised to sum 1.
         video_weight: (N_v, F) float, likewise.
         second_frame: True = add the second look; or what `second_look` returned for these videos.
-        mask_fill: what padding contributes to a maximum: "zero" (released code: it can win over negative values) or
-            "exclude" (nothing).
+        mask_fill: what padding contributes to a maximum: "zero" (released code: it can win over negative
+            values) or "exclude" (nothing).
 
     Returns:
         (N_t, N_v) float.
@@ -87,8 +89,8 @@ def second_look(video: Tensor, video_mask: Tensor, *, mask_fill: MaskFill = "zer
         mask_fill: as in `token_interaction`.
 
     Returns:
-        gain (N_v, F) float, the similarity to the nearest other frame, 0 where every other one is dissimilar, and
-        index (N_v, F) int64, that frame.
+        gain (N_v, F) float, the similarity to the nearest other frame, 0 where every other one is dissimilar,
+        and index (N_v, F) int64, that frame.
     """
     frames = fill_padding(video, video_mask, "zero")
     gram = frames @ frames.transpose(1, 2)
@@ -182,3 +184,95 @@ def _slices(total: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` rows (at least one) that cover `total` rows."""
     step = max(1, size)
     return (slice(start, start + step) for start in range(0, total, step))
+
+
+# --- GLSCL: text-conditioned pooling and concepts -----------------------------------------------------------
+
+
+def conditioned_pooling(
+    sentence: Tensor, frames: Tensor, frame_mask: Tensor, *, temperature: float
+) -> Tensor:
+    """Global interaction: cosine of the sentence with the frames it weighs itself (Zhang et al., 2024).
+
+        w = softmax_v(<s_a, f_bv> / temperature) over valid frames;  S[a,b] = cos(s_a, sum_v w_v f_bv)
+
+    In Gram form: <s, sum w f> = sum w <s,f> and |sum w f|^2 = w^T G w with G the Gram matrix of one video's
+    frames, so no pooled (N_t, N_v, D) tensor is built. The released code masks after the softmax, which the
+    cosine cancels but for underflow; here it is masked before.
+
+    Args:
+        sentence: (N_t, D) float, not normalised: its length sharpens the weights.
+        frames: (N_v, F, D) float, not normalised.
+        frame_mask: (N_v, F) bool or number, non-zero where valid.
+        temperature: above 0; larger values weigh the frames more evenly.
+
+    Returns:
+        (N_t, N_v) float.
+
+    Raises:
+        ValueError: a video without a valid frame, or a mask of another shape.
+    """
+    _check_mask("video", frames, frame_mask)
+    padded = (frame_mask == 0)[..., None]
+    frames = frames.masked_fill(padded, 0.0)
+    gram = frames @ frames.transpose(1, 2)
+    length = sentence.norm(dim=1).clamp(min=NORM_EPS)
+    columns = []
+    for block in _slices(len(frames), BLOCK // (frames.shape[1] * len(sentence))):
+        product = frames[block] @ sentence.T  # (n, F, N_t): texts last, so that the sums over frames are rows
+        weight = (product / temperature).masked_fill(padded[block], -torch.inf).softmax(dim=1)
+        along = (weight * product).sum(dim=1)
+        pooled = (weight * (gram[block] @ weight)).sum(dim=1).clamp(min=NORM_EPS**2).sqrt()
+        columns.append((along / (pooled * length)).T)
+    return torch.cat(columns, dim=1)
+
+
+def concept_similarity(text_concepts: Tensor, video_concepts: Tensor) -> Tensor:
+    """Local interaction: mean over queries of the cosine between matching concepts (Zhang et al., 2024).
+
+    Args:
+        text_concepts: (N_t, Q, D) float, any length.
+        video_concepts: (N_v, Q, D) float; concept q of both sides comes from query q.
+
+    Returns:
+        (N_t, N_v) float.
+    """
+    text, video = (F.normalize(side, dim=-1).flatten(1) for side in (text_concepts, video_concepts))
+    return text @ video.T / text_concepts.shape[1]
+
+
+# --- HMMC: best frames --------------------------------------------------------------------------------------
+
+
+def topk_frame_similarity(
+    sentence: Tensor, frames: Tensor, frame_mask: Tensor | None = None, *, k: int
+) -> Tensor:
+    """Mean cosine of the sentence with its k best frames in each video (Shen et al., 2023).
+
+    Args:
+        sentence: (N_t, D) float, any length.
+        frames: (N_v, F, D) float, any length.
+        frame_mask: (N_v, F) bool or number, non-zero where valid; None = all, as the released code takes it.
+        k: frames that count; of a video with fewer valid ones, all.
+
+    Returns:
+        (N_t, N_v) float.
+
+    Raises:
+        ValueError: k below 1, a video without a valid frame, or a mask of another shape.
+    """
+    if k < 1:
+        raise ValueError(f"k: expected at least 1 frame, got {k}")
+    if frame_mask is None:
+        frame_mask = frames.new_ones(frames.shape[:2])
+    _check_mask("video", frames, frame_mask)
+    text, frames, valid = F.normalize(sentence, dim=-1), F.normalize(frames, dim=-1), frame_mask != 0
+    best = min(k, frames.shape[1])
+    counted = valid.sum(dim=1).clamp(max=best)
+    columns = []
+    for block in _slices(len(frames), BLOCK // (frames.shape[1] * len(text))):
+        scores = (frames[block] @ text.T).masked_fill(~valid[block][..., None], -torch.inf)
+        top = scores.topk(best, dim=1).values
+        top = top.masked_fill(top == -torch.inf, 0.0)  # fewer valid frames than k
+        columns.append((top.sum(dim=1) / counted[block, None]).T)
+    return torch.cat(columns, dim=1)

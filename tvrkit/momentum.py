@@ -1,0 +1,69 @@
+"""Momentum encoders and queues of negatives (MoCo; He et al., 2020), as HMMC's pre-training uses them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def freeze_copy(module: nn.Module) -> nn.Module:
+    """A copy of `module` that takes no gradient: the start of its momentum encoder."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def momentum_update(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
+    """slow <- momentum slow + (1 - momentum) fast, parameter by parameter.
+
+    Buffers are left alone: the BatchNorm statistics of the slow copy come from its own forward passes.
+
+    Args:
+        slow: the momentum encoder, made by `freeze_copy(fast)`.
+        fast: the encoder that is trained.
+        momentum: in [0, 1].
+
+    Raises:
+        ValueError: the two have different parameters, or the momentum is out of range.
+    """
+    if not 0.0 <= momentum <= 1.0:
+        raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
+    ours, theirs = dict(slow.named_parameters()), dict(fast.named_parameters())
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"momentum encoder: parameters differ: {sorted(ours.keys() ^ theirs.keys())[:3]}")
+    for name, parameter in ours.items():
+        parameter.lerp_(theirs[name], 1.0 - momentum)
+
+
+class NegativeQueue(nn.Module):
+    """The last `size` keys, unit vectors, in a ring buffer. Any number of keys may be pushed at a time.
+
+    The released code writes columns [pointer, pointer + batch), which fails as soon as the size is no
+    multiple of the batch; the ring wraps. Where it is a multiple, both hold the same.
+
+    Args:
+        width: D of the keys.
+        size: number of keys kept, at least 1. It starts with random unit vectors.
+
+    Attributes:
+        keys: (D, size) float buffer, one key a column; saved with the weights.
+        pointer: () int64 buffer, the column that the next key overwrites.
+    """
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"queue size: expected at least 1, got {size}")
+        self.register_buffer("keys", F.normalize(torch.randn(width, size), dim=0))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, keys: Tensor) -> None:
+        """Overwrite the oldest keys by `keys` (N, D) float, normalised here; only the last `size` stay."""
+        size = self.keys.shape[1]
+        order = torch.arange(len(keys), device=self.keys.device)[-size:]
+        columns = (self.pointer + order) % size
+        self.keys[:, columns] = F.normalize(keys[order], dim=-1).T.to(self.keys.dtype)
+        self.pointer.add_(len(keys)).remainder_(size)
