@@ -12,8 +12,8 @@ def margin_negatives(similarity: Tensor, positives: Tensor, *, margin: float = 0
 
         H = { not positive(i,j) : S_ij > S_i+ - margin  or  S_ij > S_+j - margin }
 
-    where S_i+ and S_+j are the best matches of text i and of video j; on a batch of distinct pairs, the diagonal.
-    A text or a video without a match mines nothing.
+    where S_i+ and S_+j are the best matches of text i and of video j; on a batch of distinct pairs, the
+    diagonal. A text or a video without a match mines nothing.
 
     Args:
         similarity: (N_t, N_v) float.

@@ -20,7 +20,7 @@ class QuickGELU(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). Named as CLIP's blocks are."""
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)). Parameters are named as CLIP's are."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -43,8 +43,8 @@ class ResidualBlock(nn.Module):
 class TemporalTransformer(nn.Module):
     """Frames attend to each other: y = blocks(f + position) + f (CLIP4Clip's seqTransf; Luo et al., 2021).
 
-    Padded frames get -1e6 as attention keys, so that they change nothing in valid frames; their own outputs are
-    defined all the same.
+    Padded frames get -1e6 as attention keys, so that they change nothing in valid frames; their own outputs
+    are defined all the same.
 
     Args:
         width: D of the frame features.
@@ -64,9 +64,26 @@ class TemporalTransformer(nn.Module):
                 nn.init.zeros_(parameter)
 
     @classmethod
-    def from_clip(cls, backbone: nn.Module, layers: int) -> TemporalTransformer:
-        """Start from CLIP's text positions and first text blocks when the joint width is the text tower's."""
-        raise NotImplementedError
+    def from_clip(cls, backbone: nn.Module, layers: int, positions: int | None = None) -> TemporalTransformer:
+        """Start from CLIP's text positions and first text blocks, as far as they go.
+
+        Random weights where the text tower's width is not the joint one, or the tower is not CLIP's.
+
+        Args:
+            backbone: `tvrkit.backbone.Backbone`.
+            layers: as of the class.
+            positions: as of the class; None = CLIP's context length.
+        """
+        width, blocks = backbone.width, backbone.text_blocks
+        positions = positions or backbone.context_length
+        if blocks is None or backbone.text_width != width:
+            return cls(width, layers, max(1, width // HEAD_WIDTH), positions)
+        temporal = cls(width, layers, blocks[0].attn.num_heads, positions)
+        known = backbone.text_positions[:positions].detach()
+        temporal.frame_position_embeddings.weight.data[: len(known)] = known
+        for own, block in zip(temporal.resblocks, blocks, strict=False):
+            own.load_state_dict(block.state_dict())
+        return temporal
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, F, D) float from frames (B, F, D) float and mask (B, F), non-zero where valid (None = all).
