@@ -13,10 +13,11 @@ OPERATORS = ("nms", "qnms")
 def declare_missing_operators() -> None:
     """Declare torchvision's box operators where its compiled library cannot be loaded.
 
-    Package indexes may pair a CPU torch with a torchvision wheel built for CUDA. The wheel's library then fails to
-    load, which torchvision forgives, but on import it registers shape functions for `nms` and `qnms`, which do not
-    exist without the library: "operator torchvision::nms does not exist". Declaring their signatures is enough, as
-    nothing here detects boxes. Where the library loads, or somebody else declared them, nothing is changed.
+    Package indexes may pair a CPU torch with a torchvision wheel built for CUDA. The wheel's library then
+    fails to load, which torchvision forgives, but on import it registers shape functions for `nms` and
+    `qnms`, which do not exist without the library: "operator torchvision::nms does not exist". Declaring
+    their signatures is enough, as nothing here detects boxes. Where the library loads, or the operators are
+    declared already, nothing is changed.
     """
     spec = find_spec("torchvision")
     if spec is None:
