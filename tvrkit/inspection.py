@@ -1,0 +1,163 @@
+"""Is what a model looks at, or mines, the right thing? Arithmetic of the notebooks, scored on shapes' truth.
+
+Arrays in, numbers and tables out; figures are in `tvrkit.viz`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from tvrkit.data.shapes import Truth
+
+Span = tuple[int, int]
+
+
+def word_spans(caption: str) -> list[Span]:
+    """(start, end) of the caption's words, end excluded; of its characters where it has no blanks (zh)."""
+    if " " not in caption:
+        return [(place, place + 1) for place in range(len(caption))]
+    words, place = [], 0
+    for word in caption.split():
+        start = caption.index(word, place)
+        place = start + len(word)
+        words.append((start, place))
+    return words
+
+
+def overlapping(spans: Sequence[Span], others: Sequence[Sequence]) -> np.ndarray:
+    """(S,) bool: whether each of S spans shares a character with any of `others` (they begin start, end)."""
+    return np.array([any(start < o[1] and o[0] < end for o in others) for start, end in spans], bool)
+
+
+def per_word(values, tokens: Sequence[tuple[int, Span]], words: Sequence[Span]) -> np.ndarray:
+    """Values of tokens summed over the tokens of each word.
+
+    Args:
+        values: (L,) float, one per token column.
+        tokens: (column, span) of the caption's tokens, see `tvrkit.data.text.token_spans`.
+        words: spans of the W words.
+
+    Returns:
+        (W,) float; 0 for a word that was cut off.
+    """
+    columns = [[column for column, span in tokens if overlapping([word], [span])[0]] for word in words]
+    return np.array([sum(float(values[column]) for column in group) for group in columns])
+
+
+def auc(scores, truth) -> float:
+    """Probability that a true item scores above a false one, ties counting half (Mann-Whitney); 0.5 = chance.
+
+    Args:
+        scores: (N,) float.
+        truth: (N,) bool.
+
+    Returns:
+        NaN where `truth` has one class only.
+    """
+    truth = np.asarray(truth, bool)
+    true, false = int(truth.sum()), int((~truth).sum())
+    if not true or not false:
+        return float("nan")
+    ranks = stats.rankdata(np.asarray(scores, float))
+    return float((ranks[truth].sum() - true * (true + 1) / 2) / (true * false))
+
+
+def mean_interval(values, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of the values that are not NaN and its 95 % percentile bootstrap interval (low, high).
+
+    Raises:
+        ValueError: fewer than two such values.
+    """
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        raise ValueError(f"expected two values or more that are not NaN, got {len(values)}")
+    if np.ptp(values) == 0:
+        return (float(values[0]),) * 3
+    options = {"n_resamples": resamples, "method": "percentile", "rng": np.random.default_rng(seed)}
+    bounds = stats.bootstrap((values,), np.mean, **options).confidence_interval
+    return float(values.mean()), float(bounds.low), float(bounds.high)
+
+
+def mining_quality(mined, wanted, false) -> dict[str, float]:
+    """How good a set of mined negatives is.
+
+    Args:
+        mined: (N_t, N_v) bool.
+        wanted: (N_t, N_v) bool, the true hard negatives.
+        false: (N_t, N_v) bool, pairs that match although they are not labelled so.
+
+    Returns:
+        pairs (number mined), per_text, precision and recall of `wanted` in percent, false_negatives in
+        percent of the mined; NaN where nothing was mined or wanted.
+    """
+    mined, wanted, false = (np.asarray(mask, bool) for mask in (mined, wanted, false))
+    pairs, hits = int(mined.sum()), int((mined & wanted).sum())
+    return {
+        "pairs": pairs,
+        "per_text": pairs / len(mined),
+        "precision": 100 * hits / pairs if pairs else float("nan"),
+        "recall": 100 * hits / int(wanted.sum()) if wanted.any() else float("nan"),
+        "false_negatives": 100 * int((mined & false).sum()) / pairs if pairs else float("nan"),
+    }
+
+
+def pair_kinds(truth: Truth, caption_ids, video_ids, video_of_caption) -> dict[str, np.ndarray]:
+    """Kinds of text-video pairs by what is true of them, (N_t, N_v) bool each.
+
+    "match" is the caption's own video; "same meaning" another one of which all is true that the caption says
+    (a duplicate, or a neighbour that differs in what the caption leaves out); "one factor apart" one that
+    differs in one factor, which the caption names; "other" the rest.
+    """
+    match = np.asarray(video_of_caption)[:, None] == np.arange(len(video_ids))[None, :]
+    fits = truth.relevance(caption_ids, video_ids) == 1
+    near = truth.differing_factors(caption_ids, video_ids) == 1
+    kinds = {"match": match, "same meaning": ~match & fits, "one factor apart": ~match & ~fits & near}
+    return {**kinds, "other": ~np.any(list(kinds.values()), axis=0)}
+
+
+def swapped_pairs(truth: Truth, caption_ids, video_ids, video_of_caption) -> pd.DataFrame:
+    """Every (caption, video of the same family that differs in one factor which the caption names).
+
+    Returns:
+        caption (row), own and other (columns of a similarity matrix), factor, family.
+    """
+    column = {video: index for index, video in enumerate(video_ids)}
+    contradicts = truth.relevance(caption_ids, video_ids) < 1
+    rows = []
+    for row, own in enumerate(np.asarray(video_of_caption).tolist()):
+        for factor, others in truth.swapped(video_ids[own]).items():
+            for other in others:
+                if other in column and contradicts[row, column[other]]:
+                    family = truth.videos.family[video_ids[own]]
+                    rows.append((row, own, column[other], factor, family))
+    return pd.DataFrame(rows, columns=["caption", "own", "other", "factor", "family"])
+
+
+def factor_accuracy(similarity: np.ndarray, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Share of captions that score their own video above one that differs in one factor; chance is 50 %.
+
+    Captions of one family share its luck: shares are taken per family, then averaged.
+
+    Args:
+        similarity: (N_t, N_v) float.
+        pairs: of `swapped_pairs`.
+
+    Returns:
+        Index factor; pairs, families, accuracy in percent and its 95 % interval low, high over families (NaN
+        for a single family). A tie counts as wrong.
+    """
+    own, other = (similarity[pairs.caption, pairs[name]] for name in ("own", "other"))
+    scored = pairs.assign(right=100.0 * (own > other))
+    rows = {}
+    for factor, group in scored.groupby("factor"):
+        by_family = group.groupby("family").right.mean()
+        several = len(by_family) > 1
+        mean, low, high = mean_interval(by_family) if several else (float(by_family.iloc[0]), *[np.nan] * 2)
+        counts = {"pairs": len(group), "families": len(by_family)}
+        rows[factor] = counts | {"accuracy": mean, "low": low, "high": high}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("factor")
