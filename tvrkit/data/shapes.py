@@ -20,6 +20,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from tvrkit.config import choose, settings
+from tvrkit.data import frames, manifest
 from tvrkit.data.shapes_captions import mention, tell
 from tvrkit.data.shapes_render import (
     DISTRACTORS,
@@ -202,8 +203,6 @@ def prepare(root: Path | str, preset: str = "quick", seed: int = 0, workers: int
         ValueError: unknown preset, or `root` holds shapes of another preset or seed.
         RuntimeError: a video could not be decoded again.
     """
-    from tvrkit.data import frames, manifest
-
     root, chosen = Path(root), PRESETS[choose("preset", preset, PRESETS)]
     made_from = {"preset": preset, "seed": seed, **asdict(chosen)}
     mark, card = root / "truth" / "made_from.json", root / "card.json"
@@ -341,8 +340,8 @@ class Truth:
     def relevance(self, caption_ids: Sequence[str], video_ids: Sequence[str]) -> np.ndarray:
         """(N_t, N_v) float64 in [0, 1]: the share of what a caption says that is true of a video.
 
-        A motion told alone is true of a video that has it first or second. Where the words fit the video better
-        with its two objects in each other's role, that counts (for what can be told of either, see `ROLES`).
+        A motion told alone is true of a video that has it first or second. Where the words fit better
+        with the two objects in each other's role, that counts (for what can be told of either, see `ROLES`).
         """
         said = self._said.loc[list(caption_ids)]
         own = self._codes.loc[self.captions.video_id[list(caption_ids)]]

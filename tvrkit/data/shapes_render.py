@@ -116,7 +116,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if shape == "circle":
         return radius - 0.92
     if shape == "square":
-        return np.maximum(abs(x), abs(y)) - 0.8
+        return np.maximum(abs(x), abs(y)) - 0.84
     if shape == "triangle":
         return np.maximum(y - 0.65, 0.866 * abs(x) - 0.5 * y - 0.5)
     if shape == "star":
