@@ -95,7 +95,7 @@ class Backbone(nn.Module):
         """Transformer blocks of CLIP's text tower, first to last, None in a transformers tower."""
         return None if self.is_hf else self.clip.text.transformer.resblocks
 
-    def encode_text(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_text(self, tokens: Tensor, mask: Tensor, mask_padding: bool = False) -> tuple[Tensor, Tensor]:
         """Word and sentence features, from one pass through the text tower.
 
         The tower runs at the length of `tokens`, with CLIP's positions cut to it. Nothing after EOT reaches
@@ -104,6 +104,8 @@ class Backbone(nn.Module):
         Args:
             tokens: (B, L) int64 of the backbone's tokenizer.
             mask: (B, L) bool, True on real tokens.
+            mask_padding: CLIP's tower masks padded keys besides what is causal. Only the padded rows of
+                `words` differ (GLSCL's released decoders read them).
 
         Returns:
             words (B, L, D) float: all tokens through the last LayerNorm and the projection;
@@ -122,6 +124,9 @@ class Backbone(nn.Module):
         if text.attn_mask is None and length < self.context_length:  # bidirectional: trained with its padding
             raise ValueError(f"{self.name}: expected exactly {self.context_length} tokens, got {length}")
         causal = None if text.attn_mask is None else text.attn_mask[:length, :length]
+        if mask_padding and causal is not None:
+            causal = causal.expand(len(mask), -1, -1).masked_fill(~mask[:, None], -torch.inf)
+            causal = causal.repeat_interleave(self.text_blocks[0].attn.num_heads, dim=0)
         x = text.token_embedding(tokens) + text.positional_embedding[:length]
         words = text.ln_final(text.transformer(x, attn_mask=causal))
         if isinstance(text.text_projection, nn.Linear):
@@ -223,12 +228,14 @@ def create_backbone(config: BackboneConfig) -> Backbone:
             text_cfg=text,
         )
     except (RuntimeError, SafetensorError, UnpicklingError) as error:
+        if weights is None:
+            raise
         raise ValueError(f"{weights}: expected weights of {name}: {error}") from error
     return Backbone(clip, _tokenizer(name, text), name, tag)
 
 
 def _check_name(name: str) -> None:
-    known = [*BACKBONES, *open_clip.list_models()]
+    known = dict.fromkeys([*BACKBONES, *open_clip.list_models()])
     if name not in known:
         close = difflib.get_close_matches(name, known, n=6, cutoff=0.3) or list(BACKBONES)
         choices = f"{', '.join(BACKBONES)} or an open_clip name, such as {', '.join(close)}"
@@ -260,11 +267,10 @@ def _find_weights(name: str, pretrained: str | None, architecture: dict) -> tupl
         return weights, {}
     info = open_clip.get_pretrained_cfg(name, pretrained)
     if info:
-        activation = "quick_gelu"
-        if info.get(activation, False) != architecture.get(activation, False):
-            raise ValueError(
-                f"{pretrained} weights of {name} use another GELU: take {name}-quickgelu or without"
-            )
+        quick = info.get("quick_gelu", False)
+        if quick != architecture.get("quick_gelu", False):
+            right = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
+            raise ValueError(f"weights {pretrained!r} of {name} were trained with another GELU: use {right}")
         return hub.weights(info["hf_hub"]), info
     path = Path(pretrained).expanduser()
     if path.is_file():

@@ -2,5 +2,6 @@
 
 from tvrkit.methods.clip4clip import CLIP4Clip
 from tvrkit.methods.dmae import DMAE
+from tvrkit.methods.glscl import GLSCL
 
-METHODS = {"clip4clip": CLIP4Clip, "dmae": DMAE}
+METHODS = {"clip4clip": CLIP4Clip, "dmae": DMAE, "glscl": GLSCL}
