@@ -44,8 +44,8 @@ def tokenise(
     """Token ids, their mask and their textual-attention weight.
 
     The ids are those of `tokenizer(captions, context_length=max_words)`. A caption that is too long loses its
-    last words, never EOT. Tokens that overlap a noun, adjective or verb that is no stop word weigh 2 (DMAE's text
-    weight mask; the released code joins words without blanks before tagging, so that nothing is ever boosted).
+    last words, never EOT. Tokens that overlap a noun, adjective or verb that is no stop word weigh 2 (DMAE's
+    text weight mask; the released code glues words together before tagging, so that nothing is boosted).
 
     Args:
         captions: N captions; empty ones become SOT, EOT.
@@ -231,9 +231,9 @@ class KeywordMasker:
     """Drops words that say little about their video from a training caption (DMAE, keyword masking).
 
     A document is all captions of a video. Weight of a word = (share of the document's words) x
-    log(videos / videos that use the word). Among a caption's words of weight below 0.1, the lightest first, at
-    most 5 and at most half of its words are candidates; each is dropped with probability 1/2. The words that stay
-    are kept apart by blanks (the released code glues them together); Chinese is written without.
+    log(videos / videos that use the word). Of a caption's words of weight below 0.1, the lightest first, at
+    most 5 and at most half of its words are candidates; each is dropped with probability 1/2. What stays is
+    kept apart by blanks (the released code glues it together); Chinese is written without.
 
     Args:
         captions_by_video: all training captions of each video.

@@ -1,0 +1,136 @@
+"""Is this the protocol it says it is? Counts, id hashes, overlaps and shared sources, against a table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+
+import pandas as pd
+
+from tvrkit import paths
+
+PROTOCOL_TABLE = paths.ASSETS / "protocols.csv"
+NAMED = 5  # ids named in a message
+
+
+def id_hash(video_ids: Iterable[str]) -> str:
+    """SHA-256 of the sorted distinct ids, one a line: the same for the same set of videos in any order."""
+    return hashlib.sha256("\n".join(sorted(set(video_ids))).encode()).hexdigest()
+
+
+def expected_counts() -> pd.DataFrame:
+    """A row per protocol, language and split: videos, captions, ids_sha256, source; empty where not known."""
+    types = {"videos": "Int64", "captions": "Int64"}
+    return pd.read_csv(PROTOCOL_TABLE, dtype=types, comment="#").fillna({"ids_sha256": ""})
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What `check_splits` found.
+
+    Attributes:
+        protocol: full name.
+        table: a row per split: videos, captions, repeated_captions (rows whose text the split had before),
+            ids_sha256, expected_videos, expected_captions, expected_ids_sha256, source.
+        overlaps: ids in two splits, by the pair of splits.
+        shared_sources: test videos cut from a source that training has too; None where no file tells the
+            sources, or one of the two splits was not read.
+        notes: what the reader left out or mended.
+        mismatches: what differs from the protocol, one line each. Results of such a run are not comparable.
+    """
+
+    protocol: str
+    table: pd.DataFrame
+    overlaps: dict[tuple[str, str], list[str]]
+    shared_sources: list[str] | None
+    notes: list[str]
+    mismatches: list[str]
+
+    @property
+    def partial(self) -> bool:
+        """Whether results must be labelled "not comparable"."""
+        return bool(self.mismatches)
+
+    def __str__(self) -> str:
+        shown = self.table.drop(columns="source")
+        for column in ("ids_sha256", "expected_ids_sha256"):
+            shown[column] = shown[column].str[:12]
+        shared = "not known (it takes the clips' sources, train and test)"
+        if self.shared_sources is not None:
+            shared = str(len(self.shared_sources))
+        lines = [
+            f"{self.protocol}: {'PARTIAL, not comparable' if self.partial else 'as expected'}",
+            shown.to_string(index=False, na_rep="-"),
+            f"test videos that share their source with training: {shared}",
+            *(f"in {first} and {second}: {len(ids)}" for (first, second), ids in self.overlaps.items()),
+            *(f"mismatch: {line}" for line in self.mismatches),
+            *(f"note: {line}" for line in self.notes),
+            *(f"source of {row.split}: {row.source}" for row in self.table.itertuples()),
+        ]
+        return "\n".join(lines)
+
+
+def check_splits(captions: pd.DataFrame, protocol: str, allow_partial: bool = False) -> SplitReport:
+    """Compare the splits in `captions` with what their protocol should have; those not read are not checked.
+
+    Args:
+        captions: table of `load_annotations`, one language.
+        protocol: full name, such as "msrvtt/1k-A".
+        allow_partial: report a mismatch instead of raising it.
+
+    Raises:
+        ValueError: a count or an id hash differs, or splits overlap; says expected and found.
+    """
+    language = captions["language"].iloc[0]
+    expected = expected_counts().query("protocol == @protocol and language == @language").set_index("split")
+    groups = dict(iter(captions.groupby("split", sort=False)))
+    table = pd.DataFrame([_count(split, group, expected) for split, group in groups.items()])
+    ids = {split: set(group["video_id"]) for split, group in groups.items()}
+    overlaps = {(a, b): sorted(ids[a] & ids[b]) for a, b in combinations(ids, 2) if ids[a] & ids[b]}
+    mismatches = [line for row in table.itertuples() for line in _differences(row)]
+    for (first, second), both in overlaps.items():
+        named = ", ".join(both[:NAMED])
+        mismatches.append(f"{first} and {second}: expected no video in both, found {len(both)}: {named}")
+    if mismatches and not allow_partial:
+        raise ValueError(f"{protocol} {language}: {'; '.join(mismatches)} (allow partial data to run anyway)")
+    shared, notes = _shared(ids, captions.attrs.get("sources")), captions.attrs.get("notes", [])
+    return SplitReport(protocol, table, overlaps, shared, list(notes), mismatches)
+
+
+def _count(split: str, group: pd.DataFrame, expected: pd.DataFrame) -> dict:
+    known = expected.loc[split] if split in expected.index else pd.Series(dtype=object)
+    return {
+        "split": split,
+        "videos": group["video_id"].nunique(),
+        "expected_videos": known.get("videos", pd.NA),
+        "captions": len(group),
+        "expected_captions": known.get("captions", pd.NA),
+        "repeated_captions": int(group["caption"].duplicated().sum()),
+        "ids_sha256": id_hash(group["video_id"]),
+        "expected_ids_sha256": known.get("ids_sha256", ""),
+        "source": known.get("source", "no expected numbers are known"),
+    }
+
+
+def _differences(row) -> list[str]:
+    lines = [
+        f"{row.split}: expected {wanted} {what}, found {found}"
+        for what, wanted, found in (
+            ("videos", row.expected_videos, row.videos),
+            ("captions", row.expected_captions, row.captions),
+        )
+        if pd.notna(wanted) and wanted != found
+    ]
+    if not lines and row.expected_ids_sha256 not in ("", row.ids_sha256):
+        wanted, found = row.expected_ids_sha256[:12], row.ids_sha256[:12]
+        lines.append(f"{row.split}: expected the videos with id hash {wanted}, found {found}")
+    return lines
+
+
+def _shared(ids: dict[str, set[str]], sources: dict[str, str] | None) -> list[str] | None:
+    if sources is None or not {"train", "test"} <= ids.keys():
+        return None
+    trained = {sources[video] for video in ids["train"] if video in sources}
+    return sorted(video for video in ids["test"] if sources.get(video) in trained)
