@@ -82,9 +82,10 @@ class Evaluation:
         return cls(similarity, *ids, owner, ranks, {**labels, **counts, **rules, **result, **extra})
 
     def save(self, folder: Path | str) -> None:
-        """Write similarity.npz, ranks.npz and, last, metrics.json; each is whole or absent."""
+        """Write similarity.npz, ranks.npz and, last, metrics.json: with it the evaluation is whole."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").unlink(missing_ok=True)  # an older one must not vouch for the new arrays
         ids = {key: getattr(self, key) for key in ("caption_ids", "video_ids", "video_of_caption")}
         for name, arrays in (
             ("similarity", {"similarity": self.similarity}),
@@ -169,7 +170,11 @@ def evaluate(
         ValueError: the split is unknown or nothing of it is there, or the scores hold NaN.
     """
     name = split or config.eval.split
-    queries, missing = _present(manifest, name, config.data.language)
+    queries = manifest.split(name, config.data.language)
+    if not queries.video_ids:
+        raise ValueError(
+            f"split {name!r} of {manifest.root}: none of its {len(queries.missing)} videos has frames"
+        )
     training = method.training
     method.eval()
     try:
@@ -180,69 +185,35 @@ def evaluate(
         method.train(training)
     selection = config.train.select + (" (optimistic)" if config.train.select == "test" else "")
     labels = {"split": name, "language": config.data.language, "selection": selection}
-    labels |= {"complete": not missing, "missing": missing}
+    labels |= {"complete": not queries.missing, "missing": queries.missing}
     ids = queries.captions["caption_id"], queries.video_ids, queries.video_of_caption
     return Evaluation.of(similarity, *ids, config.eval, banks, **labels)
 
 
-def _present(manifest: Manifest, name: str, language: str) -> tuple[Split, list[str]]:
-    """The split less the videos that have no frames, and the ids of those."""
-    split = manifest.split(name, language)
-    ok = set(manifest.videos.loc[manifest.videos["status"] == "ok", "video_id"])
-    ok &= set(manifest.frames.video_ids())
-    here = np.array([video in ok for video in split.video_ids])
-    missing = [video for video, found in zip(split.video_ids, here, strict=True) if not found]
-    if not missing:
-        return split, missing
-    if not here.any():
-        raise ValueError(f"split {name!r} of {manifest.root}: none of its {len(here)} videos has frames")
-    return _subset(split, here), missing
-
-
-def _subset(split: Split, here: np.ndarray) -> Split:
-    """The videos `here` (N_v,) bool and their captions, numbered anew."""
-    keep = here[split.video_of_caption]
-    return replace(
-        split,
-        captions=split.captions[keep].reset_index(drop=True),
-        video_ids=[video for video, found in zip(split.video_ids, here, strict=True) if found],
-        video_of_caption=(np.cumsum(here) - 1)[split.video_of_caption[keep]],
-    )
-
-
 def _score(method, manifest, config, queries: Split, device) -> tuple[np.ndarray, dict | None]:
     """(N_t, N_v) float32, and the banks of training queries where a post-processing needs them."""
-    videos = _encode_videos(method, manifest, config, queries, device)
+
+    def encode(split: Split) -> VideoFeatures:
+        loader = tqdm(video_loader(split, config, method.backbone, manifest), "videos", leave=False)
+        return VideoFeatures.cat([method.encode_video(batch.to(device)) for batch in loader])
+
+    def score(split: Split, *candidates: VideoFeatures) -> list[np.ndarray]:
+        """One (captions, videos) matrix for each of `candidates`."""
+        rows = []
+        for batch in tqdm(text_loader(split, config, method.backbone, manifest), "captions", leave=False):
+            text = method.encode_text(batch.to(device))
+            rows.append([method.similarity(text, videos).float().cpu().numpy() for videos in candidates])
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+    videos = encode(queries)
     if not metrics.NEEDS_BANK & set(config.eval.postprocess):
-        return _score_texts(method, manifest, config, queries, videos, device), None
-    bank, _ = _present(manifest, "train", config.data.language)
+        return score(queries, videos)[0], None
+    bank = manifest.split("train", config.data.language)
     first = np.unique(bank.video_of_caption, return_index=True)[1]  # one caption a video keeps the bank small
-    bank = replace(
-        bank,
-        captions=bank.captions.iloc[first].reset_index(drop=True),
-        video_of_caption=bank.video_of_caption[first],
-    )
-    bank_videos = _encode_videos(method, manifest, config, bank, device)
-    both = VideoFeatures.cat([videos, bank_videos])
-    similarity = _score_texts(method, manifest, config, queries, both, device)
-    bank_texts = _score_texts(method, manifest, config, bank, videos, device)
-    return similarity[:, : len(videos)], {"t2v": bank_texts, "v2t": similarity[:, len(videos) :].T}
-
-
-def _encode_videos(method, manifest, config, split: Split, device) -> VideoFeatures:
-    loader = video_loader(split, config, method.backbone, manifest)
-    return VideoFeatures.cat(
-        [method.encode_video(batch.to(device)) for batch in tqdm(loader, "videos", leave=False)]
-    )
-
-
-def _score_texts(method, manifest, config, split: Split, videos: VideoFeatures, device) -> np.ndarray:
-    loader = text_loader(split, config, method.backbone, manifest)
-    rows = [
-        method.similarity(method.encode_text(batch.to(device)), videos).float().cpu().numpy()
-        for batch in tqdm(loader, "captions", leave=False)
-    ]
-    return np.concatenate(rows)
+    captions = bank.captions.iloc[first].reset_index(drop=True)
+    bank = replace(bank, captions=captions, video_of_caption=bank.video_of_caption[first])
+    similarity, of_bank_videos = score(queries, videos, encode(bank))
+    return similarity, {"t2v": score(bank, videos)[0], "v2t": of_bank_videos.T}
 
 
 def compare(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
