@@ -111,9 +111,11 @@ class Manifest:
         captioned = self.videos[self.videos["video_id"].isin(captions["video_id"])]
         good = captioned["status"] == "ok"
         video_ids = captioned["video_id"][good].tolist()
+        if not video_ids:
+            raise ValueError(f"{self.root}: no video of split {name!r} has frames and a caption in {language!r}")
         captions = captions[captions["video_id"].isin(video_ids)].reset_index(drop=True)
         index = {video_id: row for row, video_id in enumerate(video_ids)}
-        video_of_caption = captions["video_id"].map(index).to_numpy(np.int64)
+        video_of_caption = captions["video_id"].map(index).to_numpy(np.int64, copy=True)
         return Split(name, captions, video_ids, video_of_caption, captioned["video_id"][~good].tolist())
 
 
@@ -156,8 +158,8 @@ def coverage(videos: pd.DataFrame) -> pd.DataFrame:
         videos: as in videos.jsonl.
 
     Returns:
-        A row per split: videos (wanted), present, and lists of ids: missing (no file), broken (no frame could be
-        read), damaged (frames were read, but the file is not whole), too_short (fewer frames than asked for).
+        A row per split: videos (wanted), present, and lists of ids: missing (no file), broken (no frame could
+        be read), damaged (frames were read, but the file is not whole), too_short (fewer frames than asked for).
     """
     rows = []
     for split, group in videos.groupby("split", sort=False):

@@ -1,0 +1,235 @@
+"""Batches: captions drawn and tokenised, frames sampled from the store.
+
+Whatever is random about an item comes from (seed, epoch, item): neither the number of worker processes nor a
+resumed run changes a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import InterpolationMode, v2
+
+from tvrkit.config import Config, DataConfig, choose
+from tvrkit.data.decode import SAMPLERS, sample
+from tvrkit.data.frames import FrameStore
+from tvrkit.data.manifest import Manifest, Split
+from tvrkit.data.text import KeywordMasker, Tagger, tokenise
+from tvrkit.protocol import TextVideoBatch
+
+TRAIN_SPLIT = "train"
+tagger = cache(Tagger)  # one per language and process: it remembers what it has tagged
+
+
+def augmentation(size: int) -> v2.Transform:
+    """HMMC's pre-training augmentation: one draw for all frames of a clip.
+
+    Args:
+        size: S, of the result.
+
+    Returns:
+        A transform (F, 3, H, W) uint8 -> (F, 3, S, S) uint8: random resized crop (0.2 to 1 of the area), colour
+        jitter, grey, blur, horizontal flip.
+    """
+    blur = v2.GaussianBlur(2 * (size // 20) + 1, (0.1, 2.0))
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([blur], p=0.5),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
+
+
+def fit(frames: Tensor, size: int) -> Tensor:
+    """(F, 3, H, W) uint8 -> (F, 3, size, size) uint8: short side to `size`, then the centre."""
+    if frames.shape[-2:] == (size, size):
+        return frames
+    if min(frames.shape[-2:]) != size:
+        frames = v2.functional.resize(frames, [size], InterpolationMode.BICUBIC, antialias=True)
+    return v2.functional.center_crop(frames, [size, size])
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Reads clips of a split's videos.
+
+    Attributes:
+        store: of the frames.
+        video_ids: of the split.
+        counts: stored frames of each video.
+        length: F, frames of a clip; a video with fewer is padded.
+        size: S, height and width of a frame.
+        sampling: name, see `tvrkit.data.decode.sample`.
+        augment: see `augmentation`.
+    """
+
+    store: FrameStore
+    video_ids: list[str]
+    counts: list[int]
+    length: int
+    size: int
+    sampling: str
+    augment: bool
+
+    @classmethod
+    def of(cls, manifest: Manifest, split: Split, data: DataConfig, size: int, training: bool) -> Clips:
+        """The clips a recipe's `data` section asks for; `max_frames` or what the longest video has."""
+        counts = manifest.videos.set_index("video_id")["frames"][split.video_ids].tolist()
+        sampling = choose("sampling", data.train_sampling if training else data.eval_sampling, SAMPLERS)
+        length = min(data.max_frames, max(counts))
+        augment = training and data.augmentation
+        return cls(manifest.frames, split.video_ids, counts, length, size, sampling, augment)
+
+    def read(self, rows: Sequence[int], draws: Sequence[np.random.Generator | None]) -> tuple[Tensor, Tensor]:
+        """Clips of the videos `rows`, each with its own random draw.
+
+        Returns:
+            frames (B, F, 3, S, S) uint8, mask (B, F) bool.
+        """
+        frames = torch.zeros(len(rows), self.length, 3, self.size, self.size, dtype=torch.uint8)
+        mask = torch.zeros(len(rows), self.length, dtype=torch.bool)
+        for position, (row, draw) in enumerate(zip(rows, draws, strict=True)):
+            indices = sample(self.sampling, self.counts[row], self.length, draw)
+            images = self.store.read(self.video_ids[row], indices)
+            clip = self._shape(torch.from_numpy(images).permute(0, 3, 1, 2), draw)
+            frames[position, : len(clip)] = clip
+            mask[position, : len(clip)] = True
+        return frames, mask
+
+    def _shape(self, clip: Tensor, draw: np.random.Generator | None) -> Tensor:
+        if not self.augment:
+            return fit(clip, self.size)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(int(draw.integers(2**63)))
+            return augmentation(self.size)(clip)
+
+
+class TrainData(Dataset):
+    """Training items: a video with a random one of its captions, or each caption with its video.
+
+    The loader asks for whole batches of (epoch, item), see `EpochOrder`.
+    """
+
+    def __init__(self, manifest: Manifest, config: Config, backbone, seed: int):
+        self.data, self.seed, self.epoch = config.data, seed, 0
+        self.split = manifest.split(TRAIN_SPLIT, config.data.language)
+        self.clips = Clips.of(manifest, self.split, config.data, backbone.image_size, training=True)
+        self.captions = self.split.captions["caption"].tolist()
+        self.tokenizer = backbone.tokenizer
+        self.text = _tokenise(self.captions, backbone.tokenizer, config.data)
+        self.of_video = [[] for _ in self.split.video_ids]
+        for row, video in enumerate(self.split.video_of_caption):
+            self.of_video[video].append(row)
+        self.masker = None
+        if config.data.keyword_masking:
+            texts = self.split.captions.groupby("video_id")["caption"].agg(list)
+            self.masker = KeywordMasker(texts.to_dict(), config.data.language)
+
+    def set_epoch(self, epoch: int) -> None:
+        """What the next iteration over the loader draws."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.captions if self.data.captions == "all" else self.split.video_ids)
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> TextVideoBatch:
+        draws = [np.random.default_rng([self.seed, epoch, item]) for epoch, item in items]
+        captions = [self._caption(item, draw) for (_, item), draw in zip(items, draws, strict=True)]
+        videos = self.split.video_of_caption[captions]
+        text = tuple(part[captions] for part in self.text)
+        if self.masker is not None:
+            texts = [
+                self.masker(self.split.video_ids[video], self.captions[caption], draw)
+                for video, caption, draw in zip(videos, captions, draws, strict=True)
+            ]
+            text = _tokenise(texts, self.tokenizer, self.data)
+        clips = self.clips.read(videos, draws)
+        return TextVideoBatch(*text, *clips, torch.from_numpy(videos), torch.tensor(captions))
+
+    def _caption(self, item: int, draw: np.random.Generator) -> int:
+        return item if self.data.captions == "all" else int(draw.choice(self.of_video[item]))
+
+
+class EpochOrder(Sampler):
+    """(epoch, item) in the epoch's own random order. Workers learn the epoch from what they are asked for."""
+
+    def __init__(self, data: TrainData):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.data.epoch
+        order = np.random.default_rng([self.data.seed, epoch]).permutation(len(self.data))
+        return ((epoch, int(item)) for item in order)
+
+
+class _VideoData(Dataset):
+    def __init__(self, clips: Clips):
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips.video_ids)
+
+    def __getitems__(self, rows: Sequence[int]) -> TextVideoBatch:
+        frames, mask = self.clips.read(rows, [None] * len(rows))
+        return TextVideoBatch(frames=frames, frame_mask=mask, video_index=torch.tensor(rows))
+
+
+def train_loader(manifest: Manifest, config: Config, backbone, *, seed: int) -> DataLoader:
+    """Batches of the training split, in another order each epoch (`loader.dataset.set_epoch(epoch)`).
+
+    A last batch that is not full is dropped, unless it is the only one.
+
+    Raises:
+        ValueError: unknown sampling, split or language.
+    """
+    data = TrainData(manifest, config, backbone, seed)
+    size = config.train.batch_size
+    return _load(data, config, size, sampler=EpochOrder(data), drop_last=len(data) >= size)
+
+
+def video_loader(split: Split, config: Config, backbone, manifest: Manifest) -> DataLoader:
+    """Batches of a split's videos in order: frames, frame_mask, video_index."""
+    clips = Clips.of(manifest, split, config.data, backbone.image_size, training=False)
+    return _load(_VideoData(clips), config, config.eval.batch_size)
+
+
+def text_loader(split: Split, config: Config, backbone, manifest: Manifest) -> DataLoader:
+    """Batches of a split's captions in order: tokens, token_mask, token_weight, video_index, caption_index."""
+    text = _tokenise(split.captions["caption"].tolist(), backbone.tokenizer, config.data)
+    videos, captions = torch.from_numpy(split.video_of_caption), torch.arange(len(split.captions))
+    whole = TextVideoBatch(*text, video_index=videos, caption_index=captions)
+    return DataLoader(
+        range(len(whole)), config.eval.batch_size, collate_fn=lambda rows: whole[torch.tensor(rows)]
+    )
+
+
+def _tokenise(captions: list[str], tokenizer, data: DataConfig) -> tuple[Tensor, Tensor, Tensor]:
+    return tokenise(captions, tokenizer, data.max_words, tagger(data.language))
+
+
+def _load(data: Dataset, config: Config, batch_size: int, **order) -> DataLoader:
+    return DataLoader(
+        data,
+        batch_size,
+        num_workers=config.train.workers,
+        persistent_workers=config.train.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=_whole,
+        **order,
+    )
+
+
+def _whole(batch: TextVideoBatch) -> TextVideoBatch:
+    return batch  # `__getitems__` has made it
