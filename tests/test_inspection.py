@@ -1,5 +1,7 @@
 """Scoring of attention and mining against truth, with naive loops as oracles."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvrkit import inspection
+from tvrkit.config import DataConfig
 from tvrkit.data.shapes import Truth
 
 FIRST = {"shape": "circle", "colour": "red", "size": "small", "place": "left", "motion": "right",
@@ -113,24 +116,11 @@ def test_kinds_of_pairs(truth):
     assert (sum(mask.astype(int) for mask in kinds.values()) == 1).all()
 
 
-def test_swapped_pairs_name_only_factors_that_the_caption_names(truth):
-    pairs = inspection.swapped_pairs(truth, *IDS)
-    found = sorted(zip(pairs.caption, pairs.own, pairs.other, pairs.factor, strict=True))
-    assert found == [(0, 0, 1, "colour"), (0, 0, 2, "order")]
-
-
-def test_factor_accuracy_averages_families_and_counts_ties_as_wrong():
-    similarity = np.array([[0.9, 0.1, 0.9], [0.5, 0.6, 0.1], [0.3, 0.2, 0.4]])
-    rows = [
-        (0, 0, 1, "colour", "f"),  # right
-        (0, 0, 2, "colour", "f"),  # tie
-        (1, 1, 0, "colour", "g"),  # right
-        (2, 1, 2, "motion", "g"),  # wrong
-    ]
-    pairs = pd.DataFrame(rows, columns=["caption", "own", "other", "factor", "family"])
-    table = inspection.factor_accuracy(similarity, pairs)
-    assert table.accuracy.to_dict() == {"colour": 75, "motion": 0}
-    assert table.pairs.to_dict() == {"colour": 3, "motion": 1}
-    assert table.families.to_dict() == {"colour": 2, "motion": 1}
-    assert np.isnan(table.low["motion"])
-    assert table.low["colour"] <= 75 <= table.high["colour"]
+def test_frames_seen_are_those_an_evaluation_reads():
+    clips = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    store = SimpleNamespace(count=lambda _: len(clips), read=lambda _, indices: clips[indices])
+    indices, frames = inspection.frames_seen(
+        SimpleNamespace(frames=store), DataConfig("x", max_frames=5), "v"
+    )
+    assert indices.tolist() == [1, 3, 5, 7, 9]
+    assert frames[:, 0, 0, 0].tolist() == [1, 3, 5, 7, 9]

@@ -8,12 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
+from tvrkit.config import DataConfig
+from tvrkit.data.decode import sample
+from tvrkit.data.manifest import Manifest
 from tvrkit.data.shapes import Truth
 
 Span = tuple[int, int]
+
+
+def frames_seen(manifest: Manifest, data: DataConfig, video_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """What an evaluation under these settings sees of a video: (F,) stored indices, (F, H, W, 3) uint8."""
+    indices = sample(data.eval_sampling, manifest.frames.count(video_id), data.max_frames)
+    return indices, manifest.frames.read(video_id, indices)
 
 
 def word_spans(caption: str) -> list[Span]:
@@ -118,46 +126,3 @@ def pair_kinds(truth: Truth, caption_ids, video_ids, video_of_caption) -> dict[s
     near = truth.differing_factors(caption_ids, video_ids) == 1
     kinds = {"match": match, "same meaning": ~match & fits, "one factor apart": ~match & ~fits & near}
     return {**kinds, "other": ~np.any(list(kinds.values()), axis=0)}
-
-
-def swapped_pairs(truth: Truth, caption_ids, video_ids, video_of_caption) -> pd.DataFrame:
-    """Every (caption, video of the same family that differs in one factor which the caption names).
-
-    Returns:
-        caption (row), own and other (columns of a similarity matrix), factor, family.
-    """
-    column = {video: index for index, video in enumerate(video_ids)}
-    contradicts = truth.relevance(caption_ids, video_ids) < 1
-    rows = []
-    for row, own in enumerate(np.asarray(video_of_caption).tolist()):
-        for factor, others in truth.swapped(video_ids[own]).items():
-            for other in others:
-                if other in column and contradicts[row, column[other]]:
-                    family = truth.videos.family[video_ids[own]]
-                    rows.append((row, own, column[other], factor, family))
-    return pd.DataFrame(rows, columns=["caption", "own", "other", "factor", "family"])
-
-
-def factor_accuracy(similarity: np.ndarray, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Share of captions that score their own video above one that differs in one factor; chance is 50 %.
-
-    Captions of one family share its luck: shares are taken per family, then averaged.
-
-    Args:
-        similarity: (N_t, N_v) float.
-        pairs: of `swapped_pairs`.
-
-    Returns:
-        Index factor; pairs, families, accuracy in percent and its 95 % interval low, high over families (NaN
-        for a single family). A tie counts as wrong.
-    """
-    own, other = (similarity[pairs.caption, pairs[name]] for name in ("own", "other"))
-    scored = pairs.assign(right=100.0 * (own > other))
-    rows = {}
-    for factor, group in scored.groupby("factor"):
-        by_family = group.groupby("family").right.mean()
-        several = len(by_family) > 1
-        mean, low, high = mean_interval(by_family) if several else (float(by_family.iloc[0]), *[np.nan] * 2)
-        counts = {"pairs": len(group), "families": len(by_family)}
-        rows[factor] = counts | {"accuracy": mean, "low": low, "high": high}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("factor")
