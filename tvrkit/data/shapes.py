@@ -174,16 +174,16 @@ def _captions(video: Video, preset: Preset) -> list[dict]:
         for index in range(count):
             omit = preset.omit if index and rng.random() < preset.partial else 0.0
             mentioned = mention(video.scene, omit, rng)
-            caption = tell(video.scene, mentioned, language, preset.filler, rng)
+            text, spans = tell(video.scene, mentioned, language, preset.filler, rng)
             rows.append(
                 {
                     "caption_id": f"{video.video_id}-{language}{index}",
                     "video_id": video.video_id,
-                    "caption": caption.text,
+                    "caption": text,
                     "language": language,
                     "split": video.split,
                     "mentioned": list(mentioned),
-                    "spans": [list(span) for span in caption.spans],
+                    "spans": spans,
                     "partial_of": None if mentioned == full else f"{video.video_id}-{language}0",
                 }
             )
@@ -226,7 +226,7 @@ def prepare(root: Path | str, preset: str = "quick", seed: int = 0, workers: int
         raise RuntimeError(f"{len(broken)} of {len(rows)} videos not decoded whole: {dict(broken.iloc[0])}")
     splits = {video.video_id: video.split for video in videos}
     rows = rows.assign(split=rows.video_id.map(splits))
-    manifest.write(root, captions[CAPTION_COLUMNS], rows, {"protocol": "shapes", **made_from})
+    manifest.write(root, captions[CAPTION_COLUMNS], rows, {"protocol": "shapes", "made_from": made_from})
 
 
 def _truth_row(video: Video) -> dict:
@@ -381,7 +381,7 @@ def stills(count: int, seed: int) -> tuple[np.ndarray, list[list[str]]]:
         for language in ("en", "zh"):
             for _ in range(rng.integers(1, 4)):
                 mentioned = tuple(factor for factor in mention(scene, preset.omit, rng) if factor in seen)
-                told.append(tell(scene, mentioned, language, preset.filler, rng).text)
+                told.append(tell(scene, mentioned, language, preset.filler, rng)[0])
         captions.append(told)
     return np.stack(images), captions
 
@@ -393,5 +393,5 @@ def sample_captions(count: int, seed: int) -> list[str]:
         rng = np.random.default_rng([seed, MOVING, index])
         scene = random_scene(preset, rng)
         mentioned = mention(scene, preset.omit * (index % 4 > 1), rng)
-        captions.append(tell(scene, mentioned, ("en", "zh")[index % 2], preset.filler, rng).text)
+        captions.append(tell(scene, mentioned, ("en", "zh")[index % 2], preset.filler, rng)[0])
     return captions

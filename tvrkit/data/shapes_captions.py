@@ -6,7 +6,6 @@ A caption is put together as pieces (text, factor) from the templates and word t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from string import Formatter
 
 import numpy as np
@@ -17,6 +16,7 @@ from tvrkit.config import choose
 from tvrkit.data.shapes_render import Scene
 
 Pieces = list[tuple[str, str]]  # text, and the factor it names or ""
+Spans = list[tuple[int, int, str]]  # first character, character after the last, factor
 
 GRAMMAR = yaml.safe_load((paths.ASSETS / "shapes_captions.yaml").read_text(encoding="utf-8"))
 WORDS = {language: grammar["words"] for language, grammar in GRAMMAR.items()}
@@ -26,23 +26,6 @@ for _words in WORDS.values():
 for _templates in TEMPLATES.values():
     _templates["vanishes"] = _templates["appears"]
 LONGEST_WITH_FILLER = {"en": 120, "zh": 36}  # characters; more would not fit into 32 tokens
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A caption and what it says.
-
-    Attributes:
-        text: the caption.
-        language: "en" or "zh".
-        mentioned: factors it names, in the order of `Scene`.
-        spans: (start, end, factor) of every attribute word, in characters, end excluded.
-    """
-
-    text: str
-    language: str
-    mentioned: tuple[str, ...]
-    spans: tuple[tuple[int, int, str], ...]
 
 
 def mention(scene: Scene, omit: float, rng: np.random.Generator) -> tuple[str, ...]:
@@ -59,8 +42,8 @@ def mention(scene: Scene, omit: float, rng: np.random.Generator) -> tuple[str, .
     return tuple(factor for factor in present if factor in kept)
 
 
-def tell(scene: Scene, mentioned: tuple[str, ...], language: str, filler: float, rng) -> Caption:
-    """Put a scene into words.
+def tell(scene: Scene, mentioned: tuple[str, ...], language: str, filler: float, rng) -> tuple[str, Spans]:
+    """Put a scene into words: the caption, and where in it each attribute word is.
 
     Args:
         scene: what is told.
@@ -88,8 +71,7 @@ def tell(scene: Scene, mentioned: tuple[str, ...], language: str, filler: float,
         sentence = _draw("naming", language, rng, s=sentence)
     elif short and rng.random() < filler:
         sentence = _draw("filler", language, rng, s=sentence)
-    text, spans = _join(sentence)
-    return Caption(text, language, mentioned, spans)
+    return _join(sentence)
 
 
 def _draw(entry: str, language: str, rng, **slots: Pieces) -> Pieces:
@@ -141,7 +123,7 @@ def _participle(phrase: str) -> str:
     return " ".join([verb.removesuffix("s").removesuffix("e") + "ing", *rest])
 
 
-def _join(pieces: Pieces) -> tuple[str, tuple[tuple[int, int, str], ...]]:
+def _join(pieces: Pieces) -> tuple[str, Spans]:
     """The text, with single spaces and none before a comma, and the place of every attribute word in it."""
     text, spans = "", []
     for piece, factor in pieces:
@@ -152,7 +134,7 @@ def _join(pieces: Pieces) -> tuple[str, tuple[tuple[int, int, str], ...]]:
         if factor:
             spans.append((len(text), len(text) + len(piece), factor))
         text += piece
-    return text.strip(" "), tuple(spans)
+    return text.strip(" "), spans
 
 
 def _pick(options: list[str], rng: np.random.Generator) -> str:
