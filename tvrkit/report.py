@@ -93,4 +93,6 @@ def _by_protocol(found: list[runs.Run]) -> dict[str, list[dict]]:
 def _template(name: str) -> jinja2.Template:
     loader = jinja2.FileSystemLoader(paths.ASSETS)
     autoescape = jinja2.select_autoescape(["html"])
-    return jinja2.Environment(loader=loader, autoescape=autoescape, trim_blocks=True, lstrip_blocks=True).get_template(name)
+    return jinja2.Environment(
+        loader=loader, autoescape=autoescape, trim_blocks=True, lstrip_blocks=True
+    ).get_template(name)

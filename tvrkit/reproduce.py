@@ -83,8 +83,16 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
         shutil.rmtree(paths.run(run), ignore_errors=True)
     trained = False
     for number, task in enumerate(tasks, 1):
-        parameters = {"recipe": task.recipe, "profile": profile, "run": run, "seed": task.seed, "device": device}
-        stale = trained and task.notebook > "02_training"  # it compares, or looks into, what has just been trained
+        parameters = {
+            "recipe": task.recipe,
+            "profile": profile,
+            "run": run,
+            "seed": task.seed,
+            "device": device,
+        }
+        stale = (
+            trained and task.notebook > "02_training"
+        )  # it compares, or looks into, what has just been trained
         label = f"[{number}/{len(tasks)}] {task}"
         if finished(task, parameters) and not stale:
             console.print(f"{label}: done before", highlight=False)
@@ -118,7 +126,9 @@ def execute(task: Task, parameters: dict) -> None:
     """
     unknown = set(parameters) - set(papermill.inspect_notebook(str(task.source)))
     if unknown:
-        raise ValueError(f"{task.source.name} has no parameter {', '.join(sorted(unknown))} in its parameters cell")
+        raise ValueError(
+            f"{task.source.name} has no parameter {', '.join(sorted(unknown))} in its parameters cell"
+        )
     task.folder.mkdir(parents=True, exist_ok=True)
     partial, failed = (task.folder / f"{task.notebook}.{kind}.ipynb" for kind in ("partial", "failed"))
     failed.unlink(missing_ok=True)
@@ -136,7 +146,9 @@ def execute(task: Task, parameters: dict) -> None:
         ) from None
     notebook.metadata["tvrkit"] = _made_from(task, parameters)
     reproducibility.write_text(task.result, nbformat.writes(without_progress(notebook)))
-    reproducibility.write_text(task.result.with_suffix(".html"), HTMLExporter().from_notebook_node(notebook)[0])
+    reproducibility.write_text(
+        task.result.with_suffix(".html"), HTMLExporter().from_notebook_node(notebook)[0]
+    )
     partial.unlink()
 
 

@@ -15,7 +15,17 @@ import torch
 
 from tvrkit import paths
 
-PACKAGES = ("tvrkit", "torch", "torchvision", "open_clip_torch", "accelerate", "decord", "av", "spacy", "numpy")
+PACKAGES = (
+    "tvrkit",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "accelerate",
+    "decord",
+    "av",
+    "spacy",
+    "numpy",
+)
 
 
 def seed_everything(seed: int) -> None:
@@ -32,7 +42,9 @@ def resolve_device(device: str) -> torch.device:
         ValueError: a GPU is asked for and torch sees none.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} asked for, but torch {torch.__version__} sees no GPU: use device='cpu'")
+        raise ValueError(
+            f"device {device!r} asked for, but torch {torch.__version__} sees no GPU: use device='cpu'"
+        )
     return torch.device(device)
 
 
@@ -40,7 +52,10 @@ def run_card(seed: int, device: torch.device) -> dict:
     """What outside the recipe decides a number: code, versions and machine."""
     return {
         "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "torch_threads": torch.get_num_threads(),
         "seed": seed,
@@ -49,7 +64,16 @@ def run_card(seed: int, device: torch.device) -> dict:
 
 def git_commit() -> str | None:
     """Commit of the checkout, with `-dirty` where tracked files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(paths.PACKAGE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(paths.PACKAGE),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -61,7 +85,9 @@ def cpu_name() -> str:
     model = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
+        )
     except OSError:
         pass  # not Linux: the machine type is all there is
     return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"

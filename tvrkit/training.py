@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 from tqdm.auto import tqdm
 
 from tvrkit import optim
@@ -36,23 +35,32 @@ class State:
     best: dict[str, Tensor] | None = None
 
 
-def gather(features):
-    """The rows of all processes, in rank order, on every process; differentiable. The same object for one process.
+class GatherRows(torch.autograd.Function):
+    """Rows of all processes in rank order, (B, ...) -> (world B, ...).
 
-    Each rank computes the whole loss on the gathered rows; the backward of `all_gather` sums over ranks and DDP
-    averages, so the gradient equals that of a single process (the released codes halve the encoder's on 2 ranks).
+    Every rank computes the same loss on the gathered rows, so each already holds the whole gradient of its own
+    rows. DDP then averages over ranks, hence the factor `world`: the encoder's gradient equals that of a single
+    process (the released codes halve it on 2 ranks).
     """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        """All ranks' rows."""
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        """This rank's rows of the gradient, times the number of ranks."""
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()] * dist.get_world_size()
+
+
+def gather(features):
+    """The rows of all processes on every process, differentiable; the same object where there is one process."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return features
-    return features._map(lambda tensor: torch.cat(_all_gather(tensor)))
-
-
-def _all_gather(tensor: Tensor) -> tuple[Tensor, ...]:
-    if tensor.is_floating_point():
-        return all_gather(tensor.contiguous())
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return tuple(parts)
+    return features._map(GatherRows.apply)
 
 
 class Step(nn.Module):
@@ -64,9 +72,9 @@ class Step(nn.Module):
 
     def forward(self, batch: TextVideoBatch) -> dict[str, Tensor]:
         """The loss and its parts on the rows of all processes."""
-        text = gather(self.method.encode_text(batch))
-        video = gather(self.method.encode_video(batch))
-        return check_finite(self.method.loss(text, video, gather(batch)), text, video, gather(batch))
+        text, video = gather(self.method.encode_text(batch)), gather(self.method.encode_video(batch))
+        batch = gather(batch)
+        return check_finite(self.method.loss(text, video, batch), text, video, batch)
 
 
 class NotFinite(ValueError):
@@ -143,11 +151,12 @@ class Trainer:
     def __init__(self, method: Method, loader, train: TrainConfig, device: torch.device, name_row: Callable):
         self.method, self.train, self.name_row = method, train, name_row
         self.steps_per_epoch = len(loader)
-        self.dataset = loader.dataset
         precision = "no" if train.precision == "fp32" else train.precision
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
         if train.chunk_size and self.accelerator.num_processes > 1:
-            raise ValueError("train.chunk_size is for one process: expected null under a multi-process launch")
+            raise ValueError(
+                "train.chunk_size is for one process: expected null under a multi-process launch"
+            )
         total = train.epochs * self.steps_per_epoch
         optimizer, self.scheduler = optim.build_optimizer(method, train, total)
         self.step, self.optimizer, self.loader = self.accelerator.prepare(Step(method), optimizer, loader)
@@ -168,7 +177,9 @@ class Trainer:
             self._epoch(epoch)
             self.state.epoch = epoch + 1
             row = {"epoch": epoch + 1, **after_epoch(self.state)}
-            if self.train.select != "last" and row["score"] >= max((r["score"] for r in self.state.curve), default=0):
+            if self.train.select != "last" and row["score"] >= max(
+                (r["score"] for r in self.state.curve), default=0
+            ):
                 self.state.best = {name: t.detach().clone() for name, t in self.method.state_dict().items()}
             self.state.curve.append(row)
             if self.accelerator.is_main_process:
@@ -179,7 +190,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> None:
         self.method.train()
-        self.dataset.set_epoch(epoch)
+        self.loader.set_epoch(epoch)  # accelerate counts on from it, and tells the data set
         bar = tqdm(self.loader, desc=f"epoch {epoch + 1}/{self.train.epochs}", unit="batch", leave=False,
                    disable=None if self.accelerator.is_main_process else True)  # fmt: skip
         for batch in bar:
@@ -187,7 +198,9 @@ class Trainer:
                 row = self._update(batch)
             except NotFinite as error:
                 where = self.name_row(error.videos, error.captions) or "all features are finite"
-                raise ValueError(f"epoch {epoch + 1}, step {len(self.state.history) + 1}: {error}: {where}") from None
+                raise ValueError(
+                    f"epoch {epoch + 1}, step {len(self.state.history) + 1}: {error}: {where}"
+                ) from None
             self.state.history.append({"step": len(self.state.history) + 1, "epoch": epoch + 1, **row})
             bar.set_postfix(loss=f"{row['loss']:.3f}")
 
@@ -197,7 +210,9 @@ class Trainer:
         self.method.before_step()
         if self.train.chunk_size and len(batch) > self.train.chunk_size:
             with self.accelerator.autocast():
-                parts = backward_in_chunks(self.method, batch, self.train.chunk_size, self.accelerator.backward)
+                parts = backward_in_chunks(
+                    self.method, batch, self.train.chunk_size, self.accelerator.backward
+                )
         else:
             parts = self.step(batch)
             self.accelerator.backward(parts["loss"])
@@ -215,7 +230,11 @@ class Trainer:
     def _rate(self) -> float:
         """Learning rate of the new parts (of the first group where there are none) in the step to come."""
         optimizer = self.optimizer.optimizer
-        rates = optimizer.rates() if isinstance(optimizer, optim.BertAdam) else [g["lr"] for g in optimizer.param_groups]
+        rates = (
+            optimizer.rates()
+            if isinstance(optimizer, optim.BertAdam)
+            else [g["lr"] for g in optimizer.param_groups]
+        )
         names = [group["name"] for group in optimizer.param_groups]
         return rates[names.index("new")] if "new" in names else rates[0]
 
@@ -237,5 +256,5 @@ class Trainer:
         self.method.load_state_dict(saved["method"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.scheduler:
-            self.scheduler.load_state_dict({k: v for k, v in saved["scheduler"].items() if k != "lr_lambdas"})
+            self.scheduler.load_state_dict(saved["scheduler"])
         torch.set_rng_state(saved["random"])
