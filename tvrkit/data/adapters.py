@@ -156,8 +156,8 @@ def _note_reversed(request: Request, split: str, times: Iterable[tuple[str, TIME
 def _didemo(request: Request) -> Iterator[Row]:
     """{split}_data.json in file order, {split}_list.txt of file names, with endings or without.
 
-    A few videos stand in the JSON under two endings. As in the published loaders only descriptions filed under
-    the listed one count, so that paragraphs are theirs; a video is called by its stem, as containers change.
+    A few videos stand in the JSON under two endings. As in the published loaders only what is filed under
+    the listed one counts, so that paragraphs are theirs; a video is called by its stem, as containers change.
     """
     for split in request.splits:
         moments = records.read_json(request.path(f"{split}_data.json"), list[DIDEMO_MOMENT])
@@ -167,7 +167,8 @@ def _didemo(request: Request) -> Iterator[Row]:
             raise ValueError(f"{split}_list.txt: expected names that differ in more than their ending")
         _note_reversed(request, split, ((row["video"], row.get("times", [])) for row in moments))
         pairs = [(row["video"], row["description"]) for row in moments]
-        known = {*names, *(name for name, _ in pairs if _stem(name) in names)}
+        wanted = set(names)
+        known = wanted | {name for name, _ in pairs if _stem(name) in wanted}  # a list without endings
         request.note(f"{split} file names that are not listed, left out", _absent(pairs, known))
         parts = _grouped((_stem(name), description) for name, description in pairs if name in known)
         paragraphs = {video: [" ".join(sentences)] for video, sentences in parts.items()}
