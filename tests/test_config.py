@@ -45,9 +45,7 @@ def test_a_wrong_override_is_one_clear_line(override, message):
 
 
 def test_unknown_recipe_and_profile_list_the_choices():
-    with pytest.raises(
-        ValueError, match="unknown recipe 'clip4chip_shapes': expected one of .*clip4clip_shapes"
-    ):
+    with pytest.raises(ValueError, match=r"unknown recipe 'clip4chip_shapes': expected one of .*clip4clip_shapes"):
         config.load_recipe("clip4chip_shapes")
     with pytest.raises(ValueError, match="unknown profile 'fast': expected one of full, quick, smoke"):
         config.load_recipe("clip4clip_shapes", profile="fast")

@@ -78,9 +78,7 @@ def trainer(settings=SETTINGS, method=None):
     torch.manual_seed(0)
     method = method or Toy(Backbone(), None)
     loader = DataLoader(Rows(), settings.batch_size, collate_fn=collate)
-    return Trainer(
-        method, loader, settings, CPU, lambda videos, captions: f"videos {videos}, captions {captions}"
-    )
+    return Trainer(method, loader, settings, CPU, lambda videos, captions: f"videos {videos}, captions {captions}")
 
 
 def weights(made):
@@ -134,9 +132,7 @@ def test_chunks_replay_dropout():
     batch = collate([Rows()[row] for row in range(8)])
     method = trainer().method.train()
     kept = []
-    method.backbone.dropout.register_forward_hook(
-        lambda module, inputs, output: kept.append(output.detach() != 0)
-    )
+    method.backbone.dropout.register_forward_hook(lambda module, inputs, output: kept.append(output.detach() != 0))
     backward_in_chunks(method, batch, 4, torch.Tensor.backward)
     first, again = kept[:2], kept[2:]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

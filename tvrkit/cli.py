@@ -24,9 +24,7 @@ ProfileName = Annotated[str | None, typer.Option("--profile", help="smoke, quick
 @app.command()
 def reproduce(
     profile: Annotated[str, typer.Option(help="smoke, quick or full")] = "quick",
-    run: Annotated[
-        str | None, typer.Option(help="folder under reports/; the profile's name if not given")
-    ] = None,
+    run: Annotated[str | None, typer.Option(help="folder under reports/; the profile's name if not given")] = None,
     device: Device = "cpu",
     force: Annotated[bool, typer.Option("--force", help="remove the run and start again")] = False,
 ):
@@ -51,9 +49,7 @@ def train(
     done = runs.ensure(recipe, profile=profile, overrides=overrides or (), run=run, seed=seed, device=device)
     for way in ("t2v", "v2t"):
         scores = done.evaluation.metrics[way]
-        console.print(
-            way, "  ".join(f"{name} {value:.1f}" for name, value in scores.items()), highlight=False
-        )
+        console.print(way, "  ".join(f"{name} {value:.1f}" for name, value in scores.items()), highlight=False)
     console.print(done.folder, soft_wrap=True)
 
 
@@ -96,9 +92,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(
-            _complain("interrupted; what is finished is kept: run the same command again to continue", 130)
-        )
+        sys.exit(_complain("interrupted; what is finished is kept: run the same command again to continue", 130))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(_complain(f"error: {error}", 1))
 

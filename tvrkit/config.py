@@ -20,9 +20,7 @@ from pydantic.dataclasses import dataclass
 from tvrkit import paths
 
 STRICT = ConfigDict(extra="forbid", strict=True)
-settings = dataclass(
-    frozen=True, config=STRICT
-)  # the decorator of every settings class, the methods' included
+settings = dataclass(frozen=True, config=STRICT)  # the decorator of every settings class, the methods' included
 
 
 @settings
@@ -203,14 +201,10 @@ def build(raw: dict, recipe: str) -> Config:
         choose("section", section, [*SECTIONS, "method"])
     method = dict(raw.get("method") or {})
     if "name" not in method:
-        raise ValueError(
-            f"recipe {recipe}: method.name is missing: expected one of {', '.join(sorted(METHODS))}"
-        )
+        raise ValueError(f"recipe {recipe}: method.name is missing: expected one of {', '.join(sorted(METHODS))}")
     name = choose("method", method.pop("name"), METHODS)
     parts = {key: _parse(cls, raw.get(key) or {}, key) for key, cls in SECTIONS.items()}
-    return Config(
-        recipe=recipe, method_name=name, method=_parse(METHODS[name].Settings, method, "method"), **parts
-    )
+    return Config(recipe=recipe, method_name=name, method=_parse(METHODS[name].Settings, method, "method"), **parts)
 
 
 def to_dict(config: Config) -> dict:

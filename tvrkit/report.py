@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import jinja2
@@ -65,8 +64,8 @@ def write_index(run: str) -> Path:
         run=run, tables=_by_protocol(found), spread=spread, columns=COLUMNS,
         notebooks=[(p.stem, p.parent.relative_to(root).as_posix(), p.relative_to(root).as_posix())
                    for p in pages if p.name != "index.html"],
-        figures=[(f.stem.replace("_", " "), f.parent.parent.relative_to(root).as_posix(), f.relative_to(root).as_posix())
-                 for f in figures],
+        figures=[(f.stem.replace("_", " "), f.parent.parent.relative_to(root).as_posix(),
+                  f.relative_to(root).as_posix()) for f in figures],
         runs=[(r.recipe, r.seed, r.card, r.folder.relative_to(root).as_posix()) for r in found],
     )  # fmt: skip
     reproducibility.write_text(root / "index.html", page)
@@ -93,6 +92,6 @@ def _by_protocol(found: list[runs.Run]) -> dict[str, list[dict]]:
 def _template(name: str) -> jinja2.Template:
     loader = jinja2.FileSystemLoader(paths.ASSETS)
     autoescape = jinja2.select_autoescape(["html"])
-    return jinja2.Environment(
-        loader=loader, autoescape=autoescape, trim_blocks=True, lstrip_blocks=True
-    ).get_template(name)
+    return jinja2.Environment(loader=loader, autoescape=autoescape, trim_blocks=True, lstrip_blocks=True).get_template(
+        name
+    )

@@ -90,9 +90,7 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
             "seed": task.seed,
             "device": device,
         }
-        stale = (
-            trained and task.notebook > "02_training"
-        )  # it compares, or looks into, what has just been trained
+        stale = trained and task.notebook > "02_training"  # it compares, or looks into, what has just been trained
         label = f"[{number}/{len(tasks)}] {task}"
         if finished(task, parameters) and not stale:
             console.print(f"{label}: done before", highlight=False)
@@ -126,9 +124,7 @@ def execute(task: Task, parameters: dict) -> None:
     """
     unknown = set(parameters) - set(papermill.inspect_notebook(str(task.source)))
     if unknown:
-        raise ValueError(
-            f"{task.source.name} has no parameter {', '.join(sorted(unknown))} in its parameters cell"
-        )
+        raise ValueError(f"{task.source.name} has no parameter {', '.join(sorted(unknown))} in its parameters cell")
     task.folder.mkdir(parents=True, exist_ok=True)
     partial, failed = (task.folder / f"{task.notebook}.{kind}.ipynb" for kind in ("partial", "failed"))
     failed.unlink(missing_ok=True)
@@ -146,9 +142,7 @@ def execute(task: Task, parameters: dict) -> None:
         ) from None
     notebook.metadata["tvrkit"] = _made_from(task, parameters)
     reproducibility.write_text(task.result, nbformat.writes(without_progress(notebook)))
-    reproducibility.write_text(
-        task.result.with_suffix(".html"), HTMLExporter().from_notebook_node(notebook)[0]
-    )
+    reproducibility.write_text(task.result.with_suffix(".html"), HTMLExporter().from_notebook_node(notebook)[0])
     partial.unlink()
 
 

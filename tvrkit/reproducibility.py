@@ -42,9 +42,7 @@ def resolve_device(device: str) -> torch.device:
         ValueError: a GPU is asked for and torch sees none.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"device {device!r} asked for, but torch {torch.__version__} sees no GPU: use device='cpu'"
-        )
+        raise ValueError(f"device {device!r} asked for, but torch {torch.__version__} sees no GPU: use device='cpu'")
     return torch.device(device)
 
 
@@ -85,9 +83,7 @@ def cpu_name() -> str:
     model = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
-        )
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     except OSError:
         pass  # not Linux: the machine type is all there is
     return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"

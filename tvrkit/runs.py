@@ -146,9 +146,7 @@ def _same_settings(folder: Path, config: Config) -> None:
                    if there.get(k) != asked.get(k)]  # fmt: skip
         if changed:
             shown = folder.relative_to(paths.home()) if folder.is_relative_to(paths.home()) else folder
-            raise ValueError(
-                f"{shown} holds a run with other settings: {'; '.join(changed)}. Choose another run name"
-            )
+            raise ValueError(f"{shown} holds a run with other settings: {'; '.join(changed)}. Choose another run name")
     else:
         reproducibility.write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
 
@@ -205,9 +203,7 @@ def _train(config: Config, folder: Path, seed: int, device: torch.device) -> Non
 
 def _curve_row(method: Method, manifest: Manifest, config: Config, split: str, device: torch.device) -> dict:
     metrics = evaluation.evaluate(method, manifest, config, split=split, device=device).metrics
-    recalls = {
-        f"{way} {name}": metrics[way][name] for way in ("t2v", "v2t") for name in ("R@1", "R@5", "R@10")
-    }
+    recalls = {f"{way} {name}": metrics[way][name] for way in ("t2v", "v2t") for name in ("R@1", "R@5", "R@10")}
     return {"split": split, "score": metrics["rsum"], **recalls}
 
 

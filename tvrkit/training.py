@@ -154,9 +154,7 @@ class Trainer:
         precision = "no" if train.precision == "fp32" else train.precision
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
         if train.chunk_size and self.accelerator.num_processes > 1:
-            raise ValueError(
-                "train.chunk_size is for one process: expected null under a multi-process launch"
-            )
+            raise ValueError("train.chunk_size is for one process: expected null under a multi-process launch")
         total = train.epochs * self.steps_per_epoch
         optimizer, self.scheduler = optim.build_optimizer(method, train, total)
         self.step, self.optimizer, self.loader = self.accelerator.prepare(Step(method), optimizer, loader)
@@ -177,9 +175,7 @@ class Trainer:
             self._epoch(epoch)
             self.state.epoch = epoch + 1
             row = {"epoch": epoch + 1, **after_epoch(self.state)}
-            if self.train.select != "last" and row["score"] >= max(
-                (r["score"] for r in self.state.curve), default=0
-            ):
+            if self.train.select != "last" and row["score"] >= max((r["score"] for r in self.state.curve), default=0):
                 self.state.best = {name: t.detach().clone() for name, t in self.method.state_dict().items()}
             self.state.curve.append(row)
             if self.accelerator.is_main_process:
@@ -198,9 +194,7 @@ class Trainer:
                 row = self._update(batch)
             except NotFinite as error:
                 where = self.name_row(error.videos, error.captions) or "all features are finite"
-                raise ValueError(
-                    f"epoch {epoch + 1}, step {len(self.state.history) + 1}: {error}: {where}"
-                ) from None
+                raise ValueError(f"epoch {epoch + 1}, step {len(self.state.history) + 1}: {error}: {where}") from None
             self.state.history.append({"step": len(self.state.history) + 1, "epoch": epoch + 1, **row})
             bar.set_postfix(loss=f"{row['loss']:.3f}")
 
@@ -210,9 +204,7 @@ class Trainer:
         self.method.before_step()
         if self.train.chunk_size and len(batch) > self.train.chunk_size:
             with self.accelerator.autocast():
-                parts = backward_in_chunks(
-                    self.method, batch, self.train.chunk_size, self.accelerator.backward
-                )
+                parts = backward_in_chunks(self.method, batch, self.train.chunk_size, self.accelerator.backward)
         else:
             parts = self.step(batch)
             self.accelerator.backward(parts["loss"])
@@ -231,9 +223,7 @@ class Trainer:
         """Learning rate of the new parts (of the first group where there are none) in the step to come."""
         optimizer = self.optimizer.optimizer
         rates = (
-            optimizer.rates()
-            if isinstance(optimizer, optim.BertAdam)
-            else [g["lr"] for g in optimizer.param_groups]
+            optimizer.rates() if isinstance(optimizer, optim.BertAdam) else [g["lr"] for g in optimizer.param_groups]
         )
         names = [group["name"] for group in optimizer.param_groups]
         return rates[names.index("new")] if "new" in names else rates[0]
