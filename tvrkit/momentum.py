@@ -59,6 +59,10 @@ class NegativeQueue(nn.Module):
         self.register_buffer("keys", F.normalize(torch.randn(width, size), dim=0))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
+    def negatives(self) -> Tensor:
+        """(D, size) float copy of the keys: a push before the backward pass leaves it as it is."""
+        return self.keys.clone()
+
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
         """Overwrite the oldest keys by `keys` (N, D) float, normalised here; only the last `size` stay."""

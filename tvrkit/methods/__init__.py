@@ -3,5 +3,12 @@
 from tvrkit.methods.clip4clip import CLIP4Clip
 from tvrkit.methods.dmae import DMAE
 from tvrkit.methods.glscl import GLSCL
+from tvrkit.methods.hmmc import HMMC, HMMCPretraining
 
-METHODS = {"clip4clip": CLIP4Clip, "dmae": DMAE, "glscl": GLSCL}
+METHODS = {
+    "clip4clip": CLIP4Clip,
+    "dmae": DMAE,
+    "glscl": GLSCL,
+    "hmmc": HMMC,
+    "hmmc-pretrain": HMMCPretraining,
+}
