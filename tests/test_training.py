@@ -182,11 +182,8 @@ def test_the_first_rate_of_the_warm_up_and_the_last_of_the_cosine(tmp_path):
     assert 0 < rates[-1] < rates[-2] < 1e-2
 
 
-def _gradient_of_rank(rank, port, folder):
-    import os
-
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _gradient_of_rank(rank, folder):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.manual_seed(0)
     method = Toy(Backbone(), None).eval()
     step = nn.parallel.DistributedDataParallel(Step(method))
@@ -195,8 +192,8 @@ def _gradient_of_rank(rank, port, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_have_the_gradient_of_one(tmp_path, free_port):
-    multiprocessing.spawn(_gradient_of_rank, (free_port, tmp_path), nprocs=2)
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    multiprocessing.spawn(_gradient_of_rank, (tmp_path,), nprocs=2)
     torch.manual_seed(0)
     method = Toy(Backbone(), None).eval()
     Step(method)(collate([Rows()[row] for row in range(8)]))["loss"].backward()
@@ -205,11 +202,3 @@ def test_two_processes_have_the_gradient_of_one(tmp_path, free_port):
         for name, p in method.named_parameters():
             torch.testing.assert_close(found[name], p.grad, rtol=1e-5, atol=1e-7)
 
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
