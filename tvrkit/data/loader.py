@@ -18,8 +18,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from tvrkit.config import Config, DataConfig, choose
 from tvrkit.data.decode import SAMPLERS, sample
-from tvrkit.data.frames import FrameStore
 from tvrkit.data.manifest import Manifest, Split
+from tvrkit.data.store import FrameStore
 from tvrkit.data.text import KeywordMasker, Tagger, tokenise
 from tvrkit.protocol import TextVideoBatch
 
@@ -210,9 +210,7 @@ def text_loader(split: Split, config: Config, backbone, manifest: Manifest) -> D
     text = _tokenise(split.captions["caption"].tolist(), backbone.tokenizer, config.data)
     videos, captions = torch.from_numpy(split.video_of_caption), torch.arange(len(split.captions))
     whole = TextVideoBatch(*text, video_index=videos, caption_index=captions)
-    return DataLoader(
-        range(len(whole)), config.eval.batch_size, collate_fn=lambda rows: whole[torch.tensor(rows)]
-    )
+    return DataLoader(range(len(whole)), config.eval.batch_size, collate_fn=lambda rows: whole[torch.tensor(rows)])
 
 
 def _tokenise(captions: list[str], tokenizer, data: DataConfig) -> tuple[Tensor, Tensor, Tensor]:

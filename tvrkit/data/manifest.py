@@ -15,7 +15,8 @@ import pandas as pd
 
 from tvrkit import __version__
 from tvrkit.config import choose
-from tvrkit.data.frames import NO_FILE, FrameStore, check_id
+from tvrkit.data.frames import NO_FILE
+from tvrkit.data.store import FrameStore, check_id
 
 CAPTION_FIELDS = ["caption_id", "video_id", "caption", "language", "split"]
 VIDEO_FIELDS = [
@@ -139,9 +140,7 @@ def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: 
         check_id(video_id)
     alone = sorted(set(captions["video_id"]) - set(videos["video_id"]))
     if alone:
-        raise ValueError(
-            f"captions of {len(alone)} videos that have no row: {', '.join(map(str, alone[:3]))}"
-        )
+        raise ValueError(f"captions of {len(alone)} videos that have no row: {', '.join(map(str, alone[:3]))}")
     store = FrameStore(root / STORE).settings
     (root / CARD).unlink(missing_ok=True)
     _write(root / CAPTIONS, _lines(captions))
