@@ -64,9 +64,7 @@ class Backbone(nn.Module):
     def __init__(self, clip: CustomTextCLIP, tokenizer, name: str, pretrained: str | None = None):
         super().__init__()
         if not isinstance(clip, CustomTextCLIP) or not isinstance(clip.text, TextTransformer | HFTextEncoder):
-            raise ValueError(
-                f"backbone {name}: expected an image and a text tower, got {type(clip).__name__}"
-            )
+            raise ValueError(f"backbone {name}: expected an image and a text tower, got {type(clip).__name__}")
         height, width = to_2tuple(clip.visual.image_size)
         if height != width:
             raise ValueError(f"backbone {name}: expected square frames, got {height} x {width}")

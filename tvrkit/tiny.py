@@ -47,7 +47,7 @@ class Pretraining:
     stills: int = 20_000
     held_out: int = 500
     captions: int = 20_000
-    epochs: int = 6
+    epochs: int = 5
     batch_size: int = 128
     lr: float = 1.0e-3
     weight_decay: float = 0.1
