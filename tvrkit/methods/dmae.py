@@ -87,9 +87,7 @@ class DMAE(Method):
         self.frame_weight = nn.Linear(width, 1, bias=False) if weighted else None
         self.temporal = None
         if settings.head == "seqTransf":
-            self.temporal = TemporalTransformer.from_clip(
-                backbone, settings.temporal_layers, settings.max_frames
-            )
+            self.temporal = TemporalTransformer.from_clip(backbone, settings.temporal_layers, settings.max_frames)
         self.partial_order = None
         if settings.partial_order:
             self.partial_order = PartialOrder(
@@ -158,9 +156,7 @@ class DMAE(Method):
         )
         parts = {"neg_nce": contrast}
         if self.partial_order is not None:
-            parts |= self.partial_order(
-                *self._pairs(text, video), temporal=self.temporal, weigh=self.frame_weight
-            )
+            parts |= self.partial_order(*self._pairs(text, video), temporal=self.temporal, weigh=self.frame_weight)
         return {"loss": sum(parts.values()), **parts}
 
     @torch.no_grad()
@@ -174,6 +170,7 @@ class DMAE(Method):
             `partial_word_weight`, `partial_frame_weight` and `word_kept`, `frame_kept` (1 = kept, 0 =
             masked).
         """
+        text, video = text.detach(), video.detach()
         grid = text.mask[:, :, None] & video.mask[:, None, :]
         product = torch.einsum("bld,bfd->blf", text.words, video.frames)
         maps = {
@@ -271,9 +268,7 @@ class TokenWeightPredictor(nn.Module):
             return weight / weight.sum(dim=1, keepdim=True)
         return self._attend(query, key, query_mask, key_mask)
 
-    def _attend(
-        self, query: Tensor, key: Tensor, query_mask: Tensor | None, key_mask: Tensor | None
-    ) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, query_mask: Tensor | None, key_mask: Tensor | None) -> Tensor:
         query, key = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key))
         logits = query @ key.transpose(-1, -2)  # (B, heads, queries, keys)
         if key_mask is not None:
@@ -396,9 +391,7 @@ class PartialOrder(nn.Module):
         def score(names):
             text, video = names.split(",")
             weight = token_weight(videos[video], frame_mask, weigh)
-            return matched_interaction(
-                texts[text], videos[video], frame_mask, weight, mask_fill=self.mask_fill
-            )
+            return matched_interaction(texts[text], videos[video], frame_mask, weight, mask_fill=self.mask_fill)
 
         return {names: score(names) for names in ("t,v", "t,v'", "g,v", "g,v'", "g',v")}
 

@@ -1,0 +1,22 @@
+"""Every check of the parity table, on the committed numbers and on the full set."""
+
+import pytest
+from parity import CHECKS, COMMITTED, results
+
+VALUE, GRADIENT = 1e-5, 1e-4
+
+
+def assert_parity(check, folder):
+    for g in results(check, folder):
+        assert g.value <= VALUE
+        assert g.gradient <= GRADIENT
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.function)
+def test_committed_numbers(check):
+    assert_parity(check, COMMITTED)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.function)
+def test_full_numbers(check, golden):
+    assert_parity(check, golden)
