@@ -52,9 +52,7 @@ def byte_level(tmp_path_factory):
 @pytest.fixture(scope="module", params=["wordpiece", "unigram"])
 def hugging_face(request, tmp_path_factory):
     """A Chinese BERT and an XLM-R in small, made here: same model classes, same cleaning, own vocabulary."""
-    transformers = pytest.importorskip(
-        "transformers", reason="the Chinese and multilingual towers are an extra"
-    )
+    transformers = pytest.importorskip("transformers", reason="the Chinese and multilingual towers are an extra")
     tokenizers = pytest.importorskip("tokenizers")
     if request.param == "wordpiece":
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -116,10 +114,7 @@ def test_chinese_content_words_on_hugging_face_tokens(hugging_face, chinese):
 
 def test_content_words_weigh_two(clip, english):
     tokens, _, weight = tokenise(CAPTIONS[:1], clip, 32, english)
-    words = {
-        clip.decode([int(token)]).strip(): int(value)
-        for token, value in zip(tokens[0], weight[0], strict=True)
-    }
+    words = {clip.decode([int(token)]).strip(): int(value) for token, value in zip(tokens[0], weight[0], strict=True)}
     for word in ("man", "cooking", "delicious", "food", "kitchen"):
         assert words[word] == 2, word
     for word in ("a", "is", "slowly", "in", "the", "<start_of_text>", "<end_of_text>"):
@@ -131,9 +126,7 @@ def test_every_piece_of_a_content_word_is_boosted(byte_level, chinese):
     _, _, weight = tokenise([caption], byte_level, 32, chinese)
     per_character = weight[0, 1 : 1 + 3 * len(caption)].reshape(-1, 3)  # three bytes, hence tokens, each
     assert (per_character == per_character[:, :1]).all()
-    content = "".join(
-        character for character, value in zip(caption, per_character[:, 0], strict=True) if value == 2
-    )
+    content = "".join(character for character, value in zip(caption, per_character[:, 0], strict=True) if value == 2)
     assert content == "红色狗奔跑"
 
 
@@ -227,9 +220,7 @@ def test_only_light_words_are_dropped():
 
 def test_masking_follows_the_generator():
     masker = KeywordMasker(CORPUS)
-    runs = [
-        [masker("c", CORPUS["c"][1], rng) for _ in range(20)] for rng in map(np.random.default_rng, (3, 3, 4))
-    ]
+    runs = [[masker("c", CORPUS["c"][1], rng) for _ in range(20)] for rng in map(np.random.default_rng, (3, 3, 4))]
     assert runs[0] == runs[1] != runs[2]
     assert len(set(runs[0])) > 3
 

@@ -156,8 +156,8 @@ def _note_reversed(request: Request, split: str, times: Iterable[tuple[str, TIME
 def _didemo(request: Request) -> Iterator[Row]:
     """{split}_data.json in file order, {split}_list.txt of file names, with endings or without.
 
-    A few videos stand in the JSON under two endings. As in the published loaders only what is filed under
-    the listed one counts, so that paragraphs are theirs; a video is called by its stem, as containers change.
+    A few videos stand in the JSON under two endings. As in CLIP4Clip's loader only what is filed under the
+    listed one counts, so that paragraphs are its; a video is called by its stem, as containers change.
     """
     for split in request.splits:
         moments = records.read_json(request.path(f"{split}_data.json"), list[DIDEMO_MOMENT])
@@ -282,13 +282,11 @@ class Dataset:
         read: its reader.
         protocols: by full name; the first is the default.
         sources: (root, video ids) -> what each clip was cut from, or None where no file tells.
-        stems: names, without ending, that the file of a video may have.
     """
 
     read: Callable[[Request], Iterable[Row]]
     protocols: dict[str, Protocol]
     sources: Callable[[Path, Iterable[str]], dict[str, str] | None]
-    stems: Callable[[str], tuple[str, ...]] = lambda video: (video,)
 
 
 _ALL = ("train", "val", "test")
@@ -307,7 +305,6 @@ DATASETS: dict[str, Dataset] = {
         _activitynet,
         {"activitynet/val1-paragraph": Protocol(("train", "test"))},
         _EACH_ITS_OWN,
-        stems=lambda video: (video, video.removeprefix("v_")),
     ),
     "lsmdc": Dataset(
         _lsmdc,
@@ -323,7 +320,6 @@ DATASETS: dict[str, Dataset] = {
         _chvtt,
         {name: Protocol(("train", "test"), ("zh", "en")) for name in ("chvtt", "chvtt/query")},
         _EACH_ITS_OWN,
-        stems=lambda video: (video, video.removeprefix("Video")),
     ),
     "shapes": Dataset(_shapes, {"shapes": Protocol(_ALL, ("en", "zh"))}, _EACH_ITS_OWN),
 }

@@ -82,9 +82,7 @@ def read_table(path: Path, columns: int) -> list[list[str]]:
     rows = [line.split("\t") for line in read_lines(path) if line.strip()]
     for number, row in enumerate(rows, start=1):
         if len(row) != columns:
-            raise ValueError(
-                f"{path.name} row {number}: expected {columns} tab-separated fields, got {len(row)}"
-            )
+            raise ValueError(f"{path.name} row {number}: expected {columns} tab-separated fields, got {len(row)}")
     return rows
 
 
@@ -106,9 +104,7 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in _read_text(path).split("\n")]
 
 
-class _BuiltinsUnpickler(
-    pickle._Unpickler
-):  # the one in Python: C's allocates whatever a damaged index asks for
+class _BuiltinsUnpickler(pickle._Unpickler):  # the one in Python: C's allocates whatever a damaged index asks for
     ALLOWED = ("list", "dict", "tuple", "set", "str", "int", "float", "bool")
 
     def find_class(self, module, name):

@@ -94,7 +94,7 @@ def check_splits(captions: pd.DataFrame, protocol: str, allow_partial: bool = Fa
         named = ", ".join(both[:NAMED])
         mismatches.append(f"{first} and {second}: expected no video in both, found {len(both)}: {named}")
     if mismatches and not allow_partial:
-        raise ValueError(f"{protocol} {language}: {'; '.join(mismatches)} (allow partial data to run anyway)")
+        raise ValueError(f"{protocol} {language}: {'; '.join(mismatches)} (--allow-partial goes on and labels the run)")
     shared, notes = _shared(ids, captions.attrs.get("sources")), captions.attrs.get("notes", [])
     return SplitReport(protocol, table, overlaps, shared, list(notes), mismatches)
 

@@ -131,9 +131,7 @@ def _clip_pieces(text: str, tokenizer, limit: int) -> list[tuple[int, Span]]:
 def _encode_hf(texts: list[str], tokenizer, max_words: int):
     """A Hugging Face fast tokenizer, which knows its offsets."""
     if tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
-        raise ValueError(
-            "expected a tokenizer that ends in EOT, got tokenizer_mode 'clips' or strip_sep_token"
-        )
+        raise ValueError("expected a tokenizer that ends in EOT, got tokenizer_mode 'clips' or strip_sep_token")
     inner = tokenizer.tokenizer
     if not inner.is_fast:
         raise ValueError(f"expected a fast tokenizer (it has offsets), got {type(inner).__name__}")
@@ -200,9 +198,7 @@ def _english_tagger():
     def tag(captions):
         for document in model.pipe(captions, batch_size=256):
             yield [
-                (word.idx, word.idx + len(word))
-                for word in document
-                if word.pos_ in CONTENT_POS and not word.is_stop
+                (word.idx, word.idx + len(word)) for word in document if word.pos_ in CONTENT_POS and not word.is_stop
             ]
 
     return name, model.meta["version"], tag
@@ -251,10 +247,7 @@ class KeywordMasker:
         }
         used_by = Counter(word for count in counts.values() for word in count)
         self._weight = {
-            video: {
-                word: times / count.total() * np.log(len(counts) / used_by[word])
-                for word, times in count.items()
-            }
+            video: {word: times / count.total() * np.log(len(counts) / used_by[word]) for word, times in count.items()}
             for video, count in counts.items()
         }
 
@@ -268,9 +261,7 @@ class KeywordMasker:
         try:
             weight = [self._weight[video_id][word.lower()] for word in words]
         except KeyError as error:
-            raise ValueError(
-                f"expected a caption of video {video_id!r} that was counted, got {error}"
-            ) from None
+            raise ValueError(f"expected a caption of video {video_id!r} that was counted, got {error}") from None
         light = [index for index in np.argsort(weight, kind="stable") if weight[index] < self.MAX_WEIGHT]
         candidates = light[: min(self.MAX_CANDIDATES, len(words) // 2)]
         dropped = {index for index in candidates if generator.random() < 0.5}
