@@ -17,7 +17,7 @@ def protocol_of(run: runs.Run) -> str:
     data = run.card["data"]
     complete = "" if run.evaluation.metrics.get("complete", True) else ", INCOMPLETE: not comparable"
     split = run.evaluation.metrics["split"]
-    return f"{data['protocol']} · {split} · {run.config.data.language} · {data['split_hash'][:12]}{complete}"
+    return f"{data['protocol']} · {split} · {run.config.data.language} · {data['split_hash'][split][:12]}{complete}"
 
 
 def results(found: list[runs.Run]) -> pd.DataFrame:
