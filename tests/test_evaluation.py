@@ -12,6 +12,7 @@ import torch
 from tvrkit import evaluation, metrics, reproducibility
 from tvrkit.config import EvalConfig
 from tvrkit.data.manifest import Split
+from tvrkit.data.shapes import Truth
 from tvrkit.evaluation import Evaluation, compare, evaluate, pairwise, per_factor_accuracy
 from tvrkit.protocol import Method, TextFeatures, TextVideoBatch, VideoFeatures
 
@@ -63,9 +64,7 @@ class FakeMethod(Method):
         return VideoFeatures(video, video[:, None], batch.frame_mask)
 
     def vectors(self, numbers):
-        return torch.tensor(
-            np.stack([np.random.default_rng(number).normal(size=8) for number in numbers])
-        ).float()
+        return torch.tensor(np.stack([np.random.default_rng(number).normal(size=8) for number in numbers])).float()
 
     def similarity(self, text, video):
         assert not self.training
@@ -160,9 +159,7 @@ def test_what_is_recorded():
             for name in names[:4]:
                 low, high = columns["interval"][way][name]
                 assert 0 <= low <= columns[way][name] <= high <= 100
-                assert (
-                    columns["bounds"][way]["pessimistic"][name] <= columns["bounds"][way]["optimistic"][name]
-                )
+                assert columns["bounds"][way]["pessimistic"][name] <= columns["bounds"][way]["optimistic"][name]
         total = sum(columns[way][name] for way in ("t2v", "v2t") for name in ("R@1", "R@5", "R@10"))
         assert columns["rsum"] == pytest.approx(total)
         assert columns["interval"]["rsum"][0] <= total <= columns["interval"]["rsum"][1]
@@ -178,10 +175,7 @@ def test_bounds_lie_apart_where_scores_tie():
 
 
 def test_selection_on_the_test_split_is_called_optimistic():
-    assert (
-        evaluate(FakeMethod(), FakeManifest(), make_config("test")).metrics["selection"]
-        == "test (optimistic)"
-    )
+    assert evaluate(FakeMethod(), FakeManifest(), make_config("test")).metrics["selection"] == "test (optimistic)"
 
 
 def test_missing_videos_are_listed_and_an_empty_split_is_refused():
@@ -209,9 +203,7 @@ def test_post_processing_stands_beside_the_raw_numbers():
     assert method.texts[39:] == [1000 + row for row in first]
     text = method.vectors(range(1000, 1021)) + method.vectors([11_000 + row for row in first])
     bank = torch.cosine_similarity(text[:, None], method.vectors(range(VIDEOS))[None], dim=-1)
-    expected = metrics.retrieval_metrics(
-        metrics.retrieval_ranks(metrics.qb_norm(raw.similarity, bank), owner)
-    )
+    expected = metrics.retrieval_metrics(metrics.retrieval_ranks(metrics.qb_norm(raw.similarity, bank), owner))
     assert both.metrics["postprocess"]["qbnorm"]["t2v"] == expected
     text = method.vectors(owner) + method.vectors([10_000 + row for row in range(39)])
     bank = torch.cosine_similarity(method.vectors(range(1000, 1021))[:, None], text[None], dim=-1)
@@ -274,10 +266,10 @@ def test_table_has_a_column_of_its_own_for_each_post_processing():
 
 def test_only_results_on_the_same_queries_are_compared():
     five, tied = arrays([1, 2, 3, 4, 5]), arrays([1, 2, 3, 4, 5])
-    with pytest.raises(ValueError, match="a and b differ in their caption_ids: 5 and 4 rows"):
+    with pytest.raises(ValueError, match="a and b are not of the same queries: 5 and 4 caption_ids"):
         compare({"a": five, "b": arrays([1, 2, 3, 4])})
     renamed = replace(tied, video_ids=tied.video_ids[::-1])
-    with pytest.raises(ValueError, match="a and b differ in their video_ids"):
+    with pytest.raises(ValueError, match="not of the same queries: 5 and 5 video_ids"):
         pairwise({"a": five, "b": renamed})
     tied.metrics["ties"] = "optimistic"
     with pytest.raises(ValueError, match="count ties differently: pessimistic and optimistic"):
@@ -312,23 +304,19 @@ def test_captions_of_a_video_are_compared_together():
     assert table.loc["t2v", "p_value"] > table.loc["t2v", "p_mcnemar"]  # 13 independent pairs, not 39
 
 
-class FakeTruth:
-    """Videos w, x, y are a family: x differs from w in colour, y from w in the order of its two motions."""
-
-    def __init__(self):
-        said = ["colour", "motion then", "motion", "colour shape", "colour then motion", "colour"]
-        self.captions = pd.DataFrame(
-            {"mentioned": [tuple(names.split()) for names in said]}, index=list("abcdef")
-        )
-        self.videos = pd.DataFrame({"family": [0, 0, 0, 3]}, index=list("wxyz"))
-
-    def swapped(self, video):
-        rivals = {
-            "w": {"colour": ["x"], "order": ["y"]},
-            "x": {"colour": ["w", "gone"]},
-            "y": {"order": ["w"]},
-        }
-        return rivals.get(video, {})
+def make_truth(families):
+    """Scenes w, x (another colour), y (motions in the other order), z (something else), and gone (as x, no frames)."""
+    names = ("shape", "colour", "size", "place", "motion", "background", "then", "shape2", "colour2", "motion2")
+    scene = dict(zip(names, ("star", "red", "small", "left", "right", "plain", "up", "", "", ""), strict=True))
+    changes = {"w": {}, "x": {"colour": "blue"}, "y": {"motion": "up", "then": "right"}, "z": {"shape": "ring"}}
+    changes |= {"gone": {"colour": "white"}}
+    videos = [
+        {"video_id": video, "family": family, "scene": scene | change}
+        for (video, change), family in zip(changes.items(), families, strict=True)
+    ]
+    said = {"a": "colour", "b": "motion then", "c": "motion", "d": "colour shape", "e": "then motion", "f": "colour"}
+    captions = [{"caption_id": caption, "mentioned": factors.split()} for caption, factors in said.items()]
+    return Truth(pd.DataFrame(videos), pd.DataFrame(captions))
 
 
 def test_accuracy_per_swapped_factor():
@@ -342,17 +330,31 @@ def test_accuracy_per_swapped_factor():
             [0.0, 0.0, 0.0, 1.0],  # f (z) has no rival
         ]
     )
-    owner = [0, 0, 0, 1, 2, 3]
-    found = per_factor_accuracy(
-        Evaluation.of(scores, list("abcdef"), list("wxyz"), owner, SETTINGS), FakeTruth()
-    )
+    found = Evaluation.of(scores, list("abcdef"), list("wxyz"), [0, 0, 0, 1, 2, 3], SETTINGS)
+    table = per_factor_accuracy(found, make_truth([0, 0, 0, 3, 0]))
     expected = [["colour", 50.0, 2, 2, 1], ["order", 50.0, 2, 2, 1]]
-    assert found[["factor", "accuracy", "pairs", "captions", "families"]].to_numpy().tolist() == expected
-    assert (found["low"] <= 50).all()
-    assert (found["high"] >= 50).all()
+    assert table[["factor", "accuracy", "pairs", "captions", "families"]].to_numpy().tolist() == expected
+    assert table[["low", "high"]].isna().all(axis=None)  # one family has no spread
+
+
+def test_accuracy_per_factor_has_an_interval_over_families():
+    families = [[name, f"{name}'"] for name in "abcdefgh"]
+    scores = np.zeros((16, 16))
+    right = [0, 1, 2, 4, 6, 8, 9, 10, 12]
+    scores[right, right] = 1
+    ids = [video for family in families for video in family]
+    truth = SimpleNamespace(
+        captions=pd.DataFrame({"mentioned": [["shape"]] * 16}, index=ids),
+        videos=pd.DataFrame({"family": [video[0] for video in ids]}, index=ids),
+        swapped=lambda video: {"shape": [other for other in ids if other[0] == video[0] and other != video]},
+    )
+    row = per_factor_accuracy(Evaluation.of(scores, ids, ids, np.arange(16), SETTINGS), truth).iloc[0]
+    assert (row["accuracy"], row["families"]) == (pytest.approx(100 * 9 / 16), 8)
+    assert 30 < row["low"] < row["accuracy"] < row["high"] < 80
 
 
 def test_accuracy_without_any_pair_is_an_empty_table():
-    found = per_factor_accuracy(Evaluation.of([[1.0]], ["f"], ["z"], [0], SETTINGS), FakeTruth())
-    assert len(found) == 0
-    assert "accuracy" in found
+    alone = Evaluation.of([[1.0]], ["f"], ["z"], [0], SETTINGS)
+    table = per_factor_accuracy(alone, make_truth([0, 0, 0, 3, 0]))
+    assert len(table) == 0
+    assert "accuracy" in table

@@ -22,9 +22,7 @@ from tvrkit.protocol import Method, VideoFeatures
 WAYS = ("t2v", "v2t")
 RSUM = ("R@1", "R@5", "R@10")
 V2T_CONVENTION = "max over captions"  # the published one; "first hit" is reported beside it
-SAID_BY = {
-    "order": {"motion", "then"}
-}  # a swapped order is told by naming both motions; other factors by themselves
+SAID_BY = {"order": {"motion", "then"}}  # a swapped order is told by naming both motions; other factors by themselves
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +103,7 @@ class Evaluation:
             ValueError: its files belong to different evaluations.
         """
         folder = Path(folder)
-        missing = [
-            name for name in ("metrics.json", "ranks.npz", "similarity.npz") if not (folder / name).exists()
-        ]
+        missing = [name for name in ("metrics.json", "ranks.npz", "similarity.npz") if not (folder / name).exists()]
         if missing:
             raise FileNotFoundError(f"{folder} holds no finished evaluation: no {', '.join(missing)}")
         result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -137,8 +133,7 @@ def _measure(scores: dict, owner: np.ndarray, settings: EvalConfig) -> tuple[dic
     bounds = {ties: ranks_of(ties) for ties in ("optimistic", "pessimistic")}
     clusters = {"t2v": owner, "v2t": None}
     samples = {
-        way: statistics.bootstrap_metrics(ranks[way], clusters[way], resamples=settings.bootstrap)
-        for way in WAYS
+        way: statistics.bootstrap_metrics(ranks[way], clusters[way], resamples=settings.bootstrap) for way in WAYS
     }
     result = {way: metrics.retrieval_metrics(ranks[way]) for way in WAYS}
     intervals = {way: {key: statistics.interval(of) for key, of in samples[way].items()} for way in WAYS}
@@ -172,9 +167,7 @@ def evaluate(
     name = split or config.eval.split
     queries = manifest.split(name, config.data.language)
     if not queries.video_ids:
-        raise ValueError(
-            f"split {name!r} of {manifest.root}: none of its {len(queries.missing)} videos has frames"
-        )
+        raise ValueError(f"split {name!r} of {manifest.root}: none of its {len(queries.missing)} videos has frames")
     training = method.training
     method.eval()
     try:
@@ -264,22 +257,21 @@ def pairwise(
     if len(evaluations) < 2:
         raise ValueError(f"expected two evaluations or more, got {len(evaluations)}")
     _same_queries(evaluations)
-    rows = []
+    tables = []
     for way in WAYS:
-        family = []
+        rows = []
         for (a, first), (b, second) in combinations(evaluations.items(), 2):
             clusters = first.video_of_caption if way == "t2v" else None
-            ranks = first.ranks[way], second.ranks[way]
-            found = statistics.compare_ranks(*ranks, clusters, metric=metric, alpha=alpha)
+            found = statistics.compare_ranks(first.ranks[way], second.ranks[way], clusters, metric=metric, alpha=alpha)
             low, high = found.interval
             row = {"a": a, "b": b, "direction": way, "metric": metric, "difference": found.difference}
             row |= {"low": low, "high": high, "effect": found.effect, "queries": found.queries}
-            family.append(row | {"p_value": found.p_value, "p_mcnemar": found.p_mcnemar})
-        adjusted = statistics.holm([row["p_value"] for row in family])
-        for row, p_holm in zip(family, adjusted, strict=True):
-            named = statistics.verdict(row["difference"], p_holm, alpha)
-            rows.append(row | {"p_holm": float(p_holm), "verdict": named})
-    return pd.DataFrame(rows)
+            rows.append(row | {"p_value": found.p_value, "p_mcnemar": found.p_mcnemar})
+        table = pd.DataFrame(rows)
+        table["p_holm"] = statistics.holm(table["p_value"])
+        pairs = zip(table["difference"], table["p_holm"], strict=True)
+        tables.append(table.assign(verdict=[statistics.verdict(*pair, alpha) for pair in pairs]))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _same_queries(evaluations: Mapping[str, Evaluation]) -> None:
@@ -288,13 +280,11 @@ def _same_queries(evaluations: Mapping[str, Evaluation]) -> None:
     (name, first), *others = evaluations.items()
     for other, evaluation in others:
         for key in ("caption_ids", "video_ids", "video_of_caption"):
-            if not np.array_equal(getattr(first, key), getattr(evaluation, key)):
-                raise ValueError(
-                    f"{name} and {other} differ in their {key}: {len(getattr(first, key))} and "
-                    f"{len(getattr(evaluation, key))} rows; only results on the same queries are compared"
-                )
-        if first.metrics["ties"] != evaluation.metrics["ties"]:
-            rules = first.metrics["ties"], evaluation.metrics["ties"]
+            a, b = getattr(first, key), getattr(evaluation, key)
+            if not np.array_equal(a, b):
+                raise ValueError(f"{name} and {other} are not of the same queries: {len(a)} and {len(b)} {key}")
+        rules = first.metrics["ties"], evaluation.metrics["ties"]
+        if rules[0] != rules[1]:
             raise ValueError(f"{name} and {other} count ties differently: {rules[0]} and {rules[1]}")
 
 
@@ -309,15 +299,13 @@ def per_factor_accuracy(evaluation: Evaluation, truth) -> pd.DataFrame:
         truth: `tvrkit.data.shapes.Truth` of the data set.
 
     Returns:
-        DataFrame, one row per factor: factor, accuracy (percent), low, high (95 %, families resampled),
-        pairs, captions, families.
+        DataFrame, one row per factor: factor, accuracy (percent), low, high (95 %, families resampled; NaN
+        where there is one family only), pairs, captions, families.
     """
     column = {video: index for index, video in enumerate(evaluation.video_ids)}
     rivals = {video: truth.swapped(video) for video in column}
     found = []
-    for row, (caption, owner) in enumerate(
-        zip(evaluation.caption_ids, evaluation.video_of_caption, strict=True)
-    ):
+    for row, (caption, owner) in enumerate(zip(evaluation.caption_ids, evaluation.video_of_caption, strict=True)):
         said = set(truth.captions.at[caption, "mentioned"])
         for factor, videos in rivals[evaluation.video_ids[owner]].items():
             if (SAID_BY.get(factor) or {factor}) <= said:
@@ -328,12 +316,9 @@ def per_factor_accuracy(evaluation: Evaluation, truth) -> pd.DataFrame:
     pairs["family"] = truth.videos.family.loc[evaluation.video_ids[pairs.owner]].to_numpy()
     rows = []
     for factor, group in pairs.groupby("factor"):
-        low, high = statistics.interval(statistics.bootstrap_metrics(group["rank"], group["family"])["R@1"])
+        counts = {"pairs": len(group), "captions": group["row"].nunique(), "families": group["family"].nunique()}
+        samples = statistics.bootstrap_metrics(group["rank"], group["family"])["R@1"]
+        low, high = statistics.interval(samples) if counts["families"] > 1 else (np.nan, np.nan)
         accuracy = metrics.retrieval_metrics(group["rank"])["R@1"]
-        counts = {
-            "pairs": len(group),
-            "captions": group["row"].nunique(),
-            "families": group["family"].nunique(),
-        }
         rows.append({"factor": factor, "accuracy": accuracy, "low": low, "high": high, **counts})
     return pd.DataFrame(rows, columns=["factor", "accuracy", "low", "high", "pairs", "captions", "families"])

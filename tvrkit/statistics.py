@@ -45,7 +45,10 @@ def bootstrap_metrics(ranks, clusters=None, *, resamples: int = 2000, seed: int 
 
 
 def interval(samples, *, alpha: float = ALPHA) -> list[float]:
-    """[low, high], the percentile interval of bootstrap samples that covers 1 - `alpha`."""
+    """[low, high], the percentile interval of bootstrap samples that covers 1 - `alpha`.
+
+    A recall of exactly 0 or 100 gets no width: resampling can't show what no query did.
+    """
     return [float(bound) for bound in np.quantile(samples, [alpha / 2, 1 - alpha / 2])]
 
 
