@@ -207,29 +207,31 @@ def _timeline(times: np.ndarray) -> np.ndarray:
     return np.searchsorted(times, middle, side="right") - 1
 
 
-def _scaled(probe: _Probe, size: int | None) -> tuple[int, int]:
+def _scale(frame, probe: _Probe, size: int | None) -> np.ndarray:
+    """An `av.VideoFrame` as (H, W, 3) uint8 RGB with a short side of at most `size`."""
     scale = 1.0 if size is None else min(1.0, size / min(probe.width, probe.height))
-    return max(1, round(probe.width * scale)), max(1, round(probe.height * scale))
+    width, height = (max(1, round(side * scale)) for side in (probe.width, probe.height))
+    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
 
 
 def _by_decord(path: str, probe: _Probe, wanted: np.ndarray, size: int | None) -> Iterator[np.ndarray]:
+    import av
     import decord
 
-    width, height = _scaled(probe, size)
-    scaled = {} if size is None else {"width": width, "height": height}
-    reader = decord.VideoReader(path, num_threads=1, **scaled)
+    reader = decord.VideoReader(path, num_threads=1)
     if len(reader) != probe.count:
         raise _Unreadable(f"decord counts {len(reader)} frames, the file has {probe.count}")
     starts = reader.get_frame_timestamp(wanted)[:, 0]
     if np.abs(starts - (probe.times[wanted] - probe.times[0]) * probe.base).max() > 0.5 / probe.fps:
         raise _Unreadable("decord and the file disagree about time")
     for start in range(0, len(wanted), BATCH):
-        yield from reader.get_batch(wanted[start : start + BATCH]).asnumpy()
+        for picture in reader.get_batch(wanted[start : start + BATCH]).asnumpy():
+            # not by decord itself, which fails at many widths
+            yield _scale(av.VideoFrame.from_ndarray(picture), probe, size)
 
 
 def _by_pyav(path: str, probe: _Probe, wanted: np.ndarray, size: int | None, seek: bool) -> Iterator[np.ndarray]:
     """The wanted frames, fewer where the stream ends early. Without `seek` they are counted from the start."""
-    width, height = _scaled(probe, size)
     container, stream = _open(path)
     position = -1
     with container:
@@ -246,8 +248,7 @@ def _by_pyav(path: str, probe: _Probe, wanted: np.ndarray, size: int | None, see
                 position = int(np.searchsorted(probe.times, frame.pts)) if seek else position + 1
             if seek and position != index:
                 raise _InexactSeek
-            picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-            yield np.ascontiguousarray(np.rot90(picture, probe.turns))
+            yield np.ascontiguousarray(np.rot90(_scale(frame, probe, size), probe.turns))
 
 
 def _read(job: Job, path: str, probe: _Probe, wanted: np.ndarray, decoder: str) -> tuple[str, list, list[bytes]]:
@@ -280,11 +281,13 @@ def _work(job: Job, decoder: str, timeout: float) -> tuple[dict, list[bytes]]:
     if len(wanted) < probe.count and len(probe.times):
         wanted = _timeline(probe.times)[wanted]
     used, shape, blobs = _read(job, path, probe, wanted, decoder)
-    damage = probe.damage
-    if len(blobs) < len(wanted):
-        damage = f"damaged: {len(blobs)} of the {len(wanted)} frames asked for can be decoded"
+    lost = f"damaged: {len(blobs)} of {len(wanted)} frames can be decoded" if len(blobs) < len(wanted) else ""
     width, height = (probe.height, probe.width) if probe.turns % 2 else (probe.width, probe.height)
-    known = {"fps": round(probe.fps, 4), "duration": round(probe.count / probe.fps, 4), "reason": damage}
+    known = {
+        "fps": round(probe.fps, 4),
+        "duration": round(probe.count / probe.fps, 4),
+        "reason": "; ".join(filter(None, (probe.damage, lost))),
+    }
     return about(frames=len(blobs), shape=shape, decoder=used, width=width, height=height, **known), blobs
 
 

@@ -1,0 +1,97 @@
+"""Damage real files in many ways and extract them all: `python tests/data/fuzz_decode.py FOLDER_OF_VIDEOS`.
+
+Prints what became of each kind of damage, the time, and whether every good file is whole in the store.
+"""
+
+import argparse
+import collections
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+HEADER = 4096  # bytes at the beginning; an .mp4 file's index is at its end as often, so `flip-tail` is there too
+
+
+def _flip(data, places):
+    for place in places:
+        data[place] ^= 1 << (place % 8)
+    return data
+
+
+def _zero(data, rng):
+    start = int(rng.integers(len(data)))
+    end = min(len(data), start + int(rng.integers(1, len(data) // 2)))
+    data[start:end] = bytes(end - start)
+    return data
+
+
+def _cut_out(data, rng):
+    start = int(rng.integers(len(data)))
+    del data[start : start + int(rng.integers(1, len(data) // 4))]
+    return data
+
+
+DAMAGE = {
+    "flip-header": lambda data, rng: _flip(data, rng.integers(min(HEADER, len(data)), size=rng.integers(1, 40))),
+    "flip-body": lambda data, rng: _flip(data, rng.integers(len(data), size=rng.integers(1, 400))),
+    "flip-tail": lambda data, rng: _flip(data, len(data) - 1 - rng.integers(HEADER, size=rng.integers(1, 40))),
+    "truncated": lambda data, rng: data[: int(rng.integers(1, len(data)))],
+    "zeroed": _zero,
+    "cut-out": _cut_out,
+    "wrong-extension": lambda data, rng: data,
+    "empty": lambda data, rng: data[:0],
+}
+
+
+def damaged_files(good, folder, count, seed):
+    """`count` damaged copies, the kinds in turn; the kind begins the name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, files = np.random.default_rng(seed), []
+    for number in range(count):
+        kind = list(DAMAGE)[number % len(DAMAGE)]
+        source = good[int(rng.integers(len(good)))]
+        suffix = rng.choice([".txt", ".jpg", ".wmv", ".ts", ""]) if kind == "wrong-extension" else source.suffix
+        path = folder / f"{kind}-{number:04d}{suffix}"
+        path.write_bytes(DAMAGE[kind](bytearray(source.read_bytes()), rng))
+        files.append(path)
+    return files
+
+
+def main():
+    from tvrkit.data.frames import FrameStore, extract, find_videos
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("videos", type=Path, help="folder of good videos")
+    parser.add_argument("--files", type=int, default=320)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timeout", type=float, default=5.0)
+    arguments = parser.parse_args()
+    good = {name: path for name, path in find_videos(arguments.videos).items() if path.suffix != ".csv"}
+    with tempfile.TemporaryDirectory() as folder:
+        damaged = damaged_files(sorted(good.values()), Path(folder) / "damaged", arguments.files, arguments.seed)
+        files = {**good, **{path.name: path for path in damaged}}
+        start = time.monotonic()
+        store = Path(folder) / "frames.lmdb"
+        rows = extract(files, store, frames=12, short_side=224, timeout=arguments.timeout)
+        seconds = time.monotonic() - start
+        kinds = collections.defaultdict(collections.Counter)
+        reasons = collections.Counter()
+        for row in rows.to_dict("records"):
+            kind = "good" if row["video_id"] in good else row["video_id"].rpartition("-")[0]
+            note = "with a note" if row["reason"] else "clean"
+            kinds[kind][note if row["status"] == "ok" else "failed"] += 1
+            if row["reason"]:
+                reasons["".join("#" if letter.isdigit() else letter for letter in row["reason"])] += 1
+        for kind, outcome in sorted(kinds.items()):
+            print(f"{kind:16s} {dict(outcome)}")
+        for reason, count in reasons.most_common(12):
+            print(f"{count:5d}  {reason}")
+        whole = rows[rows["video_id"].isin(good) & (rows["status"] == "ok") & (rows["frames"] == 12)]
+        print(f"{len(files)} files in {seconds:.1f} s; good files whole: {len(whole)} of {len(good)}")
+        print(f"store: {FrameStore(store).verify() or 'whole'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Video files for the tests: frame i is grey of level 5 i, with a red corner at the top left."""
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+STEP = 5  # grey levels between frames: the index survives coding
+COUNT = 48
+
+
+def pictures(count=COUNT, height=64, width=96):
+    images = np.empty((count, height, width, 3), np.uint8)
+    images[:] = (STEP * np.arange(count) % 256)[:, None, None, None]
+    images[:, : height // 4, : width // 4] = (255, 0, 0)
+    return images
+
+
+def write_video(
+    path,
+    count=COUNT,
+    height=64,
+    width=96,
+    codec="libx264",
+    pixels="yuv420p",
+    gop=12,
+    times=None,
+    flags=None,
+    format=None,
+):
+    """`times`: milliseconds at which each frame is shown; 30 frames a second where None."""
+    with av.open(str(path), "w", format=format, options=flags or {}) as container:
+        stream = container.add_stream(
+            codec, rate=30, options={"preset": "ultrafast", "crf": "4"} if codec == "libx264" else {}
+        )
+        stream.bit_rate = 4_000_000
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = width, height, pixels, gop
+        for index, image in enumerate(pictures(count, height, width)):
+            frame = av.VideoFrame.from_ndarray(image)
+            if times is not None:
+                frame.pts, frame.time_base = int(times[index]), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return Path(path)
+
+
+def write_audio(path):
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return Path(path)
+
+
+def rotate(path, turns):
+    """Ask for `turns` quarter turns clockwise in the header of an .mp4 file."""
+    matrix = {1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}[turns]
+    data = bytearray(path.read_bytes())
+    start = (
+        data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    )  # version and flags; times, id, duration; reserved; layer to volume
+    for place, value in zip((0, 1, 3, 4), matrix, strict=True):
+        struct.pack_into(">i", data, start + 4 * place, value << 16)
+    path.write_bytes(data)
+    return path
+
+
+def over_report(path, frames=10_000):
+    """Make the headers of an .avi file promise more frames than it holds."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"avih") + 8 + 16, frames)
+    struct.pack_into("<I", data, data.index(b"strh") + 8 + 32, frames)
+    path.write_bytes(data)
+    return path
+
+
+def indices(frames):
+    """Which frame of `pictures` each one is, from its lower right quarter."""
+    height, width = frames.shape[1:3]
+    return np.rint(frames[:, height // 2 :, width // 2 :].mean((1, 2, 3)) / STEP).astype(int).tolist()
