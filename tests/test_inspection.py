@@ -33,9 +33,10 @@ def truth():
          "duplicate_of": "a" if name == "d" else None, "distractors": [""]}
         for name, scene in scenes.items()
     ]  # fmt: skip
+    spans = [(2, 5, "colour"), (6, 12, "shape"), (13, 23, "motion")]
     said = {"a0": ("a", EVERYTHING), "a1": ("a", ["shape", "size"]), "e0": ("e", EVERYTHING)}
     captions = [
-        {"caption_id": name, "video_id": video, "language": "en", "mentioned": factors, "spans": [],
+        {"caption_id": name, "video_id": video, "language": "en", "mentioned": factors, "spans": spans,
          "partial_of": None}
         for name, (video, factors) in said.items()
     ]  # fmt: skip
@@ -104,9 +105,7 @@ def test_mining_quality_counts():
 
 def test_kinds_of_pairs(truth):
     kinds = inspection.pair_kinds(truth, *IDS)
-    named = [
-        [next(kind for kind in kinds if kinds[kind][row, column]) for column in range(5)] for row in range(3)
-    ]
+    named = [[next(kind for kind in kinds if kinds[kind][row, column]) for column in range(5)] for row in range(3)]
     far = "other"
     assert named == [
         ["match", "one factor apart", "one factor apart", "same meaning", far],
@@ -116,11 +115,16 @@ def test_kinds_of_pairs(truth):
     assert (sum(mask.astype(int) for mask in kinds.values()) == 1).all()
 
 
+def test_telling_words_name_the_factors_in_which_the_videos_differ(truth):
+    caption = "a red circle goes right"
+    assert inspection.telling_words(truth, "a0", caption, "b").tolist() == [0, 1, 0, 0, 0]
+    assert inspection.telling_words(truth, "a0", caption, "c").tolist() == [0, 0, 0, 1, 1]
+    assert not inspection.telling_words(truth, "a0", caption, "d").any()
+
+
 def test_frames_seen_are_those_an_evaluation_reads():
     clips = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
     store = SimpleNamespace(count=lambda _: len(clips), read=lambda _, indices: clips[indices])
-    indices, frames = inspection.frames_seen(
-        SimpleNamespace(frames=store), DataConfig("x", max_frames=5), "v"
-    )
+    indices, frames = inspection.frames_seen(SimpleNamespace(frames=store), DataConfig("x", max_frames=5), "v")
     assert indices.tolist() == [1, 3, 5, 7, 9]
     assert frames[:, 0, 0, 0].tolist() == [1, 3, 5, 7, 9]

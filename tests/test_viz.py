@@ -62,9 +62,7 @@ def test_frames_of_another_kind_are_refused(wrong):
 
 
 def test_top_videos_mark_the_right_one(frames):
-    figure = viz.top_videos(
-        "a dot", [frames] * 3, [0.9, 0.5, 0.1], [False, True, False], ["x y", "a dot", "z"]
-    )
+    figure = viz.top_videos("a dot", [frames] * 3, [0.9, 0.5, 0.1], [False, True, False], ["x y", "a dot", "z"])
     assert [ax.get_ylabel() for ax in figure.axes] == ["1 ✗\n0.900", "2 ✓\n0.500", "3 ✗\n0.100"]
     borders = [ax.patches[-1].get_edgecolor() for ax in figure.axes]
     assert borders == [to_rgba(viz.NEUTRAL), to_rgba(viz.RIGHT), to_rgba(viz.NEUTRAL)]
@@ -73,13 +71,16 @@ def test_top_videos_mark_the_right_one(frames):
         viz.top_videos("a dot", [frames], [0.9, 0.5], [True], ["x"])
 
 
-def test_hard_negatives_highlight_only_what_differs(frames):
-    negatives = [(frames, 0.61, "a small blue circle")]
-    figure = viz.hard_negatives("a small red circle", (frames, 0.6), negatives)
+def test_hard_negatives_highlight_the_telling_words(frames):
+    query, caption = "a small red circle", "a small blue circle"
+    telling = viz.differing(viz.words_of(caption), viz.words_of(query))
+    figure = viz.hard_negatives(query, (frames, 0.6), [(frames, 0.61, caption, telling)])
     own, mined = figure.axes
     assert {colour for _, colour in words(own)} == {viz.INK}
     assert [word for word, colour in words(mined) if colour == viz.WRONG] == ["blue"]
     assert (own.get_ylabel(), mined.get_ylabel()) == ("own ✓\n0.600", "mined\n0.610")
+    with pytest.raises(ValueError, match="zip"):
+        viz.film_strip(frames, caption, telling=[True])
 
 
 def test_a_swap_of_two_events_counts_as_a_difference():

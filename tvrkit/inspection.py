@@ -56,6 +56,13 @@ def per_word(values, tokens: Sequence[tuple[int, Span]], words: Sequence[Span]) 
     return np.array([sum(float(values[column]) for column in group) for group in columns])
 
 
+def telling_words(truth: Truth, caption_id: str, caption: str, video_id: str) -> np.ndarray:
+    """(W,) bool: the caption's words that name a factor in which its own video differs from `video_id`."""
+    own, other = truth.factors.loc[truth.captions.video_id[caption_id]], truth.factors.loc[video_id]
+    named = [span for span in truth.attribute_words(caption_id) if own[span[2]] != other[span[2]]]
+    return overlapping(word_spans(caption), named)
+
+
 def auc(scores, truth) -> float:
     """Probability that a true item scores above a false one, ties counting half (Mann-Whitney); 0.5 = chance.
 

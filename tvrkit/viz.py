@@ -108,7 +108,7 @@ class Strip:
         frames: (F, H, W, 3) uint8.
         label: short text left of the strip (rank, score, mark).
         caption: text above it.
-        reference: a caption; words of `caption` that differ from it are bold and vermilion.
+        telling: bool per word of the caption (see `words_of`); these words are bold and vermilion.
         colour: border of the whole strip.
         weights: (F,) float >= 0, drawn as bars below the frames.
         informative: (F,) bool; the bar below a frame is blue where True, grey where False.
@@ -118,7 +118,7 @@ class Strip:
     frames: np.ndarray
     label: str = ""
     caption: str = ""
-    reference: str | None = None
+    telling: Sequence[bool] | None = None
     colour: str | None = None
     weights: np.ndarray | None = None
     informative: np.ndarray | None = None
@@ -134,7 +134,7 @@ class Strip:
 @_styled
 def film_strips(strips: Sequence[Strip], title: str = "") -> Figure:
     """Strips below each other, one axes each; the axes' image is the frames side by side with white gaps."""
-    frame_height = min(1.15, *(0.86 * WIDTH / len(strip.frames) for strip in strips))
+    frame_height = min(1.0, *(0.86 * WIDTH / len(strip.frames) for strip in strips))
     heights = [frame_height * (1.04 + strip.bars().max()) + 0.3 * bool(strip.caption) for strip in strips]
     size = (WIDTH, sum(heights) + 0.1 * len(strips) + 0.5 + 0.35 * bool(title))
     figure = Figure(figsize=size, layout="constrained")
@@ -163,13 +163,13 @@ def top_videos(query: str, frames: Sequence, scores: Sequence, right: Sequence, 
 
 
 def hard_negatives(query: str, positive: tuple, negatives: Sequence[tuple]) -> Figure:
-    """A query, its own video (frames, score), and what was mined for it: (frames, score, caption) each.
+    """A query, its own video (frames, score), and what was mined: (frames, score, caption, telling) each.
 
-    Words of the negatives' captions that the query does not have are highlighted.
+    `telling` marks the words by which a negative's caption differs from the query, see `Strip`.
     """
     strips = [Strip(positive[0], f"own ✓\n{positive[1]:.3f}", query, colour=RIGHT)]
-    for frames, score, caption in negatives:
-        strips.append(Strip(frames, f"mined\n{score:.3f}", caption, reference=query, colour=WRONG))
+    for frames, score, caption, telling in negatives:
+        strips.append(Strip(frames, f"mined\n{score:.3f}", caption, telling, WRONG))
     return film_strips(strips)
 
 
@@ -179,7 +179,7 @@ def words_of(caption: str) -> list[str]:
 
 
 def differing(words: Sequence[str], reference: Sequence[str]) -> list[bool]:
-    """For each of `words`, whether it is outside the common order of both captions (so swaps show too)."""
+    """For each word, whether it is outside the common order of both captions: `telling` without truth."""
     blocks = SequenceMatcher(None, reference, words, autojunk=False).get_matching_blocks()
     kept = {block.b + offset for block in blocks for offset in range(block.size)}
     return [index not in kept for index in range(len(words))]
@@ -217,9 +217,10 @@ def _draw_strip(ax: Axes, strip: Strip, frames: np.ndarray) -> None:
     ax.set_ylabel(strip.label, rotation=0, ha="right", va="center")
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    words, reference = words_of(strip.caption), words_of(strip.reference or strip.caption)
-    looks = [{"color": WRONG, "fontweight": "bold"} if new else {} for new in differing(words, reference)]
-    if words:
+    if strip.caption:
+        words = words_of(strip.caption)
+        telling = [False] * len(words) if strip.telling is None else strip.telling
+        looks = [{"color": WRONG, "fontweight": "bold"} if tells else {} for tells in telling]
         _draw_words(ax, words, looks, (0.0, 1.0))
 
 
