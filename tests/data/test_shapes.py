@@ -439,3 +439,10 @@ def test_killed_and_run_again_is_the_same(root, tmp_path):
     assert ours.video_ids() == theirs.video_ids()
     for video_id in ours.video_ids():
         assert (ours.read(video_id, range(16)) == theirs.read(video_id, range(16))).all()
+
+
+def test_a_failing_worker_is_an_error(tmp_path, capfd):
+    video = plan(SMOKE, 0)[0]
+    with pytest.raises(RuntimeError, match=r"rendering stopped \(exit codes \[1\], expected 0\)"):
+        shapes._film_all([(video, tmp_path / "nowhere" / "a.mp4", 8)], 2)
+    assert "nowhere" in capfd.readouterr().err

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -88,9 +87,7 @@ PRESETS = {
     "quick": Preset(2000, 200, 500),
     "full": Preset(10_000, 500, 1000),
     "easy": Preset(2000, 200, 500, second_object=0.0, distractors=0.0, families=0.2, omit=0.15, filler=0.2),
-    "hard": Preset(
-        2000, 200, 500, second_object=0.6, second_event=0.7, distractors=0.4, families=0.9, omit=0.5
-    ),
+    "hard": Preset(2000, 200, 500, second_object=0.6, second_event=0.7, distractors=0.4, families=0.9, omit=0.5),
 }
 
 
@@ -201,7 +198,7 @@ def prepare(root: Path | str, preset: str = "quick", seed: int = 0, workers: int
 
     Raises:
         ValueError: unknown preset, or `root` holds shapes of another preset or seed.
-        RuntimeError: a video could not be decoded again.
+        RuntimeError: a worker was killed, or a video could not be decoded again.
     """
     root, chosen = Path(root), PRESETS[choose("preset", preset, PRESETS)]
     made_from = {"preset": preset, "seed": seed, **asdict(chosen)}
@@ -244,26 +241,33 @@ def _write_lines(path: Path, rows: Iterable[dict]) -> None:
 
 
 def _film_all(jobs: list[tuple[Video, Path, int]], workers: int) -> None:
-    """Render and encode in processes. An interrupt leaves whole files only: the next call goes on."""
+    """Render and encode in processes. Stopped at any moment it leaves whole files only: the next call goes on."""
     missing = [job for job in jobs if not job[1].exists()]
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+    context = get_context("spawn")  # forking a notebook with its threads could hang
+    shares = (missing[start::workers] for start in range(min(workers, len(missing))))
+    crew = [context.Process(target=_film, args=(share,), daemon=True) for share in shares]
     try:
-        done = pool.map(_film, missing, chunksize=8)
-        for _ in tqdm(done, "render", len(jobs), initial=len(jobs) - len(missing), unit="video"):
-            pass
+        for process in crew:
+            process.start()
+        with tqdm(total=len(jobs), desc="rendering", unit="video", initial=len(jobs) - len(missing)) as bar:
+            while running := [process for process in crew if process.is_alive()]:
+                running[0].join(0.2)
+                bar.update(sum(path.exists() for _, path, _ in jobs) - bar.n)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for process in crew:
+            if process.is_alive():
+                process.terminate()
+    if any(process.exitcode for process in crew):
+        codes = [process.exitcode for process in crew]
+        raise RuntimeError(f"rendering stopped (exit codes {codes}, expected 0): run again to go on")
 
 
-def _film(job: tuple[Video, Path, int]) -> None:
-    video, path, fps = job
-    encode(render(video.scene, video.distractors, [*video.seed, 1]), path, fps)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: no orphan may write beside the next call's workers."""
+def _film(share: list[tuple[Video, Path, int]]) -> None:
+    """A worker: leaves Ctrl-C to the parent and ends with it, so that none writes beside the next call's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    for video, path, fps in share:
+        encode(render(video.scene, video.distractors, [*video.seed, 1]), path, fps)
 
 
 class Truth:
