@@ -39,9 +39,7 @@ def test_ranks_of_several_matches_equal_naive_loops(tied_scores, ties, chunk, mo
     monkeypatch.setattr(metrics, "CHUNK", chunk)
     positives = np.random.default_rng(2).random(tied_scores.shape) < 0.15
     positives[np.arange(40), np.arange(40) % 17] = True
-    expected = [
-        naive_rank(row, np.flatnonzero(own), ties) for row, own in zip(tied_scores, positives, strict=True)
-    ]
+    expected = [naive_rank(row, np.flatnonzero(own), ties) for row, own in zip(tied_scores, positives, strict=True)]
     assert retrieval_ranks(tied_scores, positives, ties=ties).tolist() == expected
     groups = [np.flatnonzero(own) for own in positives]
     assert retrieval_ranks(tied_scores, groups, ties=ties).tolist() == expected
@@ -65,9 +63,7 @@ def test_ranks_do_not_depend_on_order_and_the_mean_lies_between_the_bounds(tied_
     rows, columns = rng.permutation(40), rng.permutation(17)
     shuffled = retrieval_ranks(tied_scores[rows][:, columns], np.argsort(columns)[own[rows]])
     assert shuffled.tolist() == retrieval_ranks(tied_scores, own)[rows].tolist()
-    low, middle, high = (
-        retrieval_ranks(tied_scores, own, ties=t) for t in ("optimistic", "mean", "pessimistic")
-    )
+    low, middle, high = (retrieval_ranks(tied_scores, own, ties=t) for t in ("optimistic", "mean", "pessimistic"))
     assert (low < high).any()
     assert np.array_equal(middle, (low + high) / 2)
     assert high.max() <= 17
@@ -208,9 +204,7 @@ def test_ndcg_bounds_and_ties(monkeypatch):
     grades = np.array([[2.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     assert ndcg(grades, grades).tolist() == [1, 1]
     assert (ndcg(-grades, grades) < 1).all()
-    assert ndcg(np.zeros((1, 3)), [[1, 0, 0]])[0] == pytest.approx(
-        1 / np.log2(4)
-    )  # tied: the match comes last
+    assert ndcg(np.zeros((1, 3)), [[1, 0, 0]])[0] == pytest.approx(1 / np.log2(4))  # tied: the match comes last
     for scores, relevance in (
         ([[0, 1], [0, np.nan]], [[1, 0]] * 2),
         (np.eye(2), [[1, 0], [0, 0]]),

@@ -63,9 +63,7 @@ def test_one_seed_draws_the_same_videos_for_both_directions():
 def test_interval_covers_about_as_often_as_it_says():
     rng, truth, covered = np.random.default_rng(2), 45.0, 0
     for trial in range(300):
-        low, high = interval(
-            bootstrap_metrics(rng.geometric(truth / 100, 250), resamples=300, seed=trial)["R@1"]
-        )
+        low, high = interval(bootstrap_metrics(rng.geometric(truth / 100, 250), resamples=300, seed=trial)["R@1"])
         covered += low <= truth <= high
     assert 0.90 <= covered / 300 <= 0.985
 
@@ -122,9 +120,7 @@ def test_false_positive_rate_is_about_alpha():
         luck = rng.normal(size=(2, 100))[:, owner]  # each run is lucky on videos of its own
         a, b = (rng.normal(size=(2, 500)) + 2 * luck) > 0
         gain = a.astype(int) - b
-        raised["videos"] += (
-            sign_flip_test(np.bincount(owner, gain).astype(int), resamples=999, seed=trial) < 0.05
-        )
+        raised["videos"] += sign_flip_test(np.bincount(owner, gain).astype(int), resamples=999, seed=trial) < 0.05
         raised["captions"] += sign_flip_test(gain, resamples=999, seed=trial) < 0.05
     assert 0.025 <= raised["videos"] / 600 <= 0.08
     assert raised["captions"] / 600 > 0.12  # what comes of taking captions of one video as independent

@@ -45,9 +45,7 @@ def retrieval_ranks(similarity, positives=None, *, ties: str = "pessimistic") ->
         block, own = scores[rows], best[rows, None]
         bad = np.isnan(block).any(1)
         if bad.any():
-            raise ValueError(
-                f"similarity of query {rows.start + int(bad.argmax())} holds NaN: it has no rank"
-            )
+            raise ValueError(f"similarity of query {rows.start + int(bad.argmax())} holds NaN: it has no rank")
         better[rows], tied[rows] = (block > own).sum(1), (block == own).sum(1)
     tied -= np.add.reduceat((matches == best[queries]).astype(np.int64), starts)  # a match is in nobody's way
     ranks = 1 + better + share * tied
@@ -68,9 +66,7 @@ def retrieval_metrics(ranks) -> dict[str, float]:
     """
     ranks = np.asarray(ranks)
     if ranks.size == 0 or not ranks.min() >= 1:
-        raise ValueError(
-            f"expected one rank or more, none below 1, got {ranks.size} from {ranks.min(initial=1)}"
-        )
+        raise ValueError(f"expected one rank or more, none below 1, got {ranks.size} from {ranks.min(initial=1)}")
     recalls = {f"R@{k}": 100.0 * int((ranks <= k).sum()) / ranks.size for k in RECALLS}
     return {**recalls, "MdR": float(np.median(ranks)), "MnR": float(ranks.mean())}
 
@@ -194,9 +190,7 @@ def _by_video(video_of_caption, videos: int) -> tuple[np.ndarray, np.ndarray]:
     """Captions sorted by video, and where each video's begin."""
     counts = np.bincount(video_of_caption, minlength=videos)
     if len(counts) != videos or not counts.all():
-        raise ValueError(
-            f"expected captions of each of {videos} videos, got {np.count_nonzero(counts)} with some"
-        )
+        raise ValueError(f"expected captions of each of {videos} videos, got {np.count_nonzero(counts)} with some")
     return np.argsort(video_of_caption, kind="stable"), np.cumsum(counts) - counts
 
 
@@ -220,9 +214,7 @@ def _pairs(positives, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         queries = np.repeat(np.arange(shape[0]), [len(group) for group in positives])
         candidates = np.concatenate(positives)
     if len(candidates) and not (candidates.min() >= 0 and candidates.max() < shape[1]):
-        raise ValueError(
-            f"positives must be in 0..{shape[1] - 1}, got {candidates.min()}..{candidates.max()}"
-        )
+        raise ValueError(f"positives must be in 0..{shape[1] - 1}, got {candidates.min()}..{candidates.max()}")
     alone = np.bincount(queries, minlength=shape[0]) == 0
     if alone.any():
         raise ValueError(f"query {int(alone.argmax())} has no match among the candidates")
