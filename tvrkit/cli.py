@@ -18,6 +18,9 @@ console = Console()
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:k")]
+DataName = Annotated[str, typer.Argument(help="data set (msrvtt) or protocol (msrvtt/full)")]
+Language = Annotated[str | None, typer.Option(help="en or zh; the protocol's own if not given")]
+AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="go on when counts differ, and label the run")]
 ProfileName = Annotated[str | None, typer.Option("--profile", help="smoke, quick or full")]
 
 
@@ -73,6 +76,116 @@ def report():
         if folder.is_dir() and runs.find(folder.name):
             console.print(report.write_index(folder.name), soft_wrap=True)
     console.print(report.write_leaderboard(), soft_wrap=True)
+
+
+@data_app.command("list")
+def data_list():
+    """Data sets and their protocols."""
+    from tvrkit.data.adapters import DATASETS
+
+    for name, dataset in DATASETS.items():
+        console.print(f"[bold]{name}[/bold]  {', '.join(dataset.protocols)}", highlight=False)
+
+
+@data_app.command("check")
+def data_check(
+    name: DataName,
+    root: Annotated[Path, typer.Argument(help="folder of the annotation files")],
+    language: Language = None,
+    split: Annotated[list[str] | None, typer.Option(help="only this split; may be repeated")] = None,
+    allow_partial: AllowPartial = False,
+):
+    """Compare annotation files with their protocol: counts, id hashes, overlaps, shared sources."""
+    from tvrkit.data.adapters import load_annotations, resolve
+    from tvrkit.data.splits import check_splits
+
+    dataset, protocol = resolve(name)
+    captions = load_annotations(dataset, root, protocol, language, split)
+    print(check_splits(captions, protocol, allow_partial))
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: DataName,
+    root: Annotated[Path | None, typer.Argument(help="folder of the annotation files; not for shapes")] = None,
+    videos: Annotated[Path | None, typer.Option(help="any tree of video files; not for shapes")] = None,
+    out: Annotated[Path | None, typer.Option(help="data/NAME, or data/shapes-quick, if not given")] = None,
+    language: Language = None,
+    frames: Annotated[int | None, typer.Option(help="kept per video")] = None,
+    allow_partial: AllowPartial = False,
+    workers: int = 2,
+):
+    """Read annotations, extract videos, write the folder that recipes name. Called again it goes on."""
+    from tvrkit import paths
+    from tvrkit.data import prepare
+    from tvrkit.data.manifest import coverage
+
+    if name.startswith("shapes"):
+        made = prepare.prepare_shapes(out or paths.data("shapes-quick" if name == "shapes" else name), workers=workers)
+    elif root is None or videos is None:
+        raise ValueError(f"data prepare {name}: expected the folder of its annotations and --videos FOLDER")
+    else:
+        made, report = prepare.prepare(
+            name, root, videos, out or paths.data(name.replace("/", "-")), language=language, frames=frames,
+            allow_partial=allow_partial, workers=workers,
+        )  # fmt: skip
+        print(report)
+    for row in coverage(made.videos).to_dict("records"):
+        lost = {kind: ids for kind, ids in row.items() if isinstance(ids, list) and ids}
+        console.print(f"{row['split']}: {row['present']} of {row['videos']} videos", highlight=False)
+        for kind, ids in lost.items():
+            console.print(f"  {kind.replace('_', ' ')} {len(ids)}: {', '.join(ids)}", highlight=False, soft_wrap=True)
+    console.print(made.root, soft_wrap=True)
+
+
+@data_app.command("extract")
+def data_extract(
+    folder: Annotated[Path, typer.Argument(help="any tree of video files")],
+    out: Annotated[Path, typer.Option(help="folder for frames.lmdb and videos.jsonl")],
+    frames: Annotated[int, typer.Option(help="kept per video")] = 12,
+    workers: int = 2,
+):
+    """Decode every file of a folder into a frame store; videos.jsonl says what became of each."""
+    from tvrkit.data.prepare import extract_folder
+
+    rows = extract_folder(folder, out, frames=frames, workers=workers)
+    for row in rows[rows["status"] != "ok"].to_dict("records"):
+        console.print(f"failed {row['file']}: {row['reason']}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{(rows['status'] == 'ok').sum()} of {len(rows)} files in {out}", highlight=False, soft_wrap=True)
+
+
+@data_app.command("verify")
+def data_verify(root: Annotated[Path, typer.Argument(help="prepared data set, or a frame store")]):
+    """Read every stored frame; exit 1 with a line for each that is broken."""
+    from tvrkit.data.store import FrameStore
+
+    store = root / "frames.lmdb" if (root / "frames.lmdb").exists() else root
+    problems = FrameStore(store).verify()
+    if problems:
+        raise ValueError(f"{store}: {len(problems)} problems: {'; '.join(problems)}")
+    console.print(f"{store}: {len(FrameStore(store).video_ids())} videos, every frame reads", soft_wrap=True)
+
+
+@data_app.command("show")
+def data_show(
+    video_id: str,
+    data: Annotated[str, typer.Option(help="prepared data set under data/")] = "shapes-quick",
+    out: Annotated[Path | None, typer.Option(help="write the film strip here; VIDEO_ID.png if not given")] = None,
+):
+    """Print a video's row and captions and draw its film strip."""
+    from tvrkit import paths, viz
+    from tvrkit.config import choose
+    from tvrkit.data.manifest import Manifest
+
+    manifest = Manifest.open(paths.data(data))
+    row = manifest.videos.set_index("video_id").loc[choose("video", video_id, set(manifest.videos["video_id"]))]
+    console.print(row.to_string(), highlight=False)
+    captions = manifest.captions[manifest.captions["video_id"] == video_id]["caption"].tolist()
+    console.print("\n".join(captions), highlight=False, markup=False)
+    frames = manifest.frames.read(video_id, range(manifest.frames.count(video_id)))
+    target = out or Path(f"{video_id}.png")
+    viz.film_strip(frames, captions[0] if captions else video_id).savefig(target)
+    console.print(target, soft_wrap=True)
 
 
 @backbone_app.command("pretrain")

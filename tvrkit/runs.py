@@ -21,7 +21,7 @@ from filelock import FileLock
 from tvrkit import checkpoints, evaluation, paths, reproducibility
 from tvrkit.backbone import create_backbone
 from tvrkit.config import Config, build, load_recipe, to_dict
-from tvrkit.data import loader, shapes
+from tvrkit.data import loader, prepare
 from tvrkit.data.manifest import Manifest
 from tvrkit.methods import METHODS
 from tvrkit.protocol import Method
@@ -101,14 +101,13 @@ def find(run: str) -> list[Run]:
     return [Run(card.parent) for card in sorted(paths.run(run).glob("*/seed*/run.json"))]
 
 
-def prepare(config: Config) -> Manifest:
+def prepared(config: Config) -> Manifest:
     """The recipe's data set; the embedded one is made where it is missing, others must have been prepared."""
     root = paths.data(config.data.prepared)
-    if config.data.prepared.startswith("shapes-"):
+    if config.data.prepared.startswith("shapes-") and not (root / "card.json").exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(root.with_suffix(".lock")):
-            if not (root / "card.json").exists():
-                shapes.prepare(root, config.data.prepared.removeprefix("shapes-"))
+            return prepare.prepare_shapes(root)
     return Manifest.open(root)
 
 
@@ -161,7 +160,7 @@ def flatten(raw: dict, prefix: str = "") -> dict:
 
 def _train(config: Config, folder: Path, seed: int, device: torch.device) -> None:
     start = time.perf_counter()
-    manifest = prepare(config)
+    manifest = prepared(config)
     reproducibility.seed_everything(seed)
     method = build_method(config).to(device)
     batches = loader.train_loader(manifest, config, method.backbone, seed=seed)
