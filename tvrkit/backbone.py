@@ -246,7 +246,7 @@ def _tokenizer(name: str, text: dict):
         return open_clip.SimpleTokenizer(bpe_path=merges, context_length=text["context_length"])
     if "hf_tokenizer_name" not in text:
         return open_clip.get_tokenizer(name)
-    return open_clip.HFTokenizer(
+    return open_clip.tokenizer.HFTokenizer(
         str(hub.folder(text["hf_tokenizer_name"], "tokenizer_config.json")),
         context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
         tokenizer_mode=text.get("tokenizer_mode"),
