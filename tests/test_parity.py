@@ -4,15 +4,16 @@ import pytest
 from parity import CHECKS, COMMITTED, results
 
 VALUE, GRADIENT = 1e-5, 1e-4
+WHOLE_MODEL = 1e-4  # section i: features through all towers, scores times 100
 
 
 def assert_parity(check, folder):
     for g in results(check, folder):
-        assert g.value <= VALUE
+        assert g.value <= (WHOLE_MODEL if check.section == "i" else VALUE)
         assert g.gradient <= GRADIENT
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.function)
+@pytest.mark.parametrize("check", [c for c in CHECKS if c.committed], ids=lambda check: check.function)
 def test_committed_numbers(check):
     assert_parity(check, COMMITTED)
 

@@ -1,59 +1,17 @@
-"""Scores and losses of GLSCL and HMMC: released numbers, naive loops, and what must not change them."""
+"""Scores and losses of GLSCL and HMMC: naive loops, and what must not change them."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from tvrkit import losses, similarity
 
-GOLDEN = Path(__file__).parent / "golden"
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
-def golden(name):
-    return load_file(GOLDEN / f"{name}.safetensors")
-
-
 # --- GLSCL --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["b6", "b24"])
-def test_conditioned_pooling_is_the_released_global_score(name):
-    g = golden(f"glscl_similarity_{name}")
-    scores = similarity.conditioned_pooling(g["cls"], g["video_feat"], g["video_mask"], temperature=3.0)
-    torch.testing.assert_close(scores, g["share1.eval_global_logits"], **CLOSE)
-
-
-@pytest.mark.parametrize("share", [0, 1])
-def test_concept_scores_and_losses_are_the_released_ones(share):
-    g = golden("glscl_similarity_b6")
-    text, video = g[f"share{share}.noun_out"], g[f"share{share}.spatial_out"]
-    local = similarity.concept_similarity(text, video)
-    torch.testing.assert_close(local, g[f"share{share}.score_s"], **CLOSE)
-    total = similarity.conditioned_pooling(g["cls"], g["video_feat"], g["video_mask"], temperature=3.0)
-    torch.testing.assert_close(total + 0.5 * local, g[f"share{share}.eval_sim"], **CLOSE)
-    diversity = 1e-4 * losses.concept_diversity(video, margin=0.1)
-    torch.testing.assert_close(diversity, g[f"share{share}.inter_diversity_loss"], **CLOSE)
-    for beta in (0.005, 0.02):
-        consistency = losses.concept_consistency(text, video, target=0.75, weight=beta, reduction="batch_sum")
-        expected = g[f"share{share}.beta{beta}.intra_consistency_loss"]
-        torch.testing.assert_close(consistency, expected, **CLOSE)
-
-
-@pytest.mark.parametrize("scale", ["0.02", "0.5"])
-@pytest.mark.parametrize("margin", [0.1, 0.9])
-@pytest.mark.parametrize("size", [4, 8])
-def test_margin_ranking_is_the_released_one(size, margin, scale):
-    g, prefix = golden("glscl_margin_ranking"), f"n{size}.sc{scale}"
-    gram = g[f"{prefix}.S"].clone().requires_grad_()
-    loss = losses.margin_ranking(gram, margin=margin)
-    loss.backward()
-    torch.testing.assert_close(loss, g[f"{prefix}.m{margin}.both.loss"], **CLOSE)
-    torch.testing.assert_close(gram.grad, g[f"{prefix}.m{margin}.both.grad"], **CLOSE)
 
 
 def ragged(texts, videos, frames, width, seed=0):
@@ -142,56 +100,6 @@ def test_diversity_is_zero_for_orthogonal_concepts_and_margin_counts():
 # --- HMMC ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["b6", "b24"])
-@pytest.mark.parametrize("scale", [100, 20])
-def test_finetuning_losses_are_the_released_ones(name, scale):
-    g = golden(f"hmmc_finetune_{name}")
-    query, video, frames = (
-        g[k].clone().requires_grad_() for k in ("query_output", "visual_output", "frame_output")
-    )
-    unit = F.normalize(query, dim=-1)
-    vtm = 2 * losses.info_nce(unit @ F.normalize(video, dim=-1).T, logit_scale=scale)
-    cosine = torch.einsum("ad,bfd->abf", unit, F.normalize(frames, dim=-1))
-    ftm = losses.frame_matching(cosine, logit_scale=scale)
-    loss = 0.85 * vtm + 0.15 * ftm
-    loss.backward()
-    for key, value in (("vtm", vtm), ("ftm", ftm), ("finetune", loss)):
-        torch.testing.assert_close(value, g[f"scale{scale}.{key}_loss"], **CLOSE)
-    if name == "b6":
-        for key, tensor in (("query", query), ("visual", video), ("frame", frames)):
-            torch.testing.assert_close(tensor.grad, g[f"scale{scale}.grad_{key}"], **CLOSE)
-
-
-@pytest.mark.parametrize("k", [2, 3])
-def test_topk_score_is_the_released_one(k):
-    g = golden("hmmc_finetune_b6")
-    scores = similarity.topk_frame_similarity(g["query_output"], g["frame_output"], k=k)
-    torch.testing.assert_close(100 * scores, g[f"scale100.frame_logits_top{k}"], atol=1e-4, rtol=1e-5)
-
-
-def test_queue_losses_are_the_released_ones():
-    g = golden("hmmc_contrast")
-    q, k, frame_q, frame_k = (g[key].clone().requires_grad_() for key in ("q", "k", "frame_q", "frame_k"))
-    queue, frame_queue = g["queue"], g["frame_queue"]
-    cases = {
-        "contrastive_loss": (losses.queue_contrast(q, k, queue, temperature=0.07), q, k),
-        "frame_self_loss": (
-            losses.neighbour_frames(frame_q, frame_k, frame_queue, temperature=0.07),
-            frame_q,
-            frame_k,
-        ),
-        "frame_cross_loss": (
-            losses.frame_text(frame_q, frame_k, frame_queue, q, k, queue, temperature=0.07),
-            frame_q,
-            q,
-        ),
-    }
-    for name, (loss, *inputs) in cases.items():
-        torch.testing.assert_close(loss, g[name], **CLOSE)
-        for number, gradient in enumerate(torch.autograd.grad(loss, inputs)):
-            torch.testing.assert_close(gradient, g[f"{name}.grad{number}"], **CLOSE)
-
-
 def contrast_loop(query, key, queue, temperature):
     total = 0.0
     for q, k in zip(F.normalize(query, dim=-1), F.normalize(key, dim=-1), strict=True):
@@ -254,9 +162,7 @@ def test_frame_matching_with_masks_and_shared_videos_equals_a_loop():
     (gradient,) = torch.autograd.grad(loss, cosine)
     assert gradient.isfinite().all()
     padded = cosine.detach().masked_fill(~mask, 7.0)
-    torch.testing.assert_close(
-        losses.frame_matching(padded, mask, logit_scale=5.0, positives=positives), loss.detach()
-    )
+    torch.testing.assert_close(losses.frame_matching(padded, mask, logit_scale=5.0, positives=positives), loss.detach())
 
 
 def test_queue_contrast_of_a_perfect_match_is_small():
