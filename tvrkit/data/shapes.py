@@ -251,7 +251,7 @@ def _film_all(jobs: list[tuple[Video, Path, int]], workers: int) -> None:
             process.start()
         with tqdm(total=len(jobs), desc="rendering", unit="video", initial=len(jobs) - len(missing)) as bar:
             while running := [process for process in crew if process.is_alive()]:
-                running[0].join(0.2)
+                running[0].join(0.5)
                 bar.update(sum(path.exists() for _, path, _ in jobs) - bar.n)
     finally:
         for process in crew:
