@@ -121,9 +121,7 @@ def schedule(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
     return LambdaLR(optimizer, factor)
 
 
-def build_optimizer(
-    method: Method, train: TrainConfig, total_steps: int
-) -> tuple[Optimizer, LambdaLR | None]:
+def build_optimizer(method: Method, train: TrainConfig, total_steps: int) -> tuple[Optimizer, LambdaLR | None]:
     """The recipe's optimiser, and its scheduler (None for BertAdam, which has it inside)."""
     groups = parameter_groups(method, train)
     if train.optimizer == "bertadam":

@@ -74,9 +74,7 @@ class GLSCL(Method):
     def encode_text(self, batch: TextVideoBatch) -> TextFeatures:
         """Sentence, words and `extras["concepts"]` (B, Q, D), none of them normalised."""
         # Released decoders read padded words too: they must hold what the released tower puts there.
-        words, sentence = self.backbone.encode_text(
-            batch.tokens, batch.token_mask, mask_padding=not self.corrected
-        )
+        words, sentence = self.backbone.encode_text(batch.tokens, batch.token_mask, mask_padding=not self.corrected)
         concepts, _ = self.concepts("text", words, batch.token_mask)
         return TextFeatures(sentence, words, batch.token_mask, batch.token_weight, {"concepts": concepts})
 
@@ -174,9 +172,7 @@ class ConceptDecoder(nn.Module):
     def __init__(self, width: int, settings: Settings):
         super().__init__()
         sizes = (width, settings.decoder_heads, settings.feedforward, settings.dropout)
-        self.layers = nn.ModuleList(
-            ConceptLayer(*sizes, batch_first=True) for _ in range(settings.decoder_layers)
-        )
+        self.layers = nn.ModuleList(ConceptLayer(*sizes, batch_first=True) for _ in range(settings.decoder_layers))
 
     def forward(
         self, queries: Tensor, tokens: Tensor, padding: Tensor | None, need_weights: bool
@@ -197,8 +193,6 @@ class ConceptLayer(nn.TransformerDecoderLayer):
     def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None, need_weights: bool):
         """(B, Q, D) and the attention (B, Q, L), mean over heads, or None."""
         x = self.norm1(x + self.dropout1(self.self_attn(x, x, x, need_weights=False)[0]))
-        read, attention = self.multihead_attn(
-            x, tokens, tokens, key_padding_mask=padding, need_weights=need_weights
-        )
+        read, attention = self.multihead_attn(x, tokens, tokens, key_padding_mask=padding, need_weights=need_weights)
         x = self.norm2(x + self.dropout2(read))
         return self.norm3(x + self._ff_block(x)), attention
