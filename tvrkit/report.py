@@ -15,7 +15,7 @@ COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 def protocol_of(run: runs.Run) -> str:
     """What two runs must share to stand in one table: data set, protocol, split hash, split and language."""
     data = run.card["data"]
-    complete = "" if run.evaluation.metrics.get("complete", True) else ", INCOMPLETE: not comparable"
+    complete = "" if run.evaluation.metrics["complete"] else ", INCOMPLETE: not comparable"
     split = run.evaluation.metrics["split"]
     return f"{data['protocol']} · {split} · {run.config.data.language} · {data['split_hash'][split][:12]}{complete}"
 

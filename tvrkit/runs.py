@@ -201,7 +201,8 @@ def _train(config: Config, folder: Path, seed: int, device: torch.device) -> Non
 
 
 def _curve_row(method: Method, manifest: Manifest, config: Config, split: str, device: torch.device) -> dict:
-    metrics = evaluation.evaluate(method, manifest, config, split=split, device=device).metrics
+    raw = dataclasses.replace(config, eval=dataclasses.replace(config.eval, postprocess=[]))
+    metrics = evaluation.evaluate(method, manifest, raw, split=split, device=device).metrics
     recalls = {f"{way} {name}": metrics[way][name] for way in ("t2v", "v2t") for name in ("R@1", "R@5", "R@10")}
     return {"split": split, "score": metrics["rsum"], **recalls}
 

@@ -1,0 +1,127 @@
+"""A recipe from files to numbers: found again, refused when settings differ, resumed when cut off."""
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from tvrkit import paths, report, runs, training
+
+OVERRIDES = ["backbone.pretrained=null", "data.max_frames=2", "train.epochs=2", "eval.bootstrap=50"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home of its own, with the smoke data set (made by the first run) and one finished run."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TVRKIT_HOME", str(tmp_path_factory.mktemp("home")))
+    yield runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="test")
+    patch.undo()
+
+
+def test_the_run_folder_has_everything_a_reader_needs(home):
+    assert {path.name for path in home.folder.iterdir() if not path.name.startswith(".")} == {
+        "config.yaml", "run.json", "history.csv", "curve.csv", "metrics.json", "ranks.npz", "similarity.npz",
+        "checkpoint.safetensors",
+    }  # fmt: skip
+    card = home.card
+    assert card["seed"] == 0
+    assert card["versions"]["torch"] == torch.__version__
+    assert card["data"]["protocol"] == "shapes"
+    assert card["data"]["split_hash"] == home.manifest.card["split_hash"]
+    assert (card["selection"], card["ties"], card["postprocess"]) == ("last", "pessimistic", ["raw"])
+    assert str(paths.home()) not in json.dumps(card)
+
+
+def test_the_history_has_a_row_per_step_and_the_curve_one_per_epoch(home):
+    videos = home.manifest.card["counts"]["train"]["videos"]
+    assert len(home.history) == 2 * -(-videos // home.config.train.batch_size)
+    assert home.history["loss"].notna().all()
+    assert home.curve["epoch"].tolist() == [1, 2]
+    assert set(home.curve["split"]) == {"val"}
+
+
+def test_the_checkpoint_gives_the_similarity_that_was_scored(home):
+    from tvrkit.evaluation import evaluate
+
+    again = evaluate(home.method(), home.manifest, home.config)
+    assert abs(again.similarity - home.evaluation.similarity).max() < 1e-5
+    assert again.metrics["t2v"] == home.evaluation.metrics["t2v"]
+
+
+def test_a_finished_run_is_found_and_not_trained_again(home, monkeypatch):
+    monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("trained again"))
+    assert runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="test") == home
+    assert runs.find("test") == [home]
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(home):
+    overrides = [*OVERRIDES, "train.lr=0.5"]
+    with pytest.raises(ValueError, match=r"train\.lr is 0\.001 there, 0\.5 asked\. Choose another run name"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="test")
+
+
+def test_an_interrupted_run_is_not_found_and_continues_to_the_same_numbers(home, monkeypatch):
+    epoch = training.Trainer._epoch
+
+    def interrupted(self, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        epoch(self, number)
+
+    monkeypatch.setattr(training.Trainer, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="cut")
+    assert runs.find("cut") == []
+    monkeypatch.setattr(training.Trainer, "_epoch", epoch)
+    again = runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="cut")
+    assert (again.evaluation.similarity == home.evaluation.similarity).all()
+    pd.testing.assert_frame_equal(again.history, home.history)
+    assert not (again.folder / "resume.pt").exists()
+
+
+def test_selection_on_a_split_that_is_not_there_is_refused(home, monkeypatch):
+    captions = home.manifest.captions
+    without = captions[captions["split"] != "val"]
+    monkeypatch.setattr(runs, "prepared", lambda config: type(home.manifest)(
+        home.manifest.root, without, home.manifest.videos, home.manifest.card))  # fmt: skip
+    with pytest.raises(ValueError, match=r"train\.select is 'val', but shapes-smoke has no val split"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=[*OVERRIDES, "train.select=val"], run="select")
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_line(home):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match=r"device 'cuda' asked for, but torch .* sees no GPU"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="gpu", device="cuda")
+
+
+def test_an_unprepared_data_set_names_the_command(home):
+    with pytest.raises(FileNotFoundError, match="tvrkit data prepare msrvtt"):
+        runs.ensure("clip4clip_shapes", overrides=["data.prepared=msrvtt"], run="missing")
+
+
+def test_pages_are_made_from_run_folders_alone(home):
+    page = report.write_index("test").read_text(encoding="utf-8")
+    recall = home.evaluation.metrics["t2v"]["R@1"]
+    assert "clip4clip_shapes" in page
+    assert f"<td>{recall:.1f}</td>" in page
+    assert "clip4clip_shapes/seed0/run.json" in page
+    board = report.write_leaderboard().read_text(encoding="utf-8")
+    low, high = home.evaluation.metrics["interval"]["t2v"]["R@1"]
+    assert f"| clip4clip_shapes | t2v | {recall:.1f} | [{low:.1f}, {high:.1f}] |" in board
+    assert str(paths.home()) not in page + board
+
+
+def test_runs_of_different_protocols_never_share_a_table(home, monkeypatch):
+    other = dataclasses.replace(home)
+    monkeypatch.setattr(report, "protocol_of", lambda run: "other" if run is other else "one")
+    tables = report._by_protocol([home, other])
+    assert [len(rows) for rows in tables.values()] == [2, 2]
+
+
+def test_an_index_of_nothing_is_refused(home):
+    with pytest.raises(ValueError, match="reports/none has no finished recipe"):
+        report.write_index("none")
