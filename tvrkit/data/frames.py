@@ -93,7 +93,7 @@ def extract(
     settings = {"frames": frames, "short_side": short_side, "quality": quality, "decoder": decoder_versions()}
     settings["sampling"] = choose("sampling", sampling, SAMPLERS)
     settings["layout"] = choose("layout", layout, LAYOUTS)
-    there = {check_id(video_id): Path(file) for video_id, file in files.items() if file and Path(file).is_file()}
+    there = {i: Path(file) for i, file in files.items() if check_id(i) and file and Path(file).is_file()}
     if not store.exists() or _reopen(there, store, settings):
         with _writing(store, settings) as environment:
             with environment.begin() as transaction:
@@ -118,7 +118,6 @@ def _reopen(files: Mapping[str, Path], store: Path, settings: dict) -> bool:
         return False
     if partial(store).exists():
         raise ValueError(f"{store} and {partial(store).name} both exist: delete the one that is not wanted")
-    release(store)
     os.replace(store, partial(store))
     with _writing(store, settings) as environment, environment.begin(write=True) as transaction:
         for video_id, row in rows.items():
@@ -142,6 +141,7 @@ def _writing(store: Path, settings: dict) -> Iterator[lmdb.Environment]:
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        release(folder)
         with lmdb.open(str(folder), map_size=FIRST_MAP, lock=False) as environment:
             with environment.begin(write=True) as transaction:
                 found = json.loads(transaction.get(SETTINGS, b"null"))

@@ -187,8 +187,14 @@ def _lines(table: pd.DataFrame) -> Iterable[str]:
 
 
 def _read_lines(path: Path) -> pd.DataFrame:
+    rows = []
     with open(path, encoding="utf-8") as lines:
-        return pd.DataFrame([json.loads(line) for line in lines])
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    return pd.DataFrame(rows)
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -173,10 +174,11 @@ def partial(store: Path) -> Path:
 
 
 def release(store: Path) -> None:
-    """Close the store in this process, so that it can be opened for writing."""
-    stat = (store / "data.mdb").stat()
-    if (stat.st_dev, stat.st_ino) in _ENVIRONMENTS:
-        _ENVIRONMENTS.pop((stat.st_dev, stat.st_ino))[1].close()
+    """Close the store in this process, if it is there and open, so that it can be opened for writing."""
+    with contextlib.suppress(FileNotFoundError):
+        stat = (store / "data.mdb").stat()
+        if (stat.st_dev, stat.st_ino) in _ENVIRONMENTS:
+            _ENVIRONMENTS.pop((stat.st_dev, stat.st_ino))[1].close()
 
 
 def _environment(path: Path) -> lmdb.Environment:

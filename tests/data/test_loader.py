@@ -1,0 +1,185 @@
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from open_clip import SimpleTokenizer
+from torchvision.transforms import InterpolationMode, v2
+from video_files import indices, write_video
+
+from tvrkit.config import DataConfig, EvalConfig, TrainConfig
+from tvrkit.data import frames
+from tvrkit.data.loader import augmentation, fit, text_loader, train_loader, video_loader
+from tvrkit.data.manifest import write
+from tvrkit.data.text import tokenise
+
+LENGTHS = {**{f"train{i}": 6 for i in range(7)}, "train7": 2, "test0": 6, "test1": 6, "test2": 3}
+WORDS = ("a red ball rolls over the grass", "the ball", "in the clip we see a ball that rolls")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("prepared")
+    files = {name: write_video(root / f"{name}.mp4", count=4 * count) for name, count in LENGTHS.items()}
+    files["train7"] = write_video(root / "train7.mp4", count=2)
+    files["test2"] = write_video(root / "test2.mp4", count=3)
+    videos = frames.extract(files, root / "frames.lmdb", frames=6, short_side=48)
+    videos["split"] = videos["video_id"].str.rstrip("0123456789")
+    captions = [
+        {"caption_id": f"{name}-{i}", "video_id": name, "caption": f"{text} {name}", "language": "en",
+         "split": name.rstrip("0123456789")}
+        for name in LENGTHS for i, text in enumerate(WORDS)
+    ]  # fmt: skip
+    return write(root, pd.DataFrame(captions), videos, {})
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return SimpleNamespace(image_size=48, tokenizer=SimpleTokenizer())
+
+
+def config(workers=0, **data):
+    return SimpleNamespace(
+        data=DataConfig(prepared="mine", max_frames=4, **data),
+        train=TrainConfig(batch_size=3, workers=workers),
+        eval=EvalConfig(batch_size=2),
+    )
+
+
+def tensors(batch):
+    return {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+
+
+def same(batches, others):
+    return len(batches) == len(others) and all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for a, b in zip(map(tensors, batches), map(tensors, others), strict=True)
+    )
+
+
+def test_a_training_batch_is_what_it_says(prepared, backbone):
+    loader = train_loader(prepared, config(captions="all"), backbone, seed=0)
+    split = prepared.split("train")
+    assert (len(loader), len(loader.dataset)) == (8, 24)
+    for batch in loader:
+        assert {name: (tuple(value.shape), value.dtype) for name, value in tensors(batch).items()} == {
+            "tokens": ((3, 32), torch.int64),
+            "token_mask": ((3, 32), torch.bool),
+            "token_weight": ((3, 32), torch.int64),
+            "frames": ((3, 4, 3, 48, 48), torch.uint8),
+            "frame_mask": ((3, 4), torch.bool),
+            "video_index": ((3,), torch.int64),
+            "caption_index": ((3,), torch.int64),
+        }
+        assert batch.video_index.tolist() == split.video_of_caption[batch.caption_index].tolist()
+        texts = split.captions["caption"][batch.caption_index.tolist()].tolist()
+        assert torch.equal(batch.tokens, tokenise(texts, backbone.tokenizer, 32)[0])
+        assert batch.token_weight.unique().tolist() == [0, 1, 2]
+        stored = [prepared.frames.count(split.video_ids[row]) for row in batch.video_index]
+        assert batch.frame_mask.sum(1).tolist() == [min(4, count) for count in stored]
+        assert not batch.frames[~batch.frame_mask].any()
+
+
+def test_one_caption_per_video_and_epoch_is_drawn_anew(prepared, backbone):
+    loader = train_loader(prepared, config(), backbone, seed=0)
+    drawn = []
+    for epoch in range(12):
+        loader.dataset.set_epoch(epoch)
+        batches = list(loader)
+        videos = torch.cat([batch.video_index for batch in batches]).tolist()
+        assert len(videos) == len(set(videos)) == 6  # the last batch would not be full
+        drawn += torch.cat([batch.caption_index for batch in batches]).tolist()
+    assert set(drawn) == set(range(24))
+
+
+@pytest.mark.parametrize("data", [{}, {"augmentation": True, "keyword_masking": True, "train_sampling": "random"}])
+def test_batches_depend_on_seed_epoch_and_item_only(prepared, backbone, data):
+    def epoch(number, seed=0, workers=0, before=()):
+        loader = train_loader(prepared, config(workers, **data), backbone, seed=seed)
+        for earlier in before:
+            loader.dataset.set_epoch(earlier)
+            list(loader)
+        loader.dataset.set_epoch(number)
+        return list(loader)
+
+    torch.manual_seed(1)
+    reference, state = epoch(1), torch.random.get_rng_state()
+    torch.manual_seed(2)
+    assert same(reference, epoch(1, workers=2, before=[0]))  # workers that live on learn the epoch
+    assert same(reference, epoch(1, before=[0, 3]))
+    assert not same(reference, epoch(2))
+    assert not same(reference, epoch(1, seed=1))
+    torch.manual_seed(1)
+    epoch(3)
+    assert torch.equal(state, torch.random.get_rng_state())  # the augmentation leaves the global generator alone
+
+
+def test_keyword_masking_drops_words_and_keeps_the_rest(prepared, backbone):
+    loader = train_loader(prepared, config(captions="all", keyword_masking=True), backbone, seed=0)
+    split = prepared.split("train")
+    shorter = 0
+    for batch in loader:
+        for tokens, caption in zip(batch.tokens, batch.caption_index.tolist(), strict=True):
+            full = tokenise([split.captions["caption"][caption]], backbone.tokenizer, 32)[0][0]
+            assert set(tokens.tolist()) <= set(full.tolist())
+            shorter += (tokens != full).any().item()
+    assert shorter > 0
+
+
+def test_evaluation_goes_through_a_split_in_order(prepared, backbone):
+    split = prepared.split("test")
+    for workers in (0, 1):
+        batches = list(video_loader(split, config(workers), backbone, prepared))
+        assert [len(batch) for batch in batches] == [2, 1]
+        assert torch.cat([batch.video_index for batch in batches]).tolist() == [0, 1, 2]
+        assert all(batch.tokens is None for batch in batches)
+        images = batches[0].frames[0].permute(0, 2, 3, 1).numpy()
+        assert indices(images) == [2, 10, 14, 22]  # frames 0, 2, 3, 5 of the six stored ones
+        assert batches[1].frame_mask.tolist() == [[True, True, True, False]]
+    texts = list(text_loader(split, config(), backbone, prepared))
+    assert [len(batch) for batch in texts] == [2, 2, 2, 2, 1]
+    assert torch.cat([batch.caption_index for batch in texts]).tolist() == list(range(9))
+    assert torch.cat([batch.video_index for batch in texts]).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert all(batch.frames is None for batch in texts)
+
+
+def test_unknown_samplings_and_a_small_set(prepared, backbone):
+    with pytest.raises(ValueError, match="unknown sampling 'middle': expected one of head, random, "):
+        train_loader(prepared, config(train_sampling="middle"), backbone, seed=0)
+    few = config()
+    few.train = TrainConfig(batch_size=100, workers=0)
+    assert [len(batch) for batch in train_loader(prepared, few, backbone, seed=0)] == [8]
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (48, 80), (96, 64), (20, 31)])
+def test_frames_are_resized_and_cropped_only_where_they_differ(shape):
+    clip = torch.randint(256, (2, 3, *shape), dtype=torch.uint8)
+    fitted = fit(clip, 48)
+    assert (fitted.shape, fitted.dtype) == ((2, 3, 48, 48), torch.uint8)
+    if shape == (48, 48):
+        assert fitted is clip
+    elif shape[0] == 48:
+        assert torch.equal(fitted, clip[..., 16:64])
+    else:
+        scale = 48 / min(shape)
+        size = [round(side * scale) if side != min(shape) else 48 for side in shape]
+        resized = v2.functional.resize(clip, [size[0], int(shape[1] * scale)], InterpolationMode.BICUBIC)
+        assert torch.equal(fitted, v2.functional.center_crop(resized, [48, 48]))
+
+
+def test_augmentation_is_one_draw_for_a_clip():
+    still = torch.randint(256, (1, 3, 60, 80), dtype=torch.uint8).expand(5, 3, 60, 80)
+    changed = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        clip = augmentation(32)(still)
+        assert (clip.shape, clip.dtype) == ((5, 3, 32, 32), torch.uint8)
+        assert (clip == clip[:1]).all()
+        changed += not torch.equal(clip, fit(still, 32))
+    assert changed == 20
+
+
+def test_a_recipe_runs_with_spawned_workers(prepared, backbone):
+    loader = train_loader(prepared, config(1), backbone, seed=0)
+    loader.multiprocessing_context = "spawn"
+    assert same(list(loader), list(train_loader(prepared, config(), backbone, seed=0)))

@@ -1,0 +1,155 @@
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from video_files import write_audio, write_video
+
+from tvrkit.data import frames, manifest
+from tvrkit.data.manifest import Manifest, coverage, write
+
+COUNTS = {"good": 9, "short": 3, "other": 9}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made") / "mine"
+    files = {name: write_video(root.parent / f"{name}.mp4", count=count) for name, count in COUNTS.items()}
+    cut = write_video(root.parent / "cut.mp4", height=128, width=192, flags={"movflags": "faststart"})
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    files |= {"cut": cut, "broken": write_audio(root.parent / "broken.mp4"), "lost": None}
+    videos = frames.extract(files, root / "frames.lmdb", frames=4, short_side=None)
+    videos["split"] = ["test", "test", "train", "test", "test", "test"]
+    rows = [
+        {"caption_id": f"{name}-{language}-{number}", "video_id": name, "caption": f"{name} {number} \u2028 猫",
+         "language": language, "split": "train" if name == "other" else "test"}
+        for name in ("other", "short", "good", "lost", "broken") for language in ("en", "zh") for number in range(2)
+    ]  # fmt: skip
+    return root, pd.DataFrame(rows), videos
+
+
+@pytest.fixture
+def prepared(tables, tmp_path):
+    root, captions, videos = tables
+    shutil.copytree(root / "frames.lmdb", tmp_path / "mine" / "frames.lmdb")
+    return write(tmp_path / "mine", captions, videos, {"protocol": "mine/all"})
+
+
+def test_what_is_written_is_read(prepared, tables):
+    _, captions, videos = tables
+    opened = Manifest.open(prepared.root)
+    pd.testing.assert_frame_equal(opened.captions, captions)
+    pd.testing.assert_frame_equal(opened.videos, videos)
+    assert opened.card["protocol"] == "mine/all"
+    assert opened.card["counts"] == {
+        "test": {"videos": 5, "ok": 3, "captions": 16},
+        "train": {"videos": 1, "ok": 1, "captions": 4},
+    }
+    assert opened.card["store"] == opened.frames.settings
+    assert opened.frames.read("good", [0, 3]).shape == (2, 64, 96, 3)
+    assert not list(prepared.root.glob("*.partial"))
+
+
+def test_a_split_has_the_videos_with_frames_and_names_the_others(prepared):
+    split = prepared.split("test", "zh")
+    assert split.video_ids == ["good", "short"]  # the order of videos.jsonl
+    assert split.captions["caption_id"].tolist() == ["short-zh-0", "short-zh-1", "good-zh-0", "good-zh-1"]
+    assert split.captions.index.tolist() == [0, 1, 2, 3]
+    assert split.video_of_caption.tolist() == [1, 1, 0, 0]
+    assert split.missing == ["broken", "lost"]
+
+
+def test_coverage_names_what_is_not_there(prepared):
+    report = coverage(prepared.videos).set_index("split").loc["test"].to_dict()
+    assert report == {
+        "videos": 5,
+        "present": 3,
+        "missing": ["lost"],
+        "broken": ["broken"],
+        "damaged": ["cut"],
+        "too_short": ["short"],
+    }
+
+
+def test_unknown_splits_and_languages_list_the_choices(prepared):
+    with pytest.raises(ValueError, match="unknown split 'val': expected one of test, train"):
+        prepared.split("val")
+    with pytest.raises(ValueError, match="unknown language 'de': expected one of en, zh"):
+        prepared.split("test", "de")
+    prepared.videos["status"] = "failed"
+    with pytest.raises(ValueError, match="no video of split 'test' has frames and a caption in 'en'"):
+        prepared.split("test")
+
+
+def test_missing_and_half_built_folders_name_the_command(prepared, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no prepared data set at .*: run `tvrkit data prepare nothing`"):
+        Manifest.open(tmp_path / "nothing")
+    (prepared.root / "card.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"half-built, it has no card.json: run `tvrkit data prepare mine`"):
+        Manifest.open(prepared.root)
+
+
+def test_a_stop_while_writing_is_never_taken_for_whole(prepared, tables, monkeypatch):
+    _, captions, videos = tables
+    saved, calls = manifest._write, []
+
+    def stop(path, lines):
+        calls.append(path.name)
+        if path.name == "videos.jsonl":
+            raise KeyboardInterrupt
+        saved(path, lines)
+
+    monkeypatch.setattr(manifest, "_write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write(prepared.root, captions.iloc[:4], videos, {})
+    with pytest.raises(FileNotFoundError, match=r"half-built, it has no card.json"):
+        Manifest.open(prepared.root)
+    assert calls == ["captions.jsonl", "videos.jsonl"]
+
+
+def test_parts_that_do_not_belong_together_are_an_error(prepared, tables):
+    root, *_ = tables
+    lines = (prepared.root / "captions.jsonl").read_text().split("\n")
+    (prepared.root / "captions.jsonl").write_text("\n".join(lines[:-2]))
+    with pytest.raises(ValueError, match=r"card.json says counts .*'captions': 16.* found .*'captions': 15"):
+        Manifest.open(prepared.root)
+    (prepared.root / "captions.jsonl").write_text("\n".join([lines[0], lines[1][:-1], *lines[2:]]))
+    with pytest.raises(ValueError, match=r"captions.jsonl, line 2: Expecting"):
+        Manifest.open(prepared.root)
+    (prepared.root / "captions.jsonl").write_text("\n".join(lines))
+    shutil.rmtree(prepared.root / "frames.lmdb")
+    files = {"good": root.parent / "good.mp4"}
+    frames.extract(files, prepared.root / "frames.lmdb", frames=2, short_side=None)
+    with pytest.raises(ValueError, match=r"card.json says store .*'frames': 4.* found .*'frames': 2"):
+        Manifest.open(prepared.root)
+
+
+def test_numbers_as_ids_stay_text(prepared, tables):
+    _, captions, videos = tables
+    names = {"good": "0012", "short": "1e5", "other": "null"}
+    opened = write(prepared.root, captions.replace({"video_id": names}), videos.replace({"video_id": names}), {})
+    assert opened.split("test").video_ids == ["0012", "1e5"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c, v: (c.drop(columns="language"), v), "captions lack language: expected the columns caption_id, "),
+        (lambda c, v: (c, v.drop(columns=["split", "bytes"])), "videos lack split, bytes"),
+        (lambda c, v: (pd.concat([c, c.iloc[:2]]), v), "captions: 2 ids are not unique: other-en-0, other-en-1"),
+        (lambda c, v: (c, pd.concat([v, v.iloc[:1]])), "videos: 1 ids are not unique: good"),
+        (lambda c, v: (c.replace({"good": "new"}), v), "captions of 1 videos that have no row: new"),
+        (lambda c, v: (c, v.replace({"good": "../good"})), "unusable video id '../good'"),
+    ],
+)
+def test_unusable_tables_are_refused_before_anything_is_written(prepared, tables, change, message):
+    before = {path.name: path.read_bytes() for path in prepared.root.glob("*.json*")}
+    with pytest.raises(ValueError, match=message):
+        write(prepared.root, *change(*tables[1:]), {})
+    assert {path.name: path.read_bytes() for path in prepared.root.glob("*.json*")} == before
+
+
+def test_lines_are_one_json_object_each(prepared):
+    text = (prepared.root / "captions.jsonl").read_text(encoding="utf-8")
+    assert text.count("\n") == len(prepared.captions)
+    assert json.loads(text.split("\n")[0])["caption"] == "other 0 \u2028 猫"
