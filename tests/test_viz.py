@@ -62,13 +62,23 @@ def test_frames_of_another_kind_are_refused(wrong):
 
 
 def test_top_videos_mark_the_right_one(frames):
-    figure = viz.top_videos("a dot", [frames] * 3, [0.9, 0.5, 0.1], [False, True, False], ["x y", "a dot", "z"])
+    found = [
+        (frames, 0.9, False, "a blue dot", [False, True, False]),
+        (frames, 0.5, True, "a dot", None),
+        (frames, 0.1, False, "z", None),
+    ]
+    figure = viz.top_videos("a dot", found)
     assert [ax.get_ylabel() for ax in figure.axes] == ["1 ✗\n0.900", "2 ✓\n0.500", "3 ✗\n0.100"]
     borders = [ax.patches[-1].get_edgecolor() for ax in figure.axes]
     assert borders == [to_rgba(viz.NEUTRAL), to_rgba(viz.RIGHT), to_rgba(viz.NEUTRAL)]
     assert "“a dot”" in texts(figure)
-    with pytest.raises(ValueError, match="zip"):
-        viz.top_videos("a dot", [frames], [0.9, 0.5], [True], ["x"])
+    assert [word for word, colour in words(figure.axes[0]) if colour == viz.WRONG] == ["blue"]
+
+
+def test_long_titles_are_broken_into_lines(frames):
+    title = viz.film_strips([viz.Strip(frames)], "word " * 40).get_suptitle()
+    assert max(map(len, title.splitlines())) <= viz.TITLE
+    assert title.split() == ["word"] * 40
 
 
 def test_hard_negatives_highlight_the_telling_words(frames):

@@ -6,6 +6,7 @@ position says too. Figures are built without pyplot, so none stays open in a lon
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ STYLE = {
     "grid.color": "#E3E3E3", "legend.frameon": False, "lines.linewidth": 2.0, "pdf.fonttype": 42,
 }  # fmt: skip
 WIDTH = 10.0  # inches: the text width of a notebook page
+SMALL = 100  # pixels; narrower frames are enlarged, and stay sharp (and files half as large) without smoothing
+TITLE = 82  # characters of a bold title of 12 points on one line of that width
 LINE = 105  # characters of 11 points on one line of that width
 RANK_BINS = {"1": (1, 1), "2-5": (2, 5), "6-10": (6, 10), "11-50": (11, 50), "> 50": (51, np.inf)}
 Lines = Mapping[str, np.ndarray]
@@ -136,7 +139,8 @@ def film_strips(strips: Sequence[Strip], title: str = "") -> Figure:
     """Strips below each other, one axes each; the axes' image is the frames side by side with white gaps."""
     frame_height = min(1.0, *(0.86 * WIDTH / len(strip.frames) for strip in strips))
     heights = [frame_height * (1.04 + strip.bars().max()) + 0.3 * bool(strip.caption) for strip in strips]
-    size = (WIDTH, sum(heights) + 0.1 * len(strips) + 0.5 + 0.35 * bool(title))
+    title = textwrap.fill(title, TITLE)
+    size = (WIDTH, sum(heights) + 0.1 * len(strips) + 0.5 + 0.25 * len(title.splitlines()))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(strips), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for ax, strip in zip(axes, strips, strict=True):
@@ -153,12 +157,15 @@ def film_strip(frames: np.ndarray, caption: str = "", **details) -> Figure:
     return film_strips([Strip(frames, caption=caption, **details)])
 
 
-def top_videos(query: str, frames: Sequence, scores: Sequence, right: Sequence, captions: Sequence) -> Figure:
-    """The K videos a query found, best first: (F, H, W, 3) each, with rank, score, ✓ or ✗."""
+def top_videos(query: str, found: Sequence[tuple]) -> Figure:
+    """The videos a query found, best first: (frames, score, right, caption, telling) each, with rank and ✓ or ✗.
+
+    `telling` marks words of the video's caption, for instance those that contradict the query, see `Strip`.
+    """
     strips = []
-    for shown, score, ok, caption in zip(frames, scores, right, captions, strict=True):
-        label = f"{len(strips) + 1} {'✓' if ok else '✗'}\n{score:.3f}"
-        strips.append(Strip(shown, label, caption, colour=RIGHT if ok else NEUTRAL))
+    for frames, score, right, caption, telling in found:
+        label = f"{len(strips) + 1} {'✓' if right else '✗'}\n{score:.3f}"
+        strips.append(Strip(frames, label, caption, telling, RIGHT if right else NEUTRAL))
     return film_strips(strips, f"“{query}”")
 
 
@@ -201,7 +208,7 @@ def _draw_strip(ax: Axes, strip: Strip, frames: np.ndarray) -> None:
     count, height, width = frames.shape[:3]
     left = np.arange(count) * (width + 2.0) + 0.5
     bottom = height * (1.04 + strip.bars().max()) - 0.5
-    ax.imshow(_mosaic(frames))
+    ax.imshow(_mosaic(frames), interpolation="nearest" if width < SMALL else "antialiased")
     informative = [True] * count if strip.informative is None else strip.informative
     for x, bar, good in zip(left, strip.bars() * height, informative, strict=True):
         ax.add_patch(Rectangle((x, bottom - bar), width, bar, linewidth=0, color=RIGHT if good else NEUTRAL))
@@ -423,7 +430,7 @@ def forest_plot(
     names: Sequence[str], differences: Sequence, intervals: Sequence, *, verdicts: Sequence[str], xlabel: str
 ) -> Figure:
     """Differences (N,) and their intervals (N, 2); filled where the interval leaves out 0, else hollow."""
-    figure, (ax,) = _plot(8.5, 0.45 * len(names) + 1.2)
+    figure, (ax,) = _plot(8.5, 0.55 * len(names) + 1.2)
     for row, (value, (low, high)) in enumerate(zip(differences, intervals, strict=True)):
         told = low > 0 or high < 0
         colour = (RIGHT if low > 0 else WRONG) if told else NEUTRAL
