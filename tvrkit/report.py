@@ -15,8 +15,8 @@ COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 def protocol_of(run: runs.Run) -> str:
     """What two runs must share to stand in one table: data set, protocol, split hash, split and language."""
     data = run.card["data"]
-    complete = "" if run.evaluation.metrics["complete"] else ", INCOMPLETE: not comparable"
-    split = run.evaluation.metrics["split"]
+    complete = "" if run.metrics["complete"] else ", INCOMPLETE: not comparable"
+    split = run.metrics["split"]
     return f"{data['protocol']} · {split} · {run.config.data.language} · {data['split_hash'][split][:12]}{complete}"
 
 
@@ -28,7 +28,7 @@ def results(found: list[runs.Run]) -> pd.DataFrame:
     rows = []
     for run in found:
         for way in ("t2v", "v2t"):
-            metrics = run.evaluation.metrics
+            metrics = run.metrics
             low, high = metrics["interval"][way]["R@1"]
             rows.append({
                 "protocol": protocol_of(run), "recipe": run.recipe, "direction": way, "seed": run.seed,

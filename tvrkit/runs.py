@@ -69,6 +69,11 @@ class Run:
         return pd.read_csv(self.folder / "curve.csv")
 
     @cached_property
+    def metrics(self) -> dict:
+        """metrics.json alone, which is there even where the similarity matrix was not kept."""
+        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+
+    @cached_property
     def evaluation(self) -> evaluation.Evaluation:
         """Ranks, metrics and similarity matrix on the recipe's evaluation split."""
         return evaluation.Evaluation.load(self.folder)
