@@ -1,4 +1,3 @@
-import json
 import multiprocessing
 import os
 import pickle
@@ -22,7 +21,6 @@ from video_files import indices, pictures, write_audio, write_video
 from tvrkit.data import frames
 from tvrkit.data.frames import NO_FILE, FrameStore, check_id, extract, find_videos
 
-REAL = Path(os.environ.get("TVRKIT_REALDATA", Path(__file__).parents[3] / "shared" / "realdata")) / "videos"
 SMALL = {"frames": 4, "short_side": 32}
 
 
@@ -191,6 +189,9 @@ def test_a_second_call_does_only_what_is_left(videos, tmp_path, monkeypatch):
     seen.clear()
     extract(good, path, **SMALL)
     assert seen == []
+    extract({"audio": files["audio"], "more": files["video1"]}, path, **SMALL)
+    assert seen[-1] == {"audio", "video1"}
+    assert set(FrameStore(path).rows()["video_id"]) == {*files, "more"}  # what was not asked for is left alone
 
 
 def content_of_unbroken(files, folder):
@@ -359,13 +360,11 @@ def test_a_folder_with_equal_names_gets_longer_ids(tmp_path):
     assert find_videos(tmp_path) == {"a__v.mp4": tmp_path / "a/v.mp4", "b__v.mp4": tmp_path / "b/v.mp4"}
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real clips: set TVRKIT_REALDATA or put them at {REAL}")
-def test_all_real_clips_are_extracted(tmp_path):
-    files = {name: path for name, path in find_videos(REAL).items() if path.suffix != ".csv"}
+def test_all_real_clips_are_extracted(realdata, tmp_path):
+    files = {name: path for name, path in find_videos(realdata / "videos").items() if path.suffix != ".csv"}
     rows = extract(files, tmp_path / "frames.lmdb", frames=12, short_side=224)
     assert len(rows) >= 18
     assert rows[["status", "reason", "frames"]].drop_duplicates().values.tolist() == [["ok", "", 12]]
     store = FrameStore(tmp_path / "frames.lmdb")
     assert store.verify() == []
     assert all(min(store.read(name, [0]).shape[1:3]) in (204, 224) for name in files)  # one is 204 wide
-    assert json.loads(json.dumps(rows.to_dict("records")))[0].keys() == rows.keys().to_series().to_dict().keys()

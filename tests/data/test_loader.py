@@ -3,8 +3,6 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from open_clip import SimpleTokenizer
-from torchvision.transforms import InterpolationMode, v2
 from video_files import indices, write_video
 
 from tvrkit.config import DataConfig, EvalConfig, TrainConfig
@@ -35,6 +33,8 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backbone():
+    from open_clip import SimpleTokenizer  # it can be imported after tvrkit only
+
     return SimpleNamespace(image_size=48, tokenizer=SimpleTokenizer())
 
 
@@ -153,6 +153,8 @@ def test_unknown_samplings_and_a_small_set(prepared, backbone):
 
 @pytest.mark.parametrize("shape", [(48, 48), (48, 80), (96, 64), (20, 31)])
 def test_frames_are_resized_and_cropped_only_where_they_differ(shape):
+    from torchvision.transforms import InterpolationMode, v2
+
     clip = torch.randint(256, (2, 3, *shape), dtype=torch.uint8)
     fitted = fit(clip, 48)
     assert (fitted.shape, fitted.dtype) == ((2, 3, 48, 48), torch.uint8)

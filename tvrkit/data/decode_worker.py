@@ -113,10 +113,6 @@ class _Unreadable(Exception):
     """The reason why a file gives no frames, or why a decoder is not to be believed."""
 
 
-class _InexactSeek(Exception):
-    """The frame that was sought did not come."""
-
-
 @dataclass(frozen=True)
 class _Probe:
     """What the packets of a file say, after decoding only its first frame."""
@@ -247,7 +243,7 @@ def _by_pyav(path: str, probe: _Probe, wanted: np.ndarray, size: int | None, see
                     return
                 position = int(np.searchsorted(probe.times, frame.pts)) if seek else position + 1
             if seek and position != index:
-                raise _InexactSeek
+                raise _Unreadable("the frame that was sought did not come")
             yield np.ascontiguousarray(np.rot90(_scale(frame, probe, size), probe.turns))
 
 
@@ -262,11 +258,12 @@ def _read(job: Job, path: str, probe: _Probe, wanted: np.ndarray, decoder: str) 
             blobs.append(frame.tobytes() if job.quality is None else simplejpeg.encode_jpeg(frame, quality=job.quality))
         return shape, blobs
 
+    # whatever goes wrong with the faster ways, the next one has its turn
     if decoder == BEST and probe.plain:
-        with contextlib.suppress(Exception):  # whatever decord raises: the other decoder has its turn
+        with contextlib.suppress(Exception):
             return "decord", *collect(_by_decord(path, probe, wanted, job.size))
     if len(probe.keys):
-        with contextlib.suppress(_InexactSeek):
+        with contextlib.suppress(Exception):
             return "pyav", *collect(_by_pyav(path, probe, wanted, job.size, seek=True))
     return "pyav", *collect(_by_pyav(path, probe, wanted, job.size, seek=False))
 

@@ -104,26 +104,28 @@ def extract(
                 _check_space(pool, jobs, store)
                 _fill(environment, pool, jobs, layout, store, len(files) - len(jobs))
         os.replace(partial(store), store)
-    known = FrameStore(store).rows().to_dict("records")
-    known = {row["video_id"]: row for row in known}
+    known = _known(store)
     return pd.DataFrame([known.get(video_id) or _row(video_id, None, frames, store, {}) for video_id in files])
 
 
 def _reopen(files: Mapping[str, Path], store: Path, settings: dict) -> bool:
     """Take a finished store back to being built, if there is anything to do."""
-    finished = FrameStore(store)
-    _compare(store, finished.settings, settings)
-    rows = {row["video_id"]: row for row in finished.rows().to_dict("records")}
+    _compare(store, FrameStore(store).settings, settings)
+    rows = _known(store)
     if all(_current(rows.get(i), file) and rows[i]["status"] == "ok" for i, file in files.items()):
         return False
     if partial(store).exists():
         raise ValueError(f"{store} and {partial(store).name} both exist: delete the one that is not wanted")
     os.replace(store, partial(store))
     with _writing(store, settings) as environment, environment.begin(write=True) as transaction:
-        for video_id, row in rows.items():
-            if row["status"] == "failed":
+        for video_id in files:
+            if video_id in rows and rows[video_id]["status"] == "failed":
                 transaction.delete(ROW + video_id.encode())
     return True
+
+
+def _known(store: Path) -> dict[str, dict]:
+    return {row["video_id"]: row for row in FrameStore(store).rows().to_dict("records")}
 
 
 def _compare(store: Path, found: dict, expected: dict) -> None:
