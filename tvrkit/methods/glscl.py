@@ -181,7 +181,9 @@ class ConceptDecoder(nn.Module):
 
         `padding` (B, L) bool is True where tokens are left out; None = all are attended to.
         """
-        concepts, attention = queries.expand(len(tokens), -1, -1), None
+        concepts, attention = queries[None], None
+        if self.training:  # dropout draws for each item; else the first self-attention is the same for all
+            concepts = concepts.expand(len(tokens), -1, -1)
         for layer in self.layers:
             concepts, attention = layer(concepts, tokens, padding, need_weights)
         return concepts, attention
@@ -191,8 +193,9 @@ class ConceptLayer(nn.TransformerDecoderLayer):
     """torch's decoder layer, but it also returns its attention to the tokens."""
 
     def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None, need_weights: bool):
-        """(B, Q, D) and the attention (B, Q, L), mean over heads, or None."""
+        """(B, Q, D) and the attention (B, Q, L), mean over heads, or None; x has B rows, or one for all."""
         x = self.norm1(x + self.dropout1(self.self_attn(x, x, x, need_weights=False)[0]))
+        x = x.expand(len(tokens), -1, -1)
         read, attention = self.multihead_attn(x, tokens, tokens, key_padding_mask=padding, need_weights=need_weights)
         x = self.norm2(x + self.dropout2(read))
         return self.norm3(x + self._ff_block(x)), attention
