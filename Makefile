@@ -25,7 +25,8 @@ test: setup
 	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout 300 notebooks
 
 bench: setup
-	$(BIN)/python -m pytest --benchmark-only --benchmark-columns=median,rounds -o addopts="" tests/benchmarks
+	$(BIN)/python -m pytest --benchmark-only --benchmark-columns=median,rounds -o addopts= -o python_files='bench_*.py' \
+		-o python_functions='bench_*' tests/benchmarks
 
 lab: setup
 	$(BIN)/jupyter lab notebooks

@@ -127,6 +127,23 @@ def test_chunked_gradients_are_those_of_the_whole_batch(chunk):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_the_loss_is_in_float32_under_mixed_precision():
+    seen = []
+
+    class Watched(Toy):
+        def loss(self, text, video, batch):
+            seen.append(self.similarity(text, video).dtype)
+            return super().loss(text, video, batch)
+
+    batch = collate([Rows()[row] for row in range(4)])
+    method = Watched(Backbone(), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method.encode_video(batch).frames.dtype == torch.bfloat16
+        Step(method)(batch)["loss"].backward()
+    assert seen == [torch.float32]
+    assert method.backbone.pixels.weight.grad.abs().sum() > 0
+
+
 def test_chunks_replay_dropout():
     """The gradient reaches exactly the embedding entries that dropout kept when the features were first made."""
     batch = collate([Rows()[row] for row in range(8)])
@@ -201,4 +218,3 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, p in method.named_parameters():
             torch.testing.assert_close(found[name], p.grad, rtol=1e-5, atol=1e-7)
-

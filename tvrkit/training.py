@@ -73,8 +73,14 @@ class Step(nn.Module):
     def forward(self, batch: TextVideoBatch) -> dict[str, Tensor]:
         """The loss and its parts on the rows of all processes."""
         text, video = gather(self.method.encode_text(batch)), gather(self.method.encode_video(batch))
-        batch = gather(batch)
-        return check_finite(self.method.loss(text, video, batch), text, video, batch)
+        return full_precision_loss(self.method, text, video, gather(batch))
+
+
+def full_precision_loss(method: Method, text, video, batch: TextVideoBatch) -> dict[str, Tensor]:
+    """The method's loss in float32, whatever precision the encoders ran in; see `check_finite` for what it raises."""
+    text, video = (side._map(lambda t: t.float() if t.is_floating_point() else t) for side in (text, video))
+    with torch.autocast(text.words.device.type, enabled=False):
+        return check_finite(method.loss(text, video, batch), text, video, batch)
 
 
 class NotFinite(ValueError):
@@ -117,7 +123,7 @@ def backward_in_chunks(
             videos.append(method.encode_video(batch[part]))
     text, video = type(texts[0]).cat(texts), type(videos[0]).cat(videos)
     leaves = [tensor.requires_grad_() for tensor in _floats(text) + _floats(video)]
-    parts = check_finite(method.loss(text, video, batch), text, video, batch)
+    parts = full_precision_loss(method, text, video, batch)
     backward(parts["loss"])
     after = torch.get_rng_state()
     for part, state in zip(rows, states, strict=True):
