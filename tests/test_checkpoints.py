@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from open_clip import CustomTextCLIP
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -29,7 +28,7 @@ def make_backbone(name="small", seed=0):
     torch.manual_seed(seed)
     vision = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}
     text = {"context_length": 10, "vocab_size": 50, "width": 64, "heads": 1, "layers": 2}
-    clip = CustomTextCLIP(WIDTH, vision, text, quick_gelu=True)
+    clip = checkpoints.CustomTextCLIP(WIDTH, vision, text, quick_gelu=True)
     clip.visual.preprocess_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
     return Backbone(clip, Tokenizer(), name)
 
@@ -206,6 +205,26 @@ def test_released_hmmc_format_from_every_kind_of_file(tmp_path):
         assert loaded.backbone.logit_scale.exp().item() == pytest.approx(100)
 
 
+def test_released_chinese_format():
+    transformers = pytest.importorskip("transformers", reason="the Chinese tower is transformers' BERT")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(**sizes, intermediate_size=96, max_position_embeddings=16)
+    bert, proj = transformers.BertModel(config).eval(), torch.nn.Linear(64, WIDTH)
+    state = {
+        key: value for key, value in released(make_hmmc(), HMMC_NAMES).items() if not key.startswith("text_encoder.")
+    }
+    state |= {f"text_encoder.chinese_encoder.{key}": value for key, value in bert.state_dict().items()}
+    state |= {f"text_encoder.text_proj.{key}": value for key, value in proj.state_dict().items()}
+    loaded, batch = checkpoints.load_official("hmmc", state, text_heads=4), make_batch()
+    with torch.no_grad():
+        output = bert(batch.tokens, batch.token_mask.long())
+        text = loaded.encode_text(batch)
+        torch.testing.assert_close(text.sentence, proj(output.pooler_output))
+        torch.testing.assert_close(text.words, proj(output.last_hidden_state))
+    assert scores(loaded).shape == (3, 3)
+
+
 def test_converted_checkpoints_are_the_kits(tmp_path):
     state = released(make_hmmc(), HMMC_NAMES)
     torch.save(state, tmp_path / "released.bin")
@@ -220,7 +239,7 @@ def test_real_sizes_get_their_open_clip_name():
     with torch.device("meta"):  # sizes only
         vision = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
         text = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
-        clip = CustomTextCLIP(512, vision, text)
+        clip = checkpoints.CustomTextCLIP(512, vision, text)
     state = {f"backbone.clip.{key}": value for key, value in clip.state_dict().items()}
     sizes = checkpoints._sizes(state) | {"quick_gelu": True, "text_cfg": checkpoints._text_sizes(state)}
     assert sizes == checkpoints.open_clip.get_model_config("ViT-B-32-quickgelu")
