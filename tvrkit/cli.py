@@ -78,6 +78,18 @@ def report():
     console.print(report.write_leaderboard(), soft_wrap=True)
 
 
+@app.command()
+def convert(
+    method: Annotated[str, typer.Argument(help="glscl or hmmc")],
+    source: Annotated[list[Path], typer.Argument(help="released checkpoint: one file, or all of its shards")],
+    out: Annotated[Path, typer.Option(help="safetensors file to write")],
+):
+    """Rewrite a released GLSCL or HMMC checkpoint as one of the kit's."""
+    from tvrkit import checkpoints
+
+    console.print(f"{out}  SHA-256 {checkpoints.convert(method, source, out)}", soft_wrap=True)
+
+
 @data_app.command("list")
 def data_list():
     """Data sets and their protocols."""

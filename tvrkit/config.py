@@ -77,6 +77,8 @@ class TrainConfig:
         chunk_size: rows encoded at a time with the gradient replayed (large batches on one device); None = all.
         precision: "fp32", or "bf16" where the device has it.
         workers: loader processes.
+        start_from: "RUN/RECIPE/seedK" of a finished run that holds all parts of this method, whose weights it starts
+            from (HMMC from its pre-training); None = backbone as pre-trained, new parts as initialised.
         select: which epoch is kept: "last", best on "val", or best on "test" (optimistic, and labelled so).
     """
 
@@ -94,6 +96,7 @@ class TrainConfig:
     chunk_size: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     workers: int = 2
+    start_from: str | None = None
     select: Literal["last", "val", "test"] = "last"
 
 

@@ -168,6 +168,8 @@ def _train(config: Config, folder: Path, seed: int, device: torch.device) -> Non
     manifest = prepared(config)
     reproducibility.seed_everything(seed)
     method = build_method(config).to(device)
+    if config.train.start_from:
+        checkpoints.start_from(method, paths.run(config.train.start_from) / "checkpoint.safetensors")
     batches = loader.train_loader(manifest, config, method.backbone, seed=seed)
     split = manifest.split("train", config.data.language)
     trainer = Trainer(method, batches, config.train, device, partial(_name_rows, split))
