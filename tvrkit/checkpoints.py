@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 KNOWN_BACKBONES = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu")
 CONVERTED = "converted"
 CLIP_TEXT = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
-CHINESE = "text_encoder.chinese_encoder."
 RELEASED_LOGIT_SCALE = math.log(100.0)  # HMMC's constant, which its checkpoints do not hold
 HMMC_TEMPORAL_HEADS = 8  # 512 / 64, whatever the width
 MIN_BERT_HEADS = 2  # of the smallest BERT; heads of all published sizes are 64 wide
@@ -124,7 +123,7 @@ def _fill(method: Method, state: State, source: str) -> list[str]:
     needed = method.state_dict()
     missing = [key for key in needed if key not in state]
     if missing:
-        raise ValueError(f"{source}: {len(missing)} keys are missing: {', '.join(missing[:5])}")
+        raise ValueError(f"{source}: missing keys ({len(missing)}): {', '.join(missing[:5])}")
     for key, tensor in needed.items():
         if tensor.shape != state[key].shape:
             shapes = f"{tuple(tensor.shape)}, got {tuple(state[key].shape)}"
@@ -173,7 +172,7 @@ def load_official(
     source = f"released {method} checkpoint"
     unused = _fill(made, {key: tensor.float() for key, tensor in renamed.items()}, source)
     if unused:
-        log.info("%s: %d keys are not used: %s", source, len(unused), ", ".join(unused))
+        log.info("%s: unused keys (%d): %s", source, len(unused), ", ".join(unused))
     return made.eval()
 
 
@@ -208,28 +207,18 @@ def _glscl_settings(state: State) -> dict:
 
 
 def _rename_glscl(state: State, settings) -> dict[str, Tensor]:
-    text = {f"clip.{part}": f"backbone.clip.text.{part}" for part in CLIP_TEXT}
-    queries = {"spatial_queries": "queries.both.weight"}
-    if not settings.shared_queries:
-        queries = {"spatial_queries": "queries.video.weight", "noun_queries": "queries.text.weight"}
-    decoders = {"transformer_decoder_noun.": "decoder.both."}
-    if not settings.shared_decoder:
-        decoders = {
-            "transformer_decoder_noun.": "decoder.text.",
-            "transformer_decoder_spatial.": "decoder.video.",
-        }
-    return _rename(
-        state,
-        text
-        | queries
-        | decoders
-        | {
-            "clip.visual.": "backbone.clip.visual.",
-            "clip.logit_scale": "backbone.clip.logit_scale",
-            "transformerClip.": "temporal.",
-            "frame_position_embeddings.": "temporal.frame_position_embeddings.",
-        },
-    )
+    names = {f"clip.{part}": f"backbone.clip.text.{part}" for part in CLIP_TEXT}
+    names |= {f"clip.{part}": f"backbone.clip.{part}" for part in ("visual.", "logit_scale")}
+    names |= {"transformerClip.": "temporal.", "frame_position_embeddings.": "temporal.frame_position_embeddings."}
+    if settings.shared_queries:
+        names["spatial_queries"] = "queries.both.weight"
+    else:
+        names |= {"spatial_queries": "queries.video.weight", "noun_queries": "queries.text.weight"}
+    if settings.shared_decoder:
+        names["transformer_decoder_noun."] = "decoder.both."
+    else:
+        names |= {"transformer_decoder_noun.": "decoder.text.", "transformer_decoder_spatial.": "decoder.video."}
+    return _rename(state, names)
 
 
 def _hmmc_settings(state: State) -> dict:
@@ -240,14 +229,15 @@ def _hmmc_settings(state: State) -> dict:
 
 
 def _rename_hmmc(state: State, settings) -> dict[str, Tensor]:
-    text = {f"text_encoder.{part}": f"backbone.clip.text.{part}" for part in CLIP_TEXT}
-    chinese = {CHINESE: "backbone.clip.text.transformer.", "text_encoder.text_proj.": "backbone.clip.text.proj."}
-    visual = {
+    names = {
+        "text_encoder.chinese_encoder.": "backbone.clip.text.transformer.",
+        "text_encoder.text_proj.": "backbone.clip.text.proj.",
         "visual_encoder.visual.": "backbone.clip.visual.",
         "visual_encoder.temporal_transformer.": "temporal.",
         "visual_encoder.frame_position_embeddings.": "temporal.frame_position_embeddings.",
     }
-    return _rename(state, visual | chinese | text) | {"backbone.clip.logit_scale": torch.tensor(RELEASED_LOGIT_SCALE)}
+    names |= {f"text_encoder.{part}": f"backbone.clip.text.{part}" for part in CLIP_TEXT}
+    return _rename(state, names) | {"backbone.clip.logit_scale": torch.tensor(RELEASED_LOGIT_SCALE)}
 
 
 def _rename(state: State, prefixes: dict[str, str]) -> dict[str, Tensor]:
