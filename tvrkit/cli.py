@@ -15,6 +15,7 @@ backbone_app = typer.Typer(no_args_is_help=True, help="The embedded tiny CLIP.")
 app.add_typer(data_app, name="data")
 app.add_typer(backbone_app, name="backbone")
 console = Console()
+INTERRUPTED = 130
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, the value in YAML")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:k")]
@@ -213,11 +214,12 @@ def backbone_pretrain(
 
 def main() -> None:
     """Run the command line; an expected error is one line on stderr, Ctrl-C says how to go on."""
-    # Kernels and loader workers get the interrupt as well: nothing below may swallow it.
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; what is finished is kept: run the same command again to continue", 130))
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # Typer turns Ctrl-C into this exit code
+            _complain("interrupted; what is finished is kept: run the same command again to continue", stop.code)
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(_complain(f"error: {error}", 1))
 
