@@ -72,7 +72,7 @@ class TrainConfig:
         clip_lr: learning rate of the backbone.
         text_lr: learning rate of the backbone's text tower, `clip_lr` where None.
         warmup: share of all steps with a linearly rising rate; then cosine to zero.
-        decay_all: weight decay on LayerNorm gains, biases, logit scale and embeddings too, as the released codes do.
+        decay_all: weight decay on LayerNorm gains, logit scale and embeddings too, as the released codes do.
         max_logit_scale: the scale is clamped to it after each step.
         chunk_size: rows encoded at a time with the gradient replayed (large batches on one device); None = all.
         precision: "fp32", or "bf16" where the device has it.
