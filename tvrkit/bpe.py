@@ -18,7 +18,7 @@ def learn_merges(captions: list[str], vocabulary: int) -> list[tuple[str, str]]:
     """Byte-level BPE (Sennrich et al., 2016) in CLIP's alphabet: the most frequent pair becomes one.
 
     CLIP's tokenizer takes a run of Chinese characters for one word. Merges are counted within the words that
-    jieba finds in it, so that no token reaches across a word boundary.
+    jieba finds in it, so that tokens hardly ever reach across a word boundary.
 
     Args:
         captions: texts of any language.
