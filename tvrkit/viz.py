@@ -239,7 +239,7 @@ def _draw_words(ax: Axes, words: Sequence[str], looks: Sequence[dict], anchor: t
             lines, used = [*lines, []], 0
         lines[-1].append(TextArea(drawable(word), textprops=look))
         used += len(word) + 1
-    rows = [HPacker(children=line, pad=0, sep=5, align="baseline") for line in lines]
+    rows = [HPacker(children=line, pad=0, sep=6, align="baseline") for line in lines]
     box = VPacker(children=rows, pad=0, sep=7, align="left")
     where = {"bbox_to_anchor": anchor, "bbox_transform": ax.transAxes}
     ax.add_artist(AnchoredOffsetbox("lower left", child=box, frameon=False, pad=0.2, borderpad=0, **where))
@@ -275,8 +275,8 @@ def caption_weights(
 
 
 def _heated(heat: matplotlib.cm.ScalarMappable, weight: float, framed: bool) -> dict:
-    edge = INK if framed else "none"
-    box = {"facecolor": heat.to_rgba(weight), "edgecolor": edge, "pad": 2.0, "linewidth": 1.2}
+    edge = RIGHT if framed else "none"
+    box = {"facecolor": heat.to_rgba(weight), "edgecolor": edge, "pad": 2.0, "linewidth": 1.8}
     return {"bbox": box, "color": "white" if weight > 0.65 * heat.get_clim()[1] else INK}
 
 
