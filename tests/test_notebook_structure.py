@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -96,3 +97,8 @@ def test_it_says_checks_and_saves(notebook):
         assert part in prose[-1]
     assert "assert " in source
     assert "viz.save(" in source
+
+
+def test_papermill_finds_every_parameter(request, notebook):
+    path = next(path for path in NOTEBOOKS if path.stem in request.node.name)
+    assert set(papermill.inspect_notebook(str(path))) == PARAMETERS

@@ -38,7 +38,14 @@ def word_spans(caption: str) -> list[Span]:
 
 def overlapping(spans: Sequence[Span], others: Sequence[Sequence]) -> np.ndarray:
     """(S,) bool: whether each of S spans shares a character with any of `others` (they begin start, end)."""
-    return np.array([any(start < o[1] and o[0] < end for o in others) for start, end in spans], bool)
+    return _shared(spans, [other[:2] for other in others]).any(axis=1)
+
+
+def _shared(spans: Sequence[Span], others: Sequence[Span]) -> np.ndarray:
+    """(S, O) bool: which spans share a character."""
+    starts, ends = np.array(spans, int).reshape(-1, 2).T
+    other_starts, other_ends = np.array(others, int).reshape(-1, 2).T
+    return (starts[:, None] < other_ends) & (other_starts < ends[:, None])
 
 
 def per_word(values, tokens: Sequence[tuple[int, Span]], words: Sequence[Span]) -> np.ndarray:
@@ -52,8 +59,9 @@ def per_word(values, tokens: Sequence[tuple[int, Span]], words: Sequence[Span]) 
     Returns:
         (W,) float; 0 for a word that was cut off.
     """
-    columns = [[column for column, span in tokens if overlapping([word], [span])[0]] for word in words]
-    return np.array([sum(float(values[column]) for column in group) for group in columns])
+    columns = [column for column, _ in tokens]
+    belongs = _shared(words, [span for _, span in tokens])
+    return belongs @ np.asarray(values, float)[columns]
 
 
 def telling_words(truth: Truth, caption_id: str, caption: str, video_id: str) -> np.ndarray:
