@@ -22,7 +22,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
-	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout 300 notebooks
+	TVRKIT_HOME=$$(mktemp -d) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-cell-timeout 300 notebooks
 
 bench: setup
 	$(BIN)/python -m pytest --benchmark-only --benchmark-columns=median,rounds -o addopts= -o python_files='bench_*.py' \

@@ -18,6 +18,7 @@ from tvrkit import paths, report, reproducibility
 from tvrkit.config import load_profile
 
 console = Console()
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,11 @@ def execute(task: Task, parameters: dict) -> None:
 
 
 def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook less the progress bars (text on stderr), and less papermill's record of local paths."""
+    """The notebook less the progress bars (stderr, widgets), and less papermill's record of local paths."""
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            kept = [out for out in cell.outputs if out.get("name") != "stderr"]
+            cell.outputs = [out for out in kept if WIDGET not in out.get("data", {})]
     notebook.metadata.pop("papermill", None)
     return notebook

@@ -144,7 +144,8 @@ def ensure(
 
 
 def _same_settings(folder: Path, config: Config) -> None:
-    if (folder / "config.yaml").exists():
+    begun = (folder / "run.json").exists() or (folder / "resume.pt").exists()
+    if begun:
         there, asked = flatten(to_dict(read_config(folder))), flatten(to_dict(config))
         changed = [f"{k} is {there.get(k)!r} there, {asked.get(k)!r} asked" for k in {**there, **asked}
                    if there.get(k) != asked.get(k)]  # fmt: skip

@@ -104,6 +104,11 @@ class DMAE(Method):
                 mask_fill=self.mask_fill,
             )
 
+    @property
+    def released_temporal(self) -> TemporalTransformer | None:
+        """The temporal transformer where it reads normalised frames, as released."""
+        return None if self.corrected else self.temporal
+
     def encode_text(self, batch: TextVideoBatch) -> TextFeatures:
         """Normalised sentence and words; extras: `word_weight` (B, L), what each word counts in the score."""
         words, sentence = self.backbone.encode_text(batch.tokens, batch.token_mask)
@@ -115,14 +120,18 @@ class DMAE(Method):
 
     def encode_video(self, batch: TextVideoBatch) -> VideoFeatures:
         """Frames behind the head. Extras: `frame_weight`, `second_gain` and `second_frame`, all (B, F), and
-        `frames_before` (B, F, D), the normalised CLIP frames that TPM-CL masks before a temporal transformer.
+        `frames_before` (B, F, D), the normalised CLIP frames that released TPM-CL masks before its transformer.
+
+        The released head normalises before the transformer and not after it. Unit frames drown in blocks that start
+        from CLIP's, and scores leave the cosine scale; the corrected one is CLIP4Clip's: raw in, normalised out.
         """
-        frames, mask = F.normalize(self.backbone.encode_frames(batch.frames), dim=-1), batch.frame_mask
-        extras = {}
-        if self.temporal is not None:
-            if self.partial_order is not None:
-                extras["frames_before"] = frames
-            frames = self.temporal(frames, mask)  # not normalised again, as released
+        frames, mask, extras = self.backbone.encode_frames(batch.frames), batch.frame_mask, {}
+        if self.temporal is not None and self.corrected:
+            frames = self.temporal(frames, mask)
+        frames = F.normalize(frames, dim=-1)
+        if self.released_temporal is not None:
+            extras["frames_before"] = frames
+            frames = self.released_temporal(frames, mask)
         extras["frame_weight"] = token_weight(frames, mask, self.frame_weight)
         if self.settings.second_frame:
             look = second_look(frames, mask, mask_fill=self.mask_fill)
@@ -156,7 +165,8 @@ class DMAE(Method):
         )
         parts = {"neg_nce": contrast}
         if self.partial_order is not None:
-            parts |= self.partial_order(*self._pairs(text, video), temporal=self.temporal, weigh=self.frame_weight)
+            pairs = self._pairs(text, video)
+            parts |= self.partial_order(*pairs, temporal=self.released_temporal, weigh=self.frame_weight)
         return {"loss": sum(parts.values()), **parts}
 
     @torch.no_grad()
@@ -186,7 +196,7 @@ class DMAE(Method):
         return maps
 
     def _pairs(self, text: TextFeatures, video: VideoFeatures) -> tuple[Tensor, ...]:
-        frames = video.frames if self.temporal is None else video.extras["frames_before"]
+        frames = video.extras.get("frames_before", video.frames)
         return text.sentence, text.words, frames, text.mask, video.mask
 
 
