@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tvrkit import __version__, paths
+from tvrkit import paths
 
 PACKAGES = (
     "tvrkit",

@@ -102,9 +102,7 @@ def _verbs(said: dict[str, Pieces], naming: bool, language: str, rng) -> Pieces:
         return []
     slots = {"v": said["motion"], "w": said.get("then", [])}
     if language == "en":
-        slots |= {
-            f"{name}ing": [(_participle(text), factor) for text, factor in slots[name]] for name in "vw"
-        }
+        slots |= {f"{name}ing": [(_participle(text), factor) for text, factor in slots[name]] for name in "vw"}
         if naming:
             slots |= {"v": slots["ving"], "w": slots["wing"]}
     return _draw("twice" if "then" in said else "once", language, rng, **slots)
