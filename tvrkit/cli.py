@@ -21,6 +21,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, 
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:k")]
 DataName = Annotated[str, typer.Argument(help="data set (msrvtt) or protocol (msrvtt/full)")]
 Language = Annotated[str | None, typer.Option(help="en or zh; the protocol's own if not given")]
+OnlySplits = Annotated[list[str] | None, typer.Option(help="only this split; may be repeated")]
 AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="go on when counts differ, and label the run")]
 ProfileName = Annotated[str | None, typer.Option("--profile", help="smoke, quick or full")]
 
@@ -105,7 +106,7 @@ def data_check(
     name: DataName,
     root: Annotated[Path, typer.Argument(help="folder of the annotation files")],
     language: Language = None,
-    split: Annotated[list[str] | None, typer.Option(help="only this split; may be repeated")] = None,
+    split: OnlySplits = None,
     allow_partial: AllowPartial = False,
 ):
     """Compare annotation files with their protocol: counts, id hashes, overlaps, shared sources."""
@@ -124,6 +125,7 @@ def data_prepare(
     videos: Annotated[Path | None, typer.Option(help="any tree of video files; not for shapes")] = None,
     out: Annotated[Path | None, typer.Option(help="data/NAME, or data/shapes-quick, if not given")] = None,
     language: Language = None,
+    split: OnlySplits = None,
     frames: Annotated[int | None, typer.Option(help="kept per video")] = None,
     allow_partial: AllowPartial = False,
     workers: int = 2,
@@ -139,8 +141,8 @@ def data_prepare(
         raise ValueError(f"data prepare {name}: expected the folder of its annotations and --videos FOLDER")
     else:
         made, report = prepare.prepare(
-            name, root, videos, out or paths.data(name.replace("/", "-")), language=language, frames=frames,
-            allow_partial=allow_partial, workers=workers,
+            name, root, videos, out or paths.data(name.replace("/", "-")), language=language, splits=split,
+            frames=frames, allow_partial=allow_partial, workers=workers,
         )  # fmt: skip
         print(report)
     for row in coverage(made.videos).to_dict("records"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +26,7 @@ def prepare(
     out: Path,
     *,
     language: str | None = None,
+    splits: Sequence[str] | None = None,
     frames: int | None = None,
     short_side: int | None = SHORT_SIDE,
     allow_partial: bool = False,
@@ -38,6 +40,7 @@ def prepare(
         videos: any tree of video files.
         out: folder of the prepared data set.
         language: of the captions; the protocol's first where None.
+        splits: only their files are read and checked; all of the protocol's where None.
         frames: kept per video; `FRAMES` of the data set where None.
         short_side: see `extract`.
         allow_partial: go on when counts or ids are not the protocol's; the card says so.
@@ -47,7 +50,7 @@ def prepare(
         ValueError: what `load_annotations`, `check_splits` and `extract` refuse.
     """
     dataset, protocol = resolve(name)
-    captions = load_annotations(dataset, root, protocol, language)
+    captions = load_annotations(dataset, root, protocol, language, splits)
     report = check_splits(captions, protocol, allow_partial)
     split_of = captions.drop_duplicates("video_id").set_index("video_id")["split"]
     found = find_videos(videos, split_of.index)
@@ -55,8 +58,20 @@ def prepare(
     files = {video_id: found.get(video_id) for video_id in split_of.index}
     rows = extract(files, out / manifest.STORE, frames=count, short_side=short_side, workers=workers)
     rows = rows.assign(split=rows["video_id"].map(split_of))
-    card = {"protocol": protocol, "partial": report.partial, "mismatches": report.mismatches, "notes": report.notes}
-    return manifest.write(out, captions, rows, card), report
+    return manifest.write(out, captions, rows, _card(report)), report
+
+
+def _card(report: SplitReport) -> dict:
+    """What the check found; `shared_sources` counts test videos, and is None where the sources are not known."""
+    repeated = report.table.set_index("split")["repeated_captions"]
+    return {
+        "protocol": report.protocol,
+        "partial": report.partial,
+        "mismatches": report.mismatches,
+        "notes": report.notes,
+        "repeated_captions": {split: int(count) for split, count in repeated.items()},
+        "shared_sources": None if report.shared_sources is None else len(report.shared_sources),
+    }
 
 
 def prepare_shapes(out: Path, seed: int = 0, workers: int = 2) -> manifest.Manifest:
