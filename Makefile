@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROFILE ?= quick
 DEVICE ?= cpu
 
-.PHONY: setup reproduce test bench lab lint
+.PHONY: setup reproduce test bench lab lint notebooks
 
 setup: .venv/.installed
 
@@ -34,3 +34,8 @@ lab: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format .
+
+# Run the notebooks on the smoke profile and store their outputs: what nbval compares with, and GitHub shows.
+notebooks: setup
+	TVRKIT_HOME=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb

@@ -72,13 +72,13 @@ class Preset:
     second_object: float = 0.4
     second_event: float = 0.45
     distractors: float = 0.25
-    families: float = 0.6
+    families: float = 0.2
     family_size: int = 5
     duplicates: float = 0.04
     captions_en: int = 4
     captions_zh: int = 2
-    partial: float = 0.75
-    omit: float = 0.4
+    partial: float = 0.4
+    omit: float = 0.25
     filler: float = 0.4
 
 
