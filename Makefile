@@ -37,5 +37,4 @@ lint: setup
 
 # Run the notebooks on the smoke profile and store their outputs: what nbval compares with, and GitHub shows.
 notebooks: setup
-	TVRKIT_HOME=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/python tests/refresh_notebooks.py notebooks/*.ipynb
