@@ -31,6 +31,7 @@ class FakeManifest:
     """Splits without files."""
 
     root = "data/fake"
+    card: dict = {}  # noqa: RUF012  replaced, never changed
 
     def __init__(self, videos=VIDEOS, missing=()):
         self.splits = {
@@ -176,6 +177,13 @@ def test_bounds_lie_apart_where_scores_tie():
 
 def test_selection_on_the_test_split_is_called_optimistic():
     assert evaluate(FakeMethod(), FakeManifest(), make_config("test")).metrics["selection"] == "test (optimistic)"
+
+
+def test_a_set_prepared_with_other_counts_than_its_protocol_is_labelled():
+    manifest = FakeManifest()
+    assert evaluate(FakeMethod(), manifest, make_config()).metrics["complete"]
+    manifest.card = {"partial": True}
+    assert not evaluate(FakeMethod(), manifest, make_config()).metrics["complete"]
 
 
 def test_missing_videos_are_listed_and_an_empty_split_is_refused():
