@@ -36,6 +36,8 @@ def test_every_profile_names_recipes_that_exist(profile):
         ("method.hed=meanP", r"method\.hed: "),
         ("eval.postprocess=[softmax]", r"eval\.postprocess\.0: .*'dsl'"),
         ("epochs=3", r"expected section\.key=value"),
+        ("train.lr=[", r"override 'train\.lr=\[': expected YAML"),
+        ("data.prepared.x=1", r"prepared is a value, not a section"),
     ],
 )
 def test_a_wrong_override_is_one_clear_line(override, message):

@@ -1,5 +1,7 @@
 """Headless reproduction: order, skipping, failures that are kept and named."""
 
+import os
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
@@ -65,6 +67,25 @@ def test_notebooks_run_with_their_parameters_then_are_skipped_then_repeated(kit)
     ran.clear()
     reproduce.reproduce("smoke", "mine", force=True)
     assert ran == list(TASKS)
+
+
+def test_what_was_trained_again_makes_older_comparisons_outdated(kit):
+    """Training that was repeated, then interrupted before the comparison, is not forgotten."""
+    _, root, ran = kit
+    reproduce.reproduce("smoke", "mine")
+    ran.clear()
+    result = root / "a" / "seed0" / "02_training.ipynb"
+    later = result.stat().st_mtime + 60
+    os.utime(result, (later, later))
+    reproduce.reproduce("smoke", "mine")
+    assert ran == ["03_evaluation"]
+
+
+def test_force_refuses_a_name_that_is_no_run(kit):
+    home, _, _ = kit
+    with pytest.raises(ValueError, match="run name"):
+        reproduce.reproduce("smoke", "..", force=True)
+    assert (home / "notebooks").exists()
 
 
 def test_a_failed_notebook_is_kept_and_the_cell_is_named(kit):

@@ -63,6 +63,27 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(home):
         runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="test")
 
 
+def test_other_settings_are_refused_for_another_seed_too(home):
+    overrides = [*OVERRIDES, "train.lr=0.5"]
+    with pytest.raises(ValueError, match=r"seed0 holds a run with other settings: train\.lr"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="test", seed=1)
+
+
+def test_several_processes_and_wrong_splits_are_refused_before_anything_is_trained(home, monkeypatch):
+    overrides = [*OVERRIDES, "eval.split=tset"]
+    with pytest.raises(ValueError, match=r"unknown split 'tset': expected one of test, train, val"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="split")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="expected WORLD_SIZE 1, got 2"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="two")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/abs", "a/../b", "a//b", "a b"])
+def test_a_run_name_cannot_lead_out_of_the_reports(name):
+    with pytest.raises(ValueError, match="run name"):
+        paths.run(name)
+
+
 def test_an_interrupted_run_is_not_found_and_continues_to_the_same_numbers(home, monkeypatch):
     epoch = training.Trainer._epoch
 
@@ -87,7 +108,7 @@ def test_selection_on_a_split_that_is_not_there_is_refused(home, monkeypatch):
     without = captions[captions["split"] != "val"]
     monkeypatch.setattr(runs, "prepared", lambda config: type(home.manifest)(
         home.manifest.root, without, home.manifest.videos, home.manifest.card))  # fmt: skip
-    with pytest.raises(ValueError, match=r"train\.select is 'val', but shapes-smoke has no val split"):
+    with pytest.raises(ValueError, match=r"train\.select is 'val', but shapes-smoke has no such split"):
         runs.ensure("clip4clip_shapes", profile="smoke", overrides=[*OVERRIDES, "train.select=val"], run="select")
 
 
@@ -99,7 +120,9 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(home):
 
 
 def test_an_unprepared_data_set_names_the_command(home):
-    with pytest.raises(FileNotFoundError, match="tvrkit data prepare msrvtt"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no prepared data set .*see data/README\.md for the `tvrkit data prepare` command"
+    ):
         runs.ensure("clip4clip_shapes", overrides=["data.prepared=msrvtt"], run="missing")
 
 

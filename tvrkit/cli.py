@@ -53,20 +53,21 @@ def train(
 
     done = runs.ensure(recipe, profile=profile, overrides=overrides or (), run=run, seed=seed, device=device)
     for way in ("t2v", "v2t"):
-        scores = done.evaluation.metrics[way]
+        scores = done.metrics[way]
         console.print(way, "  ".join(f"{name} {value:.1f}" for name, value in scores.items()), highlight=False)
     console.print(done.folder, soft_wrap=True)
 
 
 @app.command()
 def recipes():
-    """List the recipes, each with the first line of its header."""
+    """List the recipes, each with its header: paper, data set, target and where that was read."""
     from tvrkit import paths
     from tvrkit.config import recipe_names
 
     for name in recipe_names():
-        header = (paths.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        console.print(f"[bold]{name}[/bold]  {header}", highlight=False)
+        lines = (paths.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        header = [line.lstrip("# ") for line in lines if line.startswith("#")]
+        console.print(f"[bold]{name}[/bold]", *header, sep="\n  ", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -229,3 +230,7 @@ def main() -> None:
 def _complain(message: str, code: int) -> int:
     Console(stderr=True).print(message, soft_wrap=True, highlight=False, markup=False)
     return code
+
+
+if __name__ == "__main__":
+    main()

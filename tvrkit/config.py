@@ -178,7 +178,9 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), profile: str | None 
     path = Path(recipe)
     if path.suffix != ".yaml":
         path = paths.RECIPES / f"{choose('recipe', recipe, recipe_names())}.yaml"
-    raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    raw = _yaml(path.read_text(encoding="utf-8"), f"recipe {path}") or {}
+    if not isinstance(raw, dict) or not all(isinstance(part, dict | None) for part in raw.values()):
+        raise ValueError(f"recipe {path}: expected sections of keys, got {raw!r:.80}")
     applied = [*(load_profile(profile).overrides if profile else []), *overrides]
     for override in applied:
         _apply(raw, override)
@@ -238,5 +240,15 @@ def _apply(raw: dict, override: str) -> None:
     if not equals or not parents:
         raise ValueError(f"override {override!r}: expected section.key=value")
     for parent in parents:
-        raw = raw.setdefault(parent, {})
-    raw[last] = yaml.safe_load(value)
+        raw[parent] = raw.get(parent) or {}
+        raw = raw[parent]
+        if not isinstance(raw, dict):
+            raise ValueError(f"override {override!r}: {parent} is a value, not a section")
+    raw[last] = _yaml(value, f"override {override!r}")
+
+
+def _yaml(text: str, where: str):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: expected YAML: {' '.join(str(error).split())}") from None

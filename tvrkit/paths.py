@@ -1,6 +1,7 @@
 """Where things are: one place that knows the folders."""
 
 import os
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -25,7 +26,13 @@ def data(name: str) -> Path:
 
 
 def run(name: str) -> Path:
-    """The folder of the run `name`."""
+    """The folder of the run `name` ("quick"), or of a part of one ("quick/dmae_shapes/seed0").
+
+    Raises:
+        ValueError: a name that would lead out of reports/, or to all of it.
+    """
+    if not name or not all(re.fullmatch(r"[\w-][\w.-]*", part) for part in name.split("/")):
+        raise ValueError(f"run name {name!r}: expected letters, digits, '_', '-' and '.'")
     return home() / "reports" / name
 
 

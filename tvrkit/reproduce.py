@@ -15,7 +15,7 @@ from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 
 from tvrkit import paths, report, reproducibility
-from tvrkit.config import load_profile
+from tvrkit.config import load_profile, load_recipe, to_dict
 
 console = Console()
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -80,9 +80,11 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
         NotebookFailed: a cell raised. What ran before it is kept, and skipped when run again.
     """
     tasks = plan(profile, run)
-    if force:
-        shutil.rmtree(paths.run(run), ignore_errors=True)
-    trained = False
+    absent = sorted({task.source.name for task in tasks if not task.source.exists()})
+    if absent:
+        raise FileNotFoundError(f"no {', '.join(absent)} in {paths.notebooks()}")
+    if force and paths.run(run).exists():
+        shutil.rmtree(paths.run(run))
     for number, task in enumerate(tasks, 1):
         parameters = {
             "recipe": task.recipe,
@@ -91,14 +93,12 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
             "seed": task.seed,
             "device": device,
         }
-        stale = trained and task.notebook > "02_training"  # it compares, or looks into, what has just been trained
         label = f"[{number}/{len(tasks)}] {task}"
-        if finished(task, parameters) and not stale:
+        if finished(task, parameters) and not outdated(task, tasks):
             console.print(f"{label}: done before", highlight=False)
             continue
         console.print(label, highlight=False)
         execute(task, parameters)
-        trained = trained or task.notebook == "02_training"
     report.write_index(run)
     report.write_leaderboard()
     return paths.run(run) / "index.html"
@@ -112,8 +112,17 @@ def finished(task: Task, parameters: dict) -> bool:
     return made_from == _made_from(task, parameters)
 
 
+def outdated(task: Task, tasks: list[Task]) -> bool:
+    """Whether something was trained after the task's notebook compared, or looked into, what had been trained."""
+    trained = [other.result for other in tasks if other.notebook == "02_training" and other.result.exists()]
+    looked = task.result.stat().st_mtime
+    return task.notebook > "02_training" and any(result.stat().st_mtime > looked for result in trained)
+
+
 def _made_from(task: Task, parameters: dict) -> dict:
-    return {"notebook_sha256": reproducibility.sha256(task.source), "parameters": parameters}
+    profile = parameters["profile"]
+    recipes = {name: to_dict(load_recipe(name, profile=profile)) for name in load_profile(profile).recipes}
+    return {"notebook_sha256": reproducibility.sha256(task.source), "parameters": parameters, "recipes": recipes}
 
 
 def execute(task: Task, parameters: dict) -> None:

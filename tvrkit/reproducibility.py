@@ -43,7 +43,10 @@ def resolve_device(device: str) -> torch.device:
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} asked for, but torch {torch.__version__} sees no GPU: use device='cpu'")
-    return torch.device(device)
+    chosen = torch.device(device)
+    if chosen.index is not None:
+        torch.cuda.set_device(chosen)  # accelerate takes the current GPU
+    return chosen
 
 
 def run_card(seed: int, device: torch.device) -> dict:

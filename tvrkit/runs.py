@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -109,7 +110,7 @@ def find(run: str) -> list[Run]:
 def prepared(config: Config) -> Manifest:
     """The recipe's data set; the embedded one is made where it is missing, others must have been prepared."""
     root = paths.data(config.data.prepared)
-    if config.data.prepared.startswith("shapes-") and not (root / "card.json").exists():
+    if config.data.prepared.startswith("shapes-"):  # returns at once where it is whole and of this preset
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(root.with_suffix(".lock")):
             return prepare.prepare_shapes(root)
@@ -131,29 +132,34 @@ def ensure(
         device: "cpu", "cuda" or "cuda:k".
 
     Raises:
-        ValueError: the folder holds a run with other settings; each differing key is named.
+        ValueError: the folder holds a run with other settings (of any seed); each differing key is named. Or this is
+            one of several processes: a run is one process (`training.gather` is written for several; the run
+            folder is not).
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"a run is one process: expected WORLD_SIZE 1, got {os.environ['WORLD_SIZE']}")
     config = load_recipe(recipe, overrides, profile)
     folder = paths.run(run) / config.recipe / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         _same_settings(folder, config)
         if not (folder / "run.json").exists():
+            reproducibility.write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
             _train(config, folder, seed, reproducibility.resolve_device(device))
     return Run(folder)
 
 
 def _same_settings(folder: Path, config: Config) -> None:
-    begun = (folder / "run.json").exists() or (folder / "resume.pt").exists()
+    seeds = [folder, *sorted(folder.parent.glob("seed*"))]  # other seeds too: a table averages over them
+    begun = [f for f in seeds if (f / "run.json").exists() or (f / "resume.pt").exists()]
     if begun:
+        folder = begun[0]
         there, asked = flatten(to_dict(read_config(folder))), flatten(to_dict(config))
         changed = [f"{k} is {there.get(k)!r} there, {asked.get(k)!r} asked" for k in {**there, **asked}
                    if there.get(k) != asked.get(k)]  # fmt: skip
         if changed:
             shown = folder.relative_to(paths.home()) if folder.is_relative_to(paths.home()) else folder
             raise ValueError(f"{shown} holds a run with other settings: {'; '.join(changed)}. Choose another run name")
-    else:
-        reproducibility.write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def flatten(raw: dict, prefix: str = "") -> dict:
@@ -165,8 +171,8 @@ def flatten(raw: dict, prefix: str = "") -> dict:
 
 
 def _train(config: Config, folder: Path, seed: int, device: torch.device) -> None:
-    start = time.perf_counter()
     manifest = prepared(config)
+    manifest.split(config.eval.split, config.data.language)  # a wrong name is better known now than after training
     reproducibility.seed_everything(seed)
     method = build_method(config).to(device)
     if config.train.start_from:
@@ -177,14 +183,14 @@ def _train(config: Config, folder: Path, seed: int, device: torch.device) -> Non
     resume = folder / "resume.pt"
     selection = "test" if config.train.select == "test" else "val"
     has_selection = selection in set(manifest.captions["split"])
-    if config.train.select == "val" and not has_selection:
-        raise ValueError(f"train.select is 'val', but {config.data.prepared} has no val split: use 'last'")
+    if config.train.select != "last" and not has_selection:
+        raise ValueError(f"train.select is {selection!r}, but {config.data.prepared} has no such split: use 'last'")
 
     def after_epoch(state: State) -> dict:
         return _curve_row(method, manifest, config, selection, device) if has_selection else {}
 
     state = trainer.fit(resume, after_epoch)
-    trained = time.perf_counter()
+    start = time.perf_counter()
     result = evaluation.evaluate(method, manifest, config, device=device)
     result.save(folder)
     checkpoints.save(method, folder / "checkpoint.safetensors", config)
@@ -199,8 +205,8 @@ def _train(config: Config, folder: Path, seed: int, device: torch.device) -> Non
         "postprocess": config.eval.postprocess or ["raw"],
         "parameters": sum(p.numel() for p in method.parameters()),
         "backbone": {"name": config.backbone.name, "pretrained": config.backbone.pretrained},
-        "train_seconds": round(trained - start, 1),
-        "eval_seconds": round(time.perf_counter() - trained, 1),
+        "train_seconds": round(state.seconds, 1),
+        "eval_seconds": round(time.perf_counter() - start, 1),
         "peak_memory_mb": round(reproducibility.peak_memory_mb(device)),
         "checkpoint_sha256": reproducibility.sha256(folder / "checkpoint.safetensors"),
     }

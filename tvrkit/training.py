@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,12 +27,14 @@ class State:
         epoch: finished epochs.
         history: one row per step: step, epoch, lr, logit_scale, loss and the method's loss parts.
         curve: one row per epoch: epoch and the scores of the selection split.
+        seconds: spent in epochs, scoring of the selection split included, over all interruptions.
         best: weights of the best epoch so far, None while the last one is kept.
     """
 
     epoch: int = 0
     history: list[dict] = dataclasses.field(default_factory=list)
     curve: list[dict] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
     best: dict[str, Tensor] | None = None
 
 
@@ -118,22 +121,33 @@ def backward_in_chunks(
     states, texts, videos = [], [], []
     with torch.no_grad():
         for part in rows:
-            states.append(torch.get_rng_state())
+            states.append(_random_state())
             texts.append(method.encode_text(batch[part]))
             videos.append(method.encode_video(batch[part]))
     text, video = type(texts[0]).cat(texts), type(videos[0]).cat(videos)
     leaves = [tensor.requires_grad_() for tensor in _floats(text) + _floats(video)]
     parts = full_precision_loss(method, text, video, batch)
     backward(parts["loss"])
-    after = torch.get_rng_state()
+    after = _random_state()
     for part, state in zip(rows, states, strict=True):
-        torch.set_rng_state(state)
+        _replay(state)
         again = _floats(method.encode_text(batch[part])) + _floats(method.encode_video(batch[part]))
         pairs = [(new, leaf.grad[part]) for new, leaf in zip(again, leaves, strict=True)
                  if leaf.grad is not None and new.requires_grad]  # fmt: skip
         torch.autograd.backward(*zip(*pairs, strict=True))
-    torch.set_rng_state(after)
+    _replay(after)
     return {name: value.detach() for name, value in parts.items()}
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    """Of the CPU and of every GPU: dropout draws where the features are."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _replay(state: tuple[Tensor, list[Tensor]]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
 
 
 def _floats(features) -> list[Tensor]:
@@ -178,12 +192,14 @@ class Trainer:
         if resume.exists():
             self._load(resume)
         for epoch in range(self.state.epoch, self.train.epochs):
+            start = time.perf_counter()
             self._epoch(epoch)
             self.state.epoch = epoch + 1
             row = {"epoch": epoch + 1, **after_epoch(self.state)}
             if self.train.select != "last" and row["score"] >= max((r["score"] for r in self.state.curve), default=0):
                 self.state.best = {name: t.detach().clone() for name, t in self.method.state_dict().items()}
             self.state.curve.append(row)
+            self.state.seconds += time.perf_counter() - start
             if self.accelerator.is_main_process:
                 self._save(resume)
         if self.state.best is not None:

@@ -78,6 +78,8 @@ class Manifest:
         """
         root = Path(root)
         command = f"run `tvrkit data prepare {root.name}`"
+        if not root.name.startswith("shapes"):
+            command = "see data/README.md for the `tvrkit data prepare` command that makes it"
         if not root.is_dir():
             raise FileNotFoundError(f"no prepared data set at {root}: {command}")
         lost = [name for name in (CAPTIONS, VIDEOS, STORE, CARD) if not (root / name).exists()]

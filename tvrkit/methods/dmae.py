@@ -38,10 +38,10 @@ class Settings:
     """DMAE's choices. The paper's full method is the default.
 
     Attributes:
-        interaction: "ti" (mean over tokens) or "wti" (learned weights) on the sentence, "att_*" on words as
-        well. second_frame: visual attention, the half-weighted second look.
-        textual_attention: nouns, verbs and adjectives count twice. Released code never finds any (finding
-        10). head: "meanP" (frames as they are) or "seqTransf" (temporal transformer first).
+        interaction: "ti" (mean over tokens) or "wti" (learned weights) on the sentence, "att_*" on words as well.
+        second_frame: visual attention, the half-weighted second look.
+        textual_attention: nouns, verbs and adjectives count twice. Released code never finds any (finding 10).
+        head: "meanP" (frames as they are) or "seqTransf" (temporal transformer first).
         temporal_layers: blocks of the temporal transformer.
         negative_weight: of NegNCE's hard negatives, gamma_2; 0 = InfoNCE.
         mining_margin: on the cosine scale; larger mines more negatives.
