@@ -123,7 +123,9 @@ def data_check(
 def data_prepare(
     name: DataName,
     root: Annotated[Path | None, typer.Argument(help="folder of the annotation files; not for shapes")] = None,
-    videos: Annotated[Path | None, typer.Option(help="any tree of video files; not for shapes")] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="any tree of video files, or an LMDB frame store; not for shapes")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="data/NAME, or data/shapes-quick, if not given")] = None,
     language: Language = None,
     split: OnlySplits = None,

@@ -4,8 +4,11 @@ import pickle
 import shutil
 from pathlib import Path
 
+import lmdb
 import nbformat
+import numpy as np
 import pytest
+import simplejpeg
 import torch
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
@@ -15,7 +18,7 @@ from tvrkit.backbone import create_backbone
 from tvrkit.config import load_recipe
 from tvrkit.data.loader import video_loader
 from tvrkit.data.manifest import Manifest, coverage
-from tvrkit.data.prepare import prepare
+from tvrkit.data.prepare import adopt_store, prepare
 from tvrkit.evaluation import evaluate
 from tvrkit.protocol import Method, TextFeatures, VideoFeatures
 
@@ -199,3 +202,25 @@ def test_notebook_on_an_incomplete_invented_set(prepared, tmp_path, kernel):
     assert "test: expected 670 videos, found 4" in said
     assert "broken 1: e_7_8" in said
     assert "share a source video with training: 1" in said
+
+
+def test_a_store_of_other_making_is_adopted_as_it_is(invented, tmp_path):
+    """HMMC's layout: `<id>_<i>` -> JPEG, nothing else; no video file is needed."""
+    ids = [video_id for split in LISTS.values() for video_id in split]
+    store = tmp_path / "theirs.lmdb"
+    with lmdb.open(str(store), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for number, video_id in enumerate(ids[1:]):
+            for index in range(30):
+                image = np.full((32, 48, 3), 7 * number + index, np.uint8)
+                transaction.put(f"{video_id}_{index}".encode(), simplejpeg.encode_jpeg(image))
+    made, _ = prepare("msvd", invented / "annotations", store, tmp_path / "msvd", allow_partial=True)
+    rows = made.videos.set_index("video_id")
+    assert rows.loc[ids[0], "status"] == "failed"
+    assert set(rows.loc[ids[1:], "frames"]) == {30}
+    assert made.frames.path.resolve() == store
+    assert made.frames.read(ids[1], [29]).mean() == pytest.approx(29, abs=2)
+    with pytest.raises(ValueError, match="expected frames of"):
+        adopt_store(store, tmp_path / "none", ["nobody"])
+    (tmp_path / "other.lmdb").mkdir()
+    with pytest.raises(ValueError, match="is another store"):
+        adopt_store(tmp_path / "other.lmdb", tmp_path / "msvd", ids)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 from tvrkit.data import manifest, shapes
 from tvrkit.data.adapters import load_annotations, resolve
-from tvrkit.data.frames import extract, find_videos
+from tvrkit.data.frames import NO_FILE, FrameStore, extract, find_videos
 from tvrkit.data.splits import SplitReport, check_splits
 from tvrkit.reproducibility import write_text
 
@@ -37,7 +38,8 @@ def prepare(
     Args:
         name: data set ("msrvtt", its default protocol) or protocol ("msrvtt/full").
         root: folder of the annotation files.
-        videos: any tree of video files.
+        videos: any tree of video files; or an LMDB frame store that is there already, in the kit's key layout or HMMC's
+            (`<id>_<i>`), which is linked to and not copied.
         out: folder of the prepared data set.
         language: of the captions; the protocol's first where None.
         splits: only their files are read and checked; all of the protocol's where None.
@@ -53,12 +55,44 @@ def prepare(
     captions = load_annotations(dataset, root, protocol, language, splits)
     report = check_splits(captions, protocol, allow_partial)
     split_of = captions.drop_duplicates("video_id").set_index("video_id")["split"]
-    found = find_videos(videos, split_of.index)
-    count = frames or FRAMES.get(dataset, FRAMES_ELSEWHERE)
-    files = {video_id: found.get(video_id) for video_id in split_of.index}
-    rows = extract(files, out / manifest.STORE, frames=count, short_side=short_side, workers=workers)
+    if videos.is_file() or (videos / "data.mdb").exists():
+        rows = adopt_store(videos, out, split_of.index)
+    else:
+        found = find_videos(videos, split_of.index)
+        count = frames or FRAMES.get(dataset, FRAMES_ELSEWHERE)
+        files = {video_id: found.get(video_id) for video_id in split_of.index}
+        rows = extract(files, out / manifest.STORE, frames=count, short_side=short_side, workers=workers)
     rows = rows.assign(split=rows["video_id"].map(split_of))
     return manifest.write(out, captions, rows, _card(report)), report
+
+
+def adopt_store(store: Path, out: Path, ids: Iterable[str]) -> pd.DataFrame:
+    """Link `out`/frames.lmdb to a frame store of other making; a row per id, as `extract` returns them.
+
+    What only the video file knows (fps, duration, bytes) is 0; `requested` is the most frames any video has.
+
+    Raises:
+        ValueError: `out` has another store, or none of the ids has frames in this one.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    link = out / manifest.STORE
+    if not link.is_symlink() and not link.exists():
+        link.symlink_to(store.resolve())
+    if link.resolve() != store.resolve():
+        raise ValueError(f"{link} is another store than {store}: choose another folder")
+    source = FrameStore(link)
+    counts = {video_id: source.count(video_id) for video_id in tqdm(ids, desc="counting frames", delay=2)}
+    if not any(counts.values()):
+        raise ValueError(f"{store}: expected frames of {len(counts)} videos, such as {next(iter(counts))}, found none")
+    return pd.DataFrame([_adopted(source, *entry, max(counts.values())) for entry in counts.items()])
+
+
+def _adopted(store: FrameStore, video_id: str, count: int, most: int) -> dict:
+    height, width = store.read(video_id, [0]).shape[1:3] if count else (0, 0)
+    status, reason = ("ok", "") if count else ("failed", NO_FILE)
+    about = {"video_id": video_id, "file": str(store.path.resolve().name), "status": status, "reason": reason}
+    sizes = {"width": width, "height": height, "fps": 0.0, "duration": 0.0, "bytes": 0}
+    return about | sizes | {"requested": most, "frames": count}
 
 
 def _card(report: SplitReport) -> dict:
