@@ -82,10 +82,11 @@ def test_unknown_splits_and_languages_list_the_choices(prepared):
 
 
 def test_missing_and_half_built_folders_name_the_command(prepared, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no prepared data set at .*: run `tvrkit data prepare nothing`"):
+    command = "see data/README.md for the `tvrkit data prepare` command"
+    with pytest.raises(FileNotFoundError, match=f"no prepared data set at .*: {command}"):
         Manifest.open(tmp_path / "nothing")
     (prepared.root / "card.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"half-built, it has no card.json: run `tvrkit data prepare mine`"):
+    with pytest.raises(FileNotFoundError, match=f"half-built, it has no card.json: {command}"):
         Manifest.open(prepared.root)
 
 

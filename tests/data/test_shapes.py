@@ -101,7 +101,8 @@ def test_families_differ_in_exactly_one_factor():
     scenes = {video.video_id: video.scene for video in videos}
     followers = [video for video in videos if video.family != video.video_id and not video.duplicate_of]
     share = sum(video.split == "test" for video in followers) / 500
-    assert 0.3 < share < 0.65  # 4 of each 5 that are in families, which are 0.6 of all
+    expected = PRESETS["quick"].families * 4 / 5  # of the five of a family, four follow the first
+    assert 0.6 * expected < share < 1.4 * expected
     kinds = set()
     for video in followers:
         kinds.update(names := differing(video.scene, scenes[video.family]))
@@ -257,7 +258,8 @@ def test_partial_captions_say_less_than_the_one_they_are_part_of(truth):
     counts = truth.captions.groupby("video_id").language.value_counts().unstack()
     assert counts.eq({"en": 4, "zh": 2}).all(axis=None)
     partial = truth.captions[truth.captions.partial_of.notna()]
-    assert 0.3 < len(partial) / len(truth.captions) < 0.7
+    expected = SMOKE.partial * (3 + 1) / (4 + 2)  # all captions of a language but the first may be partial
+    assert 0.7 * expected < len(partial) / len(truth.captions) <= 1.2 * expected
     for row in partial.itertuples():
         full = truth.captions.loc[row.partial_of]
         assert (full.video_id, full.language) == (row.video_id, row.language)
@@ -385,7 +387,7 @@ def test_stored_frames_are_the_rendered_ones_and_informative_flags_are_right(roo
         assert stored.shape == clear.shape
         assert flags.dtype == bool
         gaps = np.abs(stored.astype(int) - clear).mean(axis=(1, 2, 3))
-        assert ((gaps < 12) == flags).all()
+        assert ((gaps < 8) == flags).all()  # compression costs up to 5, another picture at least 10
         assert (~flags).sum() == round(SMOKE.distractors * SMOKE.frames) == 4
 
 
