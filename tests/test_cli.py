@@ -33,7 +33,10 @@ def tvrkit(monkeypatch, tmp_path, capsys):
         (["train", "dmae_shapes", "method.name=x"], "error: unknown method 'x': expected one of clip4clip"),
         (["train", "dmae_shapes", "backbone.name=ViT-B-33"], "error: unknown backbone 'ViT-B-33'"),
         (["train", "dmae_msrvtt"], "error: no prepared data set at"),
-        (["reproduce", "--profile", "fast"], "error: unknown profile 'fast': expected one of full, quick, smoke"),
+        (
+            ["reproduce", "--profile", "fast"],
+            "error: unknown profile 'fast': expected one of full, quick, reference, smoke",
+        ),
         (["data", "check", "msrvt", "."], "error: unknown data set 'msrvt': expected one of"),
         (["data", "check", "msrvtt/1k-B", "."], "error: unknown protocol 'msrvtt/1k-B'"),
         (["data", "check", "msrvtt", "nowhere"], "error: "),

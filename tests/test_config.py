@@ -13,7 +13,7 @@ def test_every_packaged_recipe_builds_and_survives_the_round_trip(recipe):
     assert config.build(config.to_dict(built), recipe) == built
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "full"])
+@pytest.mark.parametrize("profile", ["smoke", "quick", "reference", "full"])
 def test_every_profile_names_recipes_that_exist(profile):
     loaded = config.load_profile(profile)
     for recipe in [*loaded.recipes, *loaded.inspect]:
@@ -49,8 +49,16 @@ def test_a_wrong_override_is_one_clear_line(override, message):
 def test_unknown_recipe_and_profile_list_the_choices():
     with pytest.raises(ValueError, match=r"unknown recipe 'clip4chip_shapes': expected one of .*clip4clip_shapes"):
         config.load_recipe("clip4chip_shapes")
-    with pytest.raises(ValueError, match="unknown profile 'fast': expected one of full, quick, smoke"):
+    with pytest.raises(ValueError, match="unknown profile 'fast': expected one of full, quick, reference, smoke"):
         config.load_recipe("clip4clip_shapes", profile="fast")
+
+
+def test_a_profile_with_an_unknown_notebook_lists_the_choices(monkeypatch):
+    broken = {"notebooks": ["6_ablations"], "recipes": ["dmae_shapes"], "inspect": [], "seeds": [0]}
+    monkeypatch.setattr(config, "_profiles", lambda: {"mine": broken})
+    expected = r"profile mine\.notebooks\.0: .*'06_ablations', .*got '6_ablations'"
+    with pytest.raises(ValueError, match=expected):
+        config.load_profile("mine")
 
 
 def test_own_overrides_win_over_the_profile():

@@ -7,9 +7,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tvrkit import paths, report, reproduce
-from tvrkit.config import load_profile
+from tvrkit.config import Profile, load_profile
 
 PARAMETERS = "recipe = None\nprofile = None\nrun = None\nseed = 0\ndevice = None"
+RECIPE = "dmae_shapes"
 TASKS = ("01_data_preparation", "02_training", "03_evaluation")
 
 
@@ -24,9 +25,9 @@ def kit(tmp_path, monkeypatch):
 
     def plan(profile, run):
         return [
-            reproduce.Task("01_data_preparation", root, "a", 0),
-            reproduce.Task("02_training", root / "a" / "seed0", "a", 0),
-            reproduce.Task("03_evaluation", root, "a", 0),
+            reproduce.Task("01_data_preparation", root, RECIPE, 0),
+            reproduce.Task("02_training", root / RECIPE / "seed0", RECIPE, 0),
+            reproduce.Task("03_evaluation", root, RECIPE, 0),
         ]
 
     monkeypatch.setattr(reproduce, "plan", plan)
@@ -53,9 +54,9 @@ def test_notebooks_run_with_their_parameters_then_are_skipped_then_repeated(kit)
     home, root, ran = kit
     reproduce.reproduce("smoke", "mine")
     assert ran == list(TASKS)
-    result = root / "a" / "seed0" / "02_training.ipynb"
-    assert output(result) == "02_training a smoke mine 0 cpu\n"
-    assert "02_training a smoke mine 0 cpu" in result.with_suffix(".html").read_text(encoding="utf-8")
+    result = root / RECIPE / "seed0" / "02_training.ipynb"
+    assert output(result) == f"02_training {RECIPE} smoke mine 0 cpu\n"
+    assert f"02_training {RECIPE} smoke mine 0 cpu" in result.with_suffix(".html").read_text(encoding="utf-8")
     assert str(home) not in result.read_text(encoding="utf-8")
     assert not list(root.rglob("*.partial.*"))
     ran.clear()
@@ -74,7 +75,7 @@ def test_what_was_trained_again_makes_older_comparisons_outdated(kit):
     _, root, ran = kit
     reproduce.reproduce("smoke", "mine")
     ran.clear()
-    result = root / "a" / "seed0" / "02_training.ipynb"
+    result = root / RECIPE / "seed0" / "02_training.ipynb"
     later = result.stat().st_mtime + 60
     os.utime(result, (later, later))
     reproduce.reproduce("smoke", "mine")
@@ -95,7 +96,7 @@ def test_a_failed_notebook_is_kept_and_the_cell_is_named(kit):
         reproduce.NotebookFailed, match=r"02_training .* failed in cell \d+ .*ZeroDivisionError: division"
     ):
         reproduce.reproduce("smoke", "mine")
-    folder = root / "a" / "seed0"
+    folder = root / RECIPE / "seed0"
     assert "before" in output(folder / "02_training.failed.ipynb")
     assert not (folder / "02_training.ipynb").exists()
     write(home, "02_training", "print('mended')")
@@ -119,12 +120,61 @@ def test_progress_bars_do_not_stay_in_the_result(kit):
     assert output(root / "01_data_preparation.ipynb") == "kept\n"
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "full"])
-def test_the_plan_trains_everything_before_it_compares(profile):
+@pytest.mark.parametrize("profile", ["smoke", "quick", "reference", "full"])
+def test_the_plan_runs_each_notebook_for_what_it_is_about(profile):
     settings = load_profile(profile)
     tasks = reproduce.plan(profile, "any")
     names = [task.notebook for task in tasks]
-    trained = {(task.recipe, task.seed) for task in tasks if task.notebook == "02_training"}
-    assert names == sorted(names[: -2 * len(settings.inspect)]) + names[-2 * len(settings.inspect) :]
-    assert trained == {(recipe, seed) for recipe in settings.recipes for seed in settings.seeds}
+    assert list(dict.fromkeys(names)) == settings.notebooks == sorted(settings.notebooks)
+    assert names == sorted(names), "trained before it is compared"
+    for notebook in settings.notebooks:
+        of = [(task.recipe, task.seed) for task in tasks if task.notebook == notebook]
+        if notebook == "02_training":
+            assert of == [(recipe, seed) for seed in settings.seeds for recipe in settings.recipes]
+        elif notebook in ("04_hard_negatives", "05_attention_maps"):
+            assert of == [(recipe, settings.seeds[0]) for recipe in settings.inspect]
+        else:
+            assert of == [(settings.recipes[0], settings.seeds[0])]
     assert len({task.result for task in tasks}) == len(tasks)
+
+
+def test_another_recipe_in_the_profile_repeats_only_what_reads_it(tmp_path, monkeypatch):
+    """A method that joins is trained and compared; what looks into the others stays."""
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    monkeypatch.setattr(report, "write_index", lambda run: None)
+    monkeypatch.setattr(report, "write_leaderboard", lambda: None)
+    names = ["01_data_preparation", "02_training", "03_evaluation", "05_attention_maps"]
+    (tmp_path / "notebooks").mkdir()
+    for name in names:
+        write(tmp_path, name, "pass")
+    ran = []
+
+    def execute(task, parameters):
+        ran.append((task.notebook[:2], task.recipe))
+        task.folder.mkdir(parents=True, exist_ok=True)
+        made = new_notebook(metadata={"tvrkit": reproduce._made_from(task, parameters)})
+        nbformat.write(made, task.result)
+
+    monkeypatch.setattr(reproduce, "execute", execute)
+
+    def reproduce_with(*recipes):
+        profile = Profile(names, list(recipes), ["dmae_shapes"], [0])
+        monkeypatch.setattr(reproduce, "load_profile", lambda _: profile)
+        ran.clear()
+        reproduce.reproduce("smoke", "mine")
+        return ran
+
+    two = ["clip4clip_shapes", "dmae_shapes"]
+    assert [name for name, _ in reproduce_with(*two)] == ["01", "02", "02", "03", "05"]
+    assert reproduce_with(*two) == []
+    assert reproduce_with(*two, "hmmc_shapes") == [("02", "hmmc_shapes"), ("03", "clip4clip_shapes")]
+    assert reproduce_with(*two) == [("03", "clip4clip_shapes")]
+    assert reproduce_with("dmae_shapes")[1:] == [("03", "dmae_shapes"), ("05", "dmae_shapes")]  # another baseline
+
+
+def test_a_notebook_that_is_not_there_is_named(kit):
+    home, _, ran = kit
+    (home / "notebooks" / "03_evaluation.ipynb").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no 03_evaluation\.ipynb in "):
+        reproduce.reproduce("smoke", "mine")
+    assert ran == []

@@ -34,7 +34,8 @@ class DataConfig:
         max_frames: frames per video.
         train_sampling: how frames are chosen in training: uniform, random, segment-random, head or tail.
         eval_sampling: the same for validation and test.
-        captions: "one" random caption per video and epoch, or "all" captions once per epoch.
+        captions: "one" random caption per video and epoch, "all" captions once per epoch, or "tagged": as "one", with
+            the video's tags as a second text (HMMC pre-training; CHVTT and shapes have tags).
         keyword_masking: drop words of low TF-IDF from training captions (DMAE).
         augmentation: random crop, colour, grey, blur and flip of training frames (HMMC pre-training).
     """
@@ -45,7 +46,7 @@ class DataConfig:
     max_frames: int = 12
     train_sampling: str = "segment-random"
     eval_sampling: str = "uniform"
-    captions: Literal["one", "all"] = "one"
+    captions: Literal["one", "all", "tagged"] = "one"
     keyword_masking: bool = False
     augmentation: bool = False
 
@@ -132,17 +133,25 @@ class Config:
     eval: EvalConfig
 
 
+Notebook = Literal[
+    "01_data_preparation", "02_training", "03_evaluation", "04_hard_negatives", "05_attention_maps", "06_ablations",
+    "07_pretraining", "08_paper_vs_code",
+]  # fmt: skip
+
+
 @settings
 class Profile:
     """What `tvrkit reproduce` runs.
 
     Attributes:
-        recipes: trained, evaluated and compared with each other.
+        notebooks: in the order in which they run.
+        recipes: trained, evaluated and compared with each other; the first is the baseline.
         inspect: those of them whose hard negatives and attention are looked into.
         seeds: of each recipe.
         overrides: what makes the profile smoke, quick or full.
     """
 
+    notebooks: list[Notebook]
     recipes: list[str]
     inspect: list[str]
     seeds: list[int]

@@ -15,9 +15,10 @@ from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 
 from tvrkit import paths, report, reproducibility
-from tvrkit.config import load_profile, load_recipe, to_dict
+from tvrkit.config import Profile, load_profile, load_recipe, to_dict
 
 console = Console()
+DATA, TRAINING, INSPECTIONS = "01_data_preparation", "02_training", ("04_hard_negatives", "05_attention_maps")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -55,13 +56,22 @@ def plan(profile: str, run: str) -> list[Task]:
     def of(notebook: str, recipe: str, seed: int) -> Task:
         return Task(notebook, root / recipe / f"seed{seed}", recipe, seed)
 
-    first = settings.recipes[0]
-    tasks = [Task("01_data_preparation", root, first, settings.seeds[0])]
-    tasks += [of("02_training", recipe, seed) for seed in settings.seeds for recipe in settings.recipes]
-    tasks.append(Task("03_evaluation", root, first, settings.seeds[0]))
-    for recipe in settings.inspect:
-        tasks += [of(name, recipe, settings.seeds[0]) for name in ("04_hard_negatives", "05_attention_maps")]
+    tasks, seed = [], settings.seeds[0]
+    for notebook in settings.notebooks:
+        if notebook == TRAINING:
+            tasks += [of(notebook, recipe, each) for each in settings.seeds for recipe in settings.recipes]
+        elif notebook in INSPECTIONS:
+            tasks += [of(notebook, recipe, seed) for recipe in settings.inspect]
+        else:
+            tasks.append(Task(notebook, root, settings.recipes[0], seed))
     return tasks
+
+
+def needed(task: Task, profile: Profile) -> list[str]:
+    """The recipes whose runs the task's notebook reads: inspections read the baseline too, comparisons all."""
+    if task.notebook in (DATA, TRAINING):
+        return [task.recipe]
+    return [profile.recipes[0], task.recipe] if task.notebook in INSPECTIONS else profile.recipes
 
 
 def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) -> Path:
@@ -94,7 +104,7 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
             "device": device,
         }
         label = f"[{number}/{len(tasks)}] {task}"
-        if finished(task, parameters) and not outdated(task, tasks):
+        if finished(task, parameters) and not outdated(task, tasks, load_profile(profile)):
             console.print(f"{label}: done before", highlight=False)
             continue
         console.print(label, highlight=False)
@@ -112,16 +122,17 @@ def finished(task: Task, parameters: dict) -> bool:
     return made_from == _made_from(task, parameters)
 
 
-def outdated(task: Task, tasks: list[Task]) -> bool:
-    """Whether something was trained after the task's notebook compared, or looked into, what had been trained."""
-    trained = [other.result for other in tasks if other.notebook == "02_training" and other.result.exists()]
+def outdated(task: Task, tasks: list[Task], profile: Profile) -> bool:
+    """Whether a recipe was trained after the task's notebook compared, or looked into, what it had given."""
+    read = needed(task, profile)
+    trained = [each.result for each in tasks if each.notebook == TRAINING and each.recipe in read]
     looked = task.result.stat().st_mtime
-    return task.notebook > "02_training" and any(result.stat().st_mtime > looked for result in trained)
+    return task.notebook > TRAINING and any(result.exists() and result.stat().st_mtime > looked for result in trained)
 
 
 def _made_from(task: Task, parameters: dict) -> dict:
     profile = parameters["profile"]
-    recipes = {name: to_dict(load_recipe(name, profile=profile)) for name in load_profile(profile).recipes}
+    recipes = {name: to_dict(load_recipe(name, profile=profile)) for name in needed(task, load_profile(profile))}
     return {"notebook_sha256": reproducibility.sha256(task.source), "parameters": parameters, "recipes": recipes}
 
 
