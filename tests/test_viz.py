@@ -143,6 +143,39 @@ def test_word_frame_map_shows_scores_and_best_frames(frames, rng):
         viz.word_frame_map(scores, ["a", "red"], frames, label="cosine")
 
 
+def test_heat_map_writes_only_the_values_one_can_be_sure_of(rng):
+    values = rng.random((2, 3))
+    sure = np.array([[True, False, False], [False, False, True]])
+    figure = viz.heat_map(values, ["concept 1", "concept 2"], ["a", "red", "dot"], label="lift", sure=sure)
+    ax, bar = figure.axes
+    np.testing.assert_array_equal(ax.images[0].get_array(), values)
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    assert written == {(0, 0): f"{values[0, 0]:.2g}", (2, 1): f"{values[1, 2]:.2g}"}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "red", "dot"]
+    assert bar.get_ylabel() == "lift"
+    assert not list(viz.heat_map(values, ["1", "2"], list("abc"), label="").axes[0].texts)
+
+
+def test_curves_have_a_panel_per_quantity_with_bands_and_markers():
+    lines = {"highest": np.array([9.0, 2]), "random": np.array([9.0, 7])}
+    bands = {name: np.stack([line - 1, line + 1]) for name, line in lines.items()}
+    left, right = viz.curves([0, 50], {"score": (lines, bands), "R@1 (%)": (lines, bands)}, xlabel="removed (%)").axes
+    assert (left.get_ylabel(), right.get_ylabel(), left.get_xlabel()) == ("score", "R@1 (%)", "removed (%)")
+    for line, name in zip(right.lines, lines, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), lines[name])
+    assert len({line.get_marker() for line in right.lines}) == 2
+    assert right.collections[0].get_datalim(right.transData).y1 == 10
+
+
+def test_a_title_is_broken_and_makes_the_figure_higher():
+    figure = viz.histogram({"a": np.arange(9.0)}, 3, xlabel="x", ylabel="y")
+    height = figure.get_figheight()
+    assert viz.titled(figure, "word " * 30) is figure
+    lines = figure.get_suptitle().splitlines()
+    assert len(lines) > 1
+    assert figure.get_figheight() == pytest.approx(height + 0.25 * len(lines))
+
+
 def test_patch_attention_lies_over_the_whole_frame_on_one_scale(frames, rng):
     attention = rng.random((5, 4, 4))
     figure = viz.patch_attention_overlay(frames, attention, [f"frame {i}" for i in range(5)])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache, wraps
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -98,6 +99,15 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
         figure.savefig(partial, format=suffix, bbox_inches="tight", **options)
         written.append(partial.replace(Path(folder) / f"{name}.{suffix}"))
     return written
+
+
+def titled(figure: Figure, title: str) -> Figure:
+    """The figure, higher by a bold title that says what it shows and how sure that is, broken into lines."""
+    title = textwrap.fill(title, round(TITLE * figure.get_figwidth() / WIDTH))
+    figure.set_figheight(figure.get_figheight() + 0.25 * len(title.splitlines()))
+    look = {"x": 0.01, "ha": "left", "fontsize": 12, "fontweight": "bold", "fontfamily": _families()}
+    figure.suptitle(drawable(title), **look)
+    return figure
 
 
 # ------------------------------------------------------------------------------------------------ film strips
@@ -281,8 +291,10 @@ def _heated(heat: matplotlib.cm.ScalarMappable, weight: float, framed: bool) -> 
 
 
 @_styled
-def word_frame_map(scores: np.ndarray, words: Sequence[str], frames: np.ndarray, *, label: str) -> Figure:
-    """Scores (L, F) of words and frames under the frames (F, H, W, 3); ● marks each word's best frame."""
+def word_frame_map(
+    scores: np.ndarray, words: Sequence[str], frames: np.ndarray, *, label: str, ylabel: str = "word"
+) -> Figure:
+    """Scores (L, F) of words (or concepts) and frames under the frames (F, H, W, 3); ● marks each row's best frame."""
     scores, frames = np.asarray(scores, float), _checked(frames)
     if scores.shape != (len(words), len(frames)):
         raise ValueError(f"scores: expected {(len(words), len(frames))} (words, frames), got {scores.shape}")
@@ -297,9 +309,32 @@ def word_frame_map(scores: np.ndarray, words: Sequence[str], frames: np.ndarray,
     below.plot(scores.argmax(axis=1), np.arange(len(words)), "o", color="white", markeredgecolor=INK)
     below.set_yticks(range(len(words)), [drawable(word) for word in words])
     below.set_xticks(range(len(frames)))
-    below.set(xlabel="frame", ylabel="word")
+    below.set(xlabel="frame", ylabel=ylabel)
     below.grid(visible=False)
     figure.colorbar(image, ax=[above, below], label=label, fraction=0.04)
+    return figure
+
+
+@_styled
+def heat_map(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, label: str, sure: np.ndarray | None = None
+) -> Figure:
+    """Values (R, C) as colours on one scale; written into the cells where `sure` (R, C) bool says so."""
+    values = np.asarray(values, float)
+    size = (min(WIDTH, 0.62 * len(columns) + 2.4), 0.32 * len(rows) + 1.3)
+    figure = Figure(figsize=size, layout="constrained")
+    ax = figure.subplots()
+    image = ax.imshow(values, cmap="cividis", aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for row, column in np.argwhere(np.zeros_like(values, bool) if sure is None else sure):
+        value = values[row, column]
+        look = {"ha": "center", "va": "center", "fontsize": 9, "color": "white" if value < middle else INK}
+        ax.text(column, row, f"{value:.2g}", **look)
+    ax.set_yticks(range(len(rows)), [drawable(name) for name in rows])
+    turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(range(len(columns)), [drawable(name) for name in columns], **turn)
+    ax.grid(visible=False)
+    figure.colorbar(image, ax=ax, label=label, fraction=0.05)
     return figure
 
 
@@ -367,6 +402,19 @@ def recall_curve(
     ax.minorticks_off()
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     ax.legend()
+    return figure
+
+
+@_styled
+def curves(x: Sequence, panels: Mapping[str, tuple[Lines, Lines]], *, xlabel: str) -> Figure:
+    """A panel per quantity, named by its y axis: (name -> (X,), name -> its band (2, X)); names have markers too."""
+    figure, axes = _plot(WIDTH, columns=len(panels))
+    for ax, (ylabel, (lines, bands)) in zip(axes, panels.items(), strict=True):
+        for (name, colour), marker in zip(colours(list(lines)).items(), cycle("os^Dv"), strict=False):
+            ax.plot(x, lines[name], marker=marker, label=name, color=colour)
+            ax.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+    axes[0].legend()
     return figure
 
 
