@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tvrkit.miners import MINERS, margin_negatives, random_negatives, top_k_negatives
+from tvrkit.miners import MINERS, margin_excess, margin_negatives, random_negatives, top_k_negatives
 
 
 @pytest.fixture
@@ -41,6 +41,18 @@ def test_a_video_without_a_caption_mines_nothing_by_itself(scores, positives):
     mined = margin_negatives(scores, positives)
     own = scores.masked_fill(~positives, -torch.inf).amax(1)
     assert torch.equal(mined[:, 5], scores[:, 5] > own)
+
+
+def test_excess_is_what_a_negative_has_over_the_lower_of_its_two_matches(scores, positives):
+    excess = margin_excess(scores, positives)
+    best_of_text = [scores[i][positives[i]].max() for i in range(8)]
+    best_of_video = [scores[:, j][positives[:, j]].max() if positives[:, j].any() else torch.inf for j in range(6)]
+    for i in range(8):
+        for j in range(6):
+            lower = min(float(best_of_text[i]), float(best_of_video[j]))
+            expected = -torch.inf if positives[i, j] else float(scores[i, j]) - lower
+            assert float(excess[i, j]) == pytest.approx(expected, abs=1e-6)
+    assert (margin_excess(scores, torch.zeros_like(positives)) == -torch.inf).all()
 
 
 def test_top_k_takes_the_most_similar(scores, positives):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -24,7 +25,7 @@ def home(tmp_path_factory):
 def test_the_run_folder_has_everything_a_reader_needs(home):
     assert {path.name for path in home.folder.iterdir() if not path.name.startswith(".")} == {
         "config.yaml", "run.json", "history.csv", "curve.csv", "metrics.json", "ranks.npz", "similarity.npz",
-        "checkpoint.safetensors",
+        "mined.csv.gz", "checkpoint.safetensors",
     }  # fmt: skip
     card = home.card
     assert card["seed"] == 0
@@ -41,6 +42,24 @@ def test_the_history_has_a_row_per_step_and_the_curve_one_per_epoch(home):
     assert home.history["loss"].notna().all()
     assert home.curve["epoch"].tolist() == [1, 2]
     assert set(home.curve["split"]) == {"val"}
+
+
+def test_the_mined_pairs_of_each_epoch_are_those_that_beat_a_match(home):
+    from tvrkit.evaluation import evaluate
+
+    mined = home.mined
+    assert set(mined["epoch"]) == {1, 2}
+    last = evaluate(home.method(), home.manifest, home.config, split="val")  # select is "last"
+    own = last.similarity[np.arange(len(last.caption_ids)), last.video_of_caption]
+    lower = [[min(own[row], max(own[last.video_of_caption == column])) for column in range(len(last.video_ids))]
+             for row in range(len(own))]  # fmt: skip
+    expected = (last.similarity > lower) & ~last.positives
+    of_last = mined[mined["epoch"] == 2]
+    found = np.zeros_like(expected)
+    found[of_last["row"], of_last["column"]] = True
+    assert (found != expected).mean() < 1e-3  # scores repeat to rounding only
+    excess = (last.similarity - np.array(lower))[of_last["row"], of_last["column"]]
+    np.testing.assert_allclose(of_last["excess"], excess, atol=2e-5)
 
 
 def test_the_checkpoint_gives_the_similarity_that_was_scored(home):
@@ -100,6 +119,7 @@ def test_an_interrupted_run_is_not_found_and_continues_to_the_same_numbers(home,
     again = runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="cut")
     assert (again.evaluation.similarity == home.evaluation.similarity).all()
     pd.testing.assert_frame_equal(again.history, home.history)
+    pd.testing.assert_frame_equal(again.mined, home.mined)
     assert not (again.folder / "resume.pt").exists()
 
 

@@ -17,6 +17,7 @@ from tvrkit import metrics, reproducibility, statistics
 from tvrkit.config import Config, EvalConfig
 from tvrkit.data.loader import text_loader, video_loader
 from tvrkit.data.manifest import Manifest, Split
+from tvrkit.miners import margin_excess
 from tvrkit.protocol import Method, VideoFeatures
 
 WAYS = ("t2v", "v2t")
@@ -78,6 +79,17 @@ class Evaluation:
         extra = {"v2t_first_hit": metrics.retrieval_metrics(first_hit), "postprocess": columns}
         ids = np.asarray(caption_ids, str), np.asarray(video_ids, str)
         return cls(similarity, *ids, owner, ranks, {**labels, **counts, **rules, **result, **extra})
+
+    @property
+    def positives(self) -> np.ndarray:
+        """(N_t, N_v) bool, a caption and its own video."""
+        return self.video_of_caption[:, None] == np.arange(len(self.video_ids))
+
+    def mined(self) -> pd.DataFrame:
+        """The pairs that NegNCE's rule mines at margin 0: row, column and `miners.margin_excess`, by row."""
+        excess = margin_excess(torch.from_numpy(self.similarity), torch.from_numpy(self.positives)).numpy()
+        rows, columns = np.nonzero(excess > 0)
+        return pd.DataFrame({"row": rows, "column": columns, "excess": excess[rows, columns].astype(float)})
 
     def save(self, folder: Path | str) -> None:
         """Write similarity.npz, ranks.npz and, last, metrics.json: with it the evaluation is whole."""

@@ -20,11 +20,25 @@ def margin_negatives(similarity: Tensor, positives: Tensor, *, margin: float = 0
         positives: (N_t, N_v) bool.
         margin: on the scale of `similarity`; larger mines more.
     """
+    return margin_excess(similarity, positives) > -margin
+
+
+@torch.no_grad()
+def margin_excess(similarity: Tensor, positives: Tensor) -> Tensor:
+    """How hard a negative is: its score less the lower of its text's and its video's own match, S_i+ and S_+j.
+
+    Args:
+        similarity: (N_t, N_v) float.
+        positives: (N_t, N_v) bool.
+
+    Returns:
+        (N_t, N_v) float, above 0 where the pair beats a match; -inf at positives and where neither side has a match.
+    """
     matches = similarity.masked_fill(~positives, -torch.inf)
-    own_text, own_video = matches.amax(dim=1, keepdim=True), matches.amax(dim=0, keepdim=True)
-    thresholds = (own.masked_fill(own == -torch.inf, torch.inf) - margin for own in (own_text, own_video))
-    above_text, above_video = (similarity > threshold for threshold in thresholds)
-    return ~positives & (above_text | above_video)
+    own_text, own_video = (
+        own.masked_fill(own == -torch.inf, torch.inf) for own in (matches.amax(1, keepdim=True), matches.amax(0))
+    )
+    return (similarity - torch.minimum(own_text, own_video)).masked_fill(positives, -torch.inf)
 
 
 @torch.no_grad()

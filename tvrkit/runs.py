@@ -1,7 +1,8 @@
 """Runs: one recipe, trained and evaluated with one seed, in one folder.
 
 `reports/<run>/<recipe>/seed<k>/` holds config.yaml, run.json, history.csv, curve.csv, metrics.json, ranks.npz,
-similarity.npz, checkpoint.safetensors and figures/. run.json is written last: a folder without it is unfinished.
+similarity.npz, mined.csv.gz, checkpoint.safetensors and figures/. run.json is written last: a folder without it is
+unfinished.
 """
 
 from __future__ import annotations
@@ -68,6 +69,15 @@ class Run:
     def curve(self) -> pd.DataFrame:
         """One row per epoch: epoch, split, score (rsum), t2v and v2t R@1/5/10."""
         return pd.read_csv(self.folder / "curve.csv")
+
+    @cached_property
+    def mined(self) -> pd.DataFrame:
+        """Hard negatives of the selection split after each epoch: epoch and the columns of `Evaluation.mined`.
+
+        Raises:
+            FileNotFoundError: the data set has no such split.
+        """
+        return pd.read_csv(self.folder / "mined.csv.gz")
 
     @cached_property
     def metrics(self) -> dict:
@@ -187,7 +197,12 @@ def _train(config: Config, folder: Path, seed: int, device: torch.device) -> Non
         raise ValueError(f"train.select is {selection!r}, but {config.data.prepared} has no such split: use 'last'")
 
     def after_epoch(state: State) -> dict:
-        return _curve_row(method, manifest, config, selection, device) if has_selection else {}
+        if not has_selection:
+            return {}
+        raw = dataclasses.replace(config, eval=dataclasses.replace(config.eval, postprocess=[]))
+        result = evaluation.evaluate(method, manifest, raw, split=selection, device=device)
+        _note_mined(folder / "mined.csv.gz", state.epoch, result)
+        return _curve_row(selection, result.metrics)
 
     state = trainer.fit(resume, after_epoch)
     start = time.perf_counter()
@@ -214,11 +229,20 @@ def _train(config: Config, folder: Path, seed: int, device: torch.device) -> Non
     resume.unlink(missing_ok=True)
 
 
-def _curve_row(method: Method, manifest: Manifest, config: Config, split: str, device: torch.device) -> dict:
-    raw = dataclasses.replace(config, eval=dataclasses.replace(config.eval, postprocess=[]))
-    metrics = evaluation.evaluate(method, manifest, raw, split=split, device=device).metrics
+def _curve_row(split: str, metrics: dict) -> dict:
     recalls = {f"{way} {name}": metrics[way][name] for way in ("t2v", "v2t") for name in ("R@1", "R@5", "R@10")}
     return {"split": split, "score": metrics["rsum"], **recalls}
+
+
+def _note_mined(path: Path, epoch: int, result: evaluation.Evaluation) -> None:
+    """Add an epoch's mined pairs to the table; what an interrupted run wrote of this epoch and later is dropped."""
+    table = result.mined().assign(epoch=epoch)
+    if path.exists():
+        before = pd.read_csv(path)
+        table = pd.concat([before[before["epoch"] < epoch], table])
+    part = path.with_name(f".{path.name}")
+    table.to_csv(part, index=False, float_format="%.5f", compression={"method": "gzip", "mtime": 1})
+    part.replace(path)
 
 
 def _name_rows(split, videos: list[int], captions: list[int]) -> str:
