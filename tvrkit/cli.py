@@ -59,6 +59,34 @@ def train(
 
 
 @app.command()
+def sweep(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="sweeps of recipes/sweeps.yaml, or all; none lists them")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="runs at a time; they share the cores")] = 1,
+    run: Annotated[str, typer.Option(help="folder under reports/")] = "reference",
+    profile: ProfileName = None,
+    seed: Annotated[list[int] | None, typer.Option(help="in place of the sweep's own; may be repeated")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="only this one; may be repeated")] = None,
+    device: Device = "cpu",
+):
+    """Train and evaluate the variants of ablations into reports/RUN/ablations/. What is finished is skipped."""
+    from tvrkit import sweep
+
+    sweeps = sweep.load_all()
+    chosen = list(sweeps) if names == ["all"] else names or []
+    for name in sweeps if not chosen else ():
+        tasks = sweep.plan(name, run=run, profile=profile, seeds=seed or ())
+        done = sum(task.finished for task in tasks)
+        console.print(f"[bold]{name}[/bold]  {done} of {len(tasks)} runs  {sweeps[name].question}", highlight=False)
+    options = {"run": run, "profile": profile, "seeds": seed or (), "variants": variant or ()}
+    tasks = [task for name in chosen for task in sweep.plan(name, **options)]
+    failed = sweep.execute(tasks, jobs=jobs, device=device) if tasks else {}
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(tasks)} runs failed: {'; '.join(failed)}")
+
+
+@app.command()
 def recipes():
     """List the recipes, each with its header: paper, data set, target and where that was read."""
     from tvrkit import paths

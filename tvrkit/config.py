@@ -163,7 +163,7 @@ SECTIONS = {"data": DataConfig, "backbone": BackboneConfig, "train": TrainConfig
 
 def recipe_names() -> list[str]:
     """Every recipe of the package."""
-    return sorted(path.stem for path in paths.RECIPES.glob("*.yaml") if path.stem != "profiles")
+    return sorted(path.stem for path in paths.RECIPES.glob("*.yaml") if path.stem not in ("profiles", "sweeps"))
 
 
 def choose(kind: str, name: str, choices) -> str:
@@ -199,7 +199,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), profile: str | None 
 def load_profile(name: str) -> Profile:
     """A profile of `recipes/profiles.yaml`."""
     profiles = _profiles()
-    return _parse(Profile, profiles[choose("profile", name, profiles)], f"profile {name}")
+    return parse(Profile, profiles[choose("profile", name, profiles)], f"profile {name}")
 
 
 @cache
@@ -217,8 +217,8 @@ def build(raw: dict, recipe: str) -> Config:
     if "name" not in method:
         raise ValueError(f"recipe {recipe}: method.name is missing: expected one of {', '.join(sorted(METHODS))}")
     name = choose("method", method.pop("name"), METHODS)
-    parts = {key: _parse(cls, raw.get(key) or {}, key) for key, cls in SECTIONS.items()}
-    return Config(recipe=recipe, method_name=name, method=_parse(METHODS[name].Settings, method, "method"), **parts)
+    parts = {key: parse(cls, raw.get(key) or {}, key) for key, cls in SECTIONS.items()}
+    return Config(recipe=recipe, method_name=name, method=parse(METHODS[name].Settings, method, "method"), **parts)
 
 
 def to_dict(config: Config) -> dict:
@@ -228,7 +228,8 @@ def to_dict(config: Config) -> dict:
     return raw
 
 
-def _parse(cls, values: dict, section: str):
+def parse(cls, values: dict, section: str):
+    """A settings class from the keys of one section; its errors name section and key."""
     try:
         return cls(**values)
     except pydantic.ValidationError as error:

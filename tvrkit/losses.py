@@ -43,6 +43,7 @@ def neg_nce(
     clamp: float | None = 1e-6,
     positives: Tensor | None = None,
     hard: Tensor | None = None,
+    queued: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
     """NegNCE: InfoNCE that also pushes mined hard negatives away (Jiang et al., 2023), symmetric mean.
 
@@ -60,6 +61,9 @@ def neg_nce(
             any more. None = exact, in log space, with the gradient the equation has.
         positives: as in `info_nce`; never mined.
         hard: (N, N) bool, the mask of another miner in place of H.
+        queued: K more candidates of each direction: scores (N, K) of the texts with further videos, scores
+            (N, K) of the videos with further texts, and (N, K) bool, True where the two show the same video and
+            are no negatives. They join the softmax, and H where they score above the row's own match - margin.
 
     Returns:
         Scalar.
@@ -70,8 +74,14 @@ def neg_nce(
     positives = _positives(similarity, positives)
     mined = margin_negatives(similarity, positives, margin=margin) if hard is None else hard
     total = similarity.new_zeros(())
-    for scores, same, negatives in ((similarity, positives, mined), (similarity.T, positives.T, mined.T)):
+    directions = ((similarity, positives, mined), (similarity.T, positives.T, mined.T))
+    for side, (scores, same, negatives) in enumerate(directions):
         logits = _logits(scores, same, logit_scale)
+        if queued is not None:
+            extra, known = queued[side], queued[2]
+            logits = torch.cat([logits, (logit_scale * extra).masked_fill(known, -torch.inf)], dim=1)
+            above = extra > scores.diagonal()[:, None] - margin
+            negatives = torch.cat([negatives, above & ~known], dim=1)
         if clamp is None:
             log_p = logits.log_softmax(dim=1)
             log_not = _log_complement(log_p)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -66,8 +67,48 @@ class NegativeQueue(nn.Module):
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
         """Overwrite the oldest keys by `keys` (N, D) float, normalised here; only the last `size` stay."""
-        size = self.keys.shape[1]
-        order = torch.arange(len(keys), device=self.keys.device)[-size:]
-        columns = (self.pointer + order) % size
-        self.keys[:, columns] = F.normalize(keys[order], dim=-1).T.to(self.keys.dtype)
-        self.pointer.add_(len(keys)).remainder_(size)
+        rows, columns = _ring(self.pointer, len(keys), self.keys.shape[1])
+        self.keys[:, columns] = F.normalize(keys[rows], dim=-1).T.to(self.keys.dtype)
+        self.pointer.add_(len(keys)).remainder_(self.keys.shape[1])
+
+
+class FeatureQueue(nn.Module):
+    """The last `size` rows of several tensors, as they are, in one ring buffer; empty at first.
+
+    Args:
+        size: number of rows kept, at least 1.
+        fields: name -> shape and dtype of one row.
+
+    Attributes:
+        pushed: () int64 buffer, rows pushed so far. It and the rows are saved with the weights.
+    """
+
+    def __init__(self, size: int, fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]]):
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"queue size: expected at least 1, got {size}")
+        self.size, self.fields = size, list(fields)
+        for name, (shape, dtype) in fields.items():
+            self.register_buffer(name, torch.zeros(size, *shape, dtype=dtype))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    def rows(self) -> dict[str, Tensor]:
+        """Copies (K, ...) of the rows that are filled: a push before the backward pass leaves them as they are."""
+        filled = min(int(self.pushed), self.size)
+        return {name: self.get_buffer(name)[:filled].clone() for name in self.fields}
+
+    @torch.no_grad()
+    def push(self, new: Mapping[str, Tensor]) -> None:
+        """Overwrite the oldest rows by `new`, name -> (N, ...), of any N; only the last `size` stay."""
+        count = len(next(iter(new.values())))
+        rows, slots = _ring(self.pushed, count, self.size)
+        for name in self.fields:
+            buffer = self.get_buffer(name)
+            buffer[slots] = new[name][rows].to(buffer.dtype)
+        self.pushed.add_(count)
+
+
+def _ring(pointer: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Which of `count` new rows stay in a ring of `size`, and the slots they take from `pointer` on."""
+    rows = torch.arange(count, device=pointer.device)[-size:]
+    return rows, (pointer + rows) % size

@@ -153,17 +153,21 @@ class DMAE(Method):
         options["text_weight"] = text.extras["word_weight"]
         return (score + token_interaction(text.words, video.frames, text.mask, video.mask, **options)) / 2
 
-    def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> dict[str, Tensor]:
-        """NegNCE over the batch plus the partial-order margins of its matched pairs."""
-        contrast = neg_nce(
+    def contrast(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch, **options) -> Tensor:
+        """NegNCE over the batch; `options` of `neg_nce` win over the settings."""
+        options = {"margin": self.settings.mining_margin, **options}
+        return neg_nce(
             self.similarity(text, video),
             logit_scale=self.backbone.logit_scale.exp() if self.corrected else RELEASED_SCALE,
-            margin=self.settings.mining_margin,
             negative_weight=self.settings.negative_weight,
             clamp=None if self.corrected else 1e-6,
             positives=positives(batch.video_index),
+            **options,
         )
-        parts = {"neg_nce": contrast}
+
+    def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> dict[str, Tensor]:
+        """NegNCE over the batch plus the partial-order margins of its matched pairs."""
+        parts = {"neg_nce": self.contrast(text, video, batch)}
         if self.partial_order is not None:
             pairs = self._pairs(text, video)
             parts |= self.partial_order(*pairs, temporal=self.released_temporal, weigh=self.frame_weight)

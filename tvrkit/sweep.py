@@ -1,0 +1,277 @@
+"""Sweeps: variants of a recipe, trained with several seeds and compared with one of them, the reference.
+
+`recipes/sweeps.yaml` says which. The runs of a variant are in reports/<run>/ablations/<sweep>/<variant>/, each with
+a sweep.json beside its run.json that says as what, and among how many at a time, it was started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from tvrkit import paths, reproducibility, runs, statistics
+from tvrkit.config import Config, choose, load_profile, load_recipe, parse, settings
+
+POLL = 0.2  # seconds between looks at the running processes
+
+
+@settings
+class Sweep:
+    """One question and the variants that answer it: named `variants`, a `grid`, or the `values` of one `key`.
+
+    Attributes:
+        question: what the sweep asks.
+        recipe: that all variants start from.
+        reference: name of the variant that the others are compared with.
+        common: overrides of every variant.
+        key: the setting that is swept; a variant's name is its value.
+        values: of `key`.
+        variants: name -> overrides.
+        grid: axis -> level -> overrides; one variant for each combination, its name the levels joined by "-".
+        seeds: of each variant.
+    """
+
+    question: str
+    recipe: str
+    reference: str
+    common: list[str] = dataclasses.field(default_factory=list)
+    key: str | None = None
+    values: list[int | float] = dataclasses.field(default_factory=list)
+    variants: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    grid: dict[str, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
+    seeds: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def overrides(self) -> dict[str, list[str]]:
+        """Name of each variant -> its overrides, without the common ones."""
+        found = dict(self.variants) | {str(value): [f"{self.key}={value}"] for value in self.values}
+        for levels in itertools.product(*(axis.items() for axis in self.grid.values())) if self.grid else ():
+            name = "-".join(level for level, _ in levels if level) or "none"
+            found[name] = [override for _, overrides in levels for override in overrides]
+        return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a sweep: `overrides` are all of it, the sweep's, the profile's and the variant's own."""
+
+    sweep: str
+    variant: str
+    seed: int
+    recipe: str
+    overrides: list[str]
+    run: str
+
+    def __str__(self) -> str:
+        return f"{self.sweep}/{self.variant} seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return paths.run(self.run) / self.recipe / f"seed{self.seed}"
+
+    @property
+    def config(self) -> Config:
+        """The recipe with the overrides."""
+        try:
+            return load_recipe(self.recipe, self.overrides)
+        except ValueError as error:
+            raise ValueError(f"sweep {self.sweep}, variant {self.variant}: {error}") from None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is there with these settings; with others, `runs.ensure` refuses it by name."""
+        return (self.folder / "run.json").exists() and runs.read_config(self.folder) == self.config
+
+
+def load_all() -> dict[str, Sweep]:
+    """Every sweep of the package by name.
+
+    Raises:
+        ValueError: an unknown key, a wrong type, or a reference that is none of the variants.
+    """
+    raw = yaml.safe_load((paths.RECIPES / "sweeps.yaml").read_text(encoding="utf-8"))
+    found = {}
+    for name, values in raw["sweeps"].items():
+        common = [*raw["common"], *values.get("common", [])]
+        found[name] = parse(Sweep, {"seeds": raw["seeds"], **values, "common": common}, f"sweep {name}")
+        choose(f"reference of sweep {name}", found[name].reference, found[name].overrides)
+    return found
+
+
+def load(name: str) -> Sweep:
+    """One sweep by name."""
+    sweeps = load_all()
+    return sweeps[choose("sweep", name, sweeps)]
+
+
+def plan(
+    name: str, *, run: str, profile: str | None = None, seeds: Sequence[int] = (), variants: Sequence[str] = ()
+) -> list[Task]:
+    """The runs of a sweep, seed by seed; all of its variants and its own seeds where none are named."""
+    sweep = load(name)
+    chosen = [choose(f"variant of {name}", variant, sweep.overrides) for variant in variants or sweep.overrides]
+    common = [*sweep.common, *(load_profile(profile).overrides if profile else [])]
+    return [
+        Task(name, variant, seed, sweep.recipe, [*common, *sweep.overrides[variant]], folder_of(run, name, variant))
+        for seed in seeds or sweep.seeds
+        for variant in chosen
+    ]
+
+
+def folder_of(run: str, name: str, variant: str) -> str:
+    """The run name of a variant."""
+    return f"{run}/ablations/{name}/{variant}"
+
+
+def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dict[str, str]:
+    """Train and evaluate what is not finished, `jobs` processes at a time that share the cores.
+
+    A run that was interrupted goes on where it was; one that fails does not stop the others. Ctrl-C ends all.
+
+    Returns:
+        The runs that failed, each with its reason.
+
+    Raises:
+        ValueError: a variant's settings are wrong; nothing is trained then.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, got {jobs}")
+    waiting = [task for task in tasks if not task.finished]
+    for config in {task.config.data.prepared: task.config for task in waiting}.values():
+        runs.prepared(config)  # once, and not in every process
+    running, failed = {}, {}
+    bar = tqdm(total=len(tasks), initial=len(tasks) - len(waiting), unit="run", desc="sweep")
+    try:
+        with bar:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    task = waiting.pop(0)
+                    running[task.folder] = (task, *_start(task, jobs, device))
+                    bar.set_postfix_str(", ".join(str(task) for task, *_ in running.values()))
+                time.sleep(POLL)
+                for task, process, errors in [one for one in running.values() if one[1].poll() is not None]:
+                    del running[task.folder]
+                    bar.update()
+                    if process.returncode:
+                        failed[str(task)] = _reason(process, errors)
+                        tqdm.write(f"failed: {task}: {failed[str(task)]}", file=sys.stderr)
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+            process.wait()
+    return failed
+
+
+def _start(task: Task, jobs: int, device: str) -> tuple[subprocess.Popen, IO[str]]:
+    note = {"sweep": task.sweep, "variant": task.variant, "overrides": task.overrides, "jobs": jobs}
+    reproducibility.write_json(task.folder / "sweep.json", note)
+    command = [sys.executable, "-m", "tvrkit.cli", "train", task.recipe, *task.overrides]
+    command += ["--run", task.run, "--seed", str(task.seed), "--device", device]
+    threads = str(max(1, torch.get_num_threads() // jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
+    errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed with the task
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors), errors
+
+
+def _reason(process: subprocess.Popen, errors: IO[str]) -> str:
+    errors.seek(0)
+    lines = errors.read().strip().splitlines()
+    return lines[-1] if lines else f"ended with code {process.returncode}"
+
+
+def results(name: str, run: str) -> pd.DataFrame:
+    """One row per variant with finished runs: accuracy, verdict against the reference, and what it cost.
+
+    `R@1` is text to video. The paired test pools the seeds that variant and reference share: videos are swapped, with
+    all their captions and in all seeds at once; it speaks of these weights. `p_holm` is adjusted for the number of
+    variants. `over_seeds` is the verdict of Welch's t test on R@1 over seeds: it speaks of the recipe, and of two or
+    three seeds it tells large differences only.
+
+    Returns:
+        DataFrame, index variant: seeds, R@1, deviation, v2t R@1, rsum, difference (points), low, high, effect
+        (queries), queries, p_value, p_holm, verdict, over_seeds, seconds, memory_mb, threads, jobs; means over seeds.
+
+    Raises:
+        ValueError: a run was started with other overrides, or on other data, than the rest of the sweep.
+    """
+    sweep = load(name)
+    found = {variant: runs.find(folder_of(run, name, variant)) for variant in sweep.overrides}
+    found = {variant: of for variant, of in found.items() if of}
+    _comparable(sweep, found)
+    reference = {one.seed: one for one in found.get(sweep.reference, [])}
+    rows = [{"variant": variant, **_row(of), **_against(reference, of)} for variant, of in found.items()]
+    table = pd.DataFrame(rows).set_index("variant") if rows else pd.DataFrame()
+    if "p_value" in table:
+        tested = table["p_value"].notna()
+        table.loc[tested, "p_holm"] = statistics.holm(table.loc[tested, "p_value"])
+        pairs = table.loc[tested, ["difference", "p_holm"]].itertuples(index=False)
+        table.loc[tested, "verdict"] = [statistics.verdict(*pair) for pair in pairs]
+    return table
+
+
+def _comparable(sweep: Sweep, found: dict[str, list[runs.Run]]) -> None:
+    every = [(variant, one) for variant, of in found.items() for one in of]
+    for variant, one in every:
+        note = json.loads((one.folder / "sweep.json").read_text(encoding="utf-8"))
+        own = sweep.overrides[variant]
+        if note["overrides"][len(note["overrides"]) - len(own) :] != own:
+            raise ValueError(f"{one.folder}: expected a run with {own}, found {note['overrides']}: remove the folder")
+        if one.card["data"] != every[0][1].card["data"]:
+            raise ValueError(f"{one.folder} was trained on other data than {every[0][1].folder}: not comparable")
+
+
+def _row(of: list[runs.Run]) -> dict:
+    """Means over the seeds of a variant."""
+    mean, deviation = statistics.mean_and_deviation([one.metrics["t2v"]["R@1"] for one in of])
+    notes = [json.loads((one.folder / "sweep.json").read_text(encoding="utf-8")) for one in of]
+    return {
+        "seeds": len(of),
+        "R@1": mean,
+        "deviation": deviation,
+        "v2t R@1": np.mean([one.metrics["v2t"]["R@1"] for one in of]),
+        "rsum": np.mean([one.metrics["rsum"] for one in of]),
+        "seconds": np.mean([one.card["train_seconds"] for one in of]),
+        "memory_mb": np.mean([one.card["peak_memory_mb"] for one in of]),
+        "threads": " ".join(sorted({str(one.card["torch_threads"]) for one in of})),
+        "jobs": " ".join(sorted({str(note["jobs"]) for note in notes})),
+    }
+
+
+def _against(reference: dict[int, runs.Run], of: list[runs.Run]) -> dict:
+    """The paired comparison with the reference's runs of the same seeds; nothing for the reference itself."""
+    pairs = [(one, reference[one.seed]) for one in of if one.seed in reference]
+    if not pairs or pairs[0][0] == pairs[0][1]:
+        return {}
+    ranks = [[_ranks(one) for one in side] for side in zip(*pairs, strict=True)]
+    ours, theirs = (np.concatenate([each["t2v"] for each in side]) for side in ranks)
+    videos = np.concatenate([each["video_of_caption"] for each in ranks[0]])
+    test = statistics.compare_ranks(ours, theirs, videos)
+    row = {"difference": test.difference, "low": test.interval[0], "high": test.interval[1], "effect": test.effect}
+    row |= {"queries": test.queries, "p_value": test.p_value}
+    if min(len(of), len(reference)) > 1:
+        scores = [[one.metrics["t2v"]["R@1"] for one in side] for side in (of, reference.values())]
+        row["over_seeds"] = statistics.compare_seeds(*scores)["verdict"]
+    return row
+
+
+def _ranks(run: runs.Run) -> dict[str, np.ndarray]:
+    """ranks.npz alone, which is there even where the similarity matrix was not kept."""
+    with np.load(run.folder / "ranks.npz") as file:
+        return dict(file)
