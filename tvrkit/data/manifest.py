@@ -41,7 +41,7 @@ class Split:
 
     Attributes:
         name: of the split.
-        captions: DataFrame; the row number is the `caption_index`.
+        captions: DataFrame; the row number is the `caption_index`. It may have `tags`, a second text of the video.
         video_ids: the row number is the `video_index`.
         video_of_caption: (N_t,) int64, the video index of each caption.
         missing: ids of the split's videos without frames; where there are any, results are not comparable with
@@ -125,7 +125,7 @@ class Manifest:
 def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: dict) -> Manifest:
     """Write a prepared data set beside its finished `frames.lmdb`. `card.json` comes last: with it the set is whole.
 
-    The card gets counts and id hashes per split, the store's settings and the kit's version.
+    The card gets counts and hashes of ids and captions per split, the store's settings and the kit's version.
 
     Raises:
         ValueError: a column is missing, an id is unusable or not unique, or a caption's video has no row.
@@ -181,7 +181,11 @@ def _count(captions: pd.DataFrame, videos: pd.DataFrame) -> dict:
         texts = int((captions["split"] == split).sum())
         counts[split] = {"videos": len(ids), "ok": int((group["status"] == "ok").sum()), "captions": texts}
         hashes[split] = hashlib.sha256("\n".join(ids).encode()).hexdigest()
-    return {"counts": counts, "split_hash": hashes}
+    contents = {}
+    for (split, language), group in captions.groupby(["split", "language"]):
+        lines = sorted(group["caption_id"] + "\t" + group["video_id"] + "\t" + group["caption"])
+        contents.setdefault(split, {})[language] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return {"counts": counts, "split_hash": hashes, "captions_hash": contents}
 
 
 def _lines(table: pd.DataFrame) -> Iterable[str]:
