@@ -123,6 +123,26 @@ def test_an_interrupted_run_is_not_found_and_continues_to_the_same_numbers(home,
     assert not (again.folder / "resume.pt").exists()
 
 
+@pytest.mark.parametrize("ending", ["", "_zh"])
+def test_pretraining_on_titles_and_tags_and_fine_tuning_from_it(home, ending):
+    less = ["method.temporal_layers=1", "train.epochs=1"]
+    sizes = ["method.queue_size=20", "method.frame_queue_size=50", "method.projector_width=16"]
+    first = runs.ensure(f"hmmc_pretrain_shapes{ending}", profile="smoke", overrides=[*OVERRIDES, *less, *sizes],
+                        run="test/pre")  # fmt: skip
+    queues, steps = first.method().queues, len(first.history)
+    for name, queue in queues.items():
+        per_step = 16 if name in ("video", "title", "tag") else 16 * 2
+        assert queue.pointer == steps * per_step % queue.keys.shape[1]
+    assert not torch.equal(queues["tag"].keys, queues["title"].keys)
+    assert {"fam", "vtm", "ftm", "mlm"} <= set(first.history.columns)
+    assert first.metrics["queries"]["t2v"] == len(first.manifest.split("test", first.config.data.language).captions)
+    start = f"train.start_from=test/pre/{first.recipe}/seed0"
+    frozen = ["train.lr=0.0", "train.clip_lr=0.0"]
+    second = runs.ensure(f"hmmc_shapes{ending}", profile="smoke", overrides=[*OVERRIDES, *less, *frozen, start],
+                         run="test/fine")  # fmt: skip
+    np.testing.assert_allclose(second.evaluation.similarity, first.evaluation.similarity, atol=1e-5)
+
+
 def test_selection_on_a_split_that_is_not_there_is_refused(home, monkeypatch):
     captions = home.manifest.captions
     without = captions[captions["split"] != "val"]

@@ -8,7 +8,7 @@ from video_files import indices, write_video
 from tvrkit.config import DataConfig, EvalConfig, TrainConfig
 from tvrkit.data import frames
 from tvrkit.data.loader import augmentation, fit, text_loader, train_loader, video_loader
-from tvrkit.data.manifest import write
+from tvrkit.data.manifest import Manifest, write
 from tvrkit.data.text import tokenise
 
 LENGTHS = {**{f"train{i}": 6 for i in range(7)}, "train7": 2, "test0": 6, "test1": 6, "test2": 3}
@@ -112,6 +112,29 @@ def test_batches_depend_on_seed_epoch_and_item_only(prepared, backbone, data):
     torch.manual_seed(1)
     epoch(3)
     assert torch.equal(state, torch.random.get_rng_state())  # the augmentation leaves the global generator alone
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_tags_are_a_second_text(prepared, backbone, language):
+    captions = prepared.captions.assign(language=language, tags="")
+    captions.loc[captions["video_id"] == "train3", "tags"] = "球 草地" if language == "zh" else "ball grass"
+    tagged = Manifest(prepared.root, captions, prepared.videos, prepared.card)
+    loader = train_loader(tagged, config(captions="tagged", language=language), backbone, seed=0)
+    split = tagged.split("train", language)
+    assert len(loader.dataset) == 8  # one caption a video
+    for batch in loader:
+        rows = split.captions.iloc[batch.caption_index.tolist()]
+        expected = [row.tags if row.video_id == "train3" else row.caption for row in rows.itertuples()]
+        tokens, mask, _ = tokenise(expected, backbone.tokenizer, 32)
+        assert torch.equal(batch.extras["tag_tokens"], tokens)
+        assert torch.equal(batch.extras["tag_mask"], mask)
+        assert torch.equal(batch.tokens, tokenise(rows.caption.tolist(), backbone.tokenizer, 32)[0])
+
+
+def test_tags_that_are_not_there(prepared, backbone):
+    assert next(iter(train_loader(prepared, config(), backbone, seed=0))).extras == {}
+    with pytest.raises(ValueError, match="has no tags: expected 'one' or 'all'"):
+        train_loader(prepared, config(captions="tagged"), backbone, seed=0)
 
 
 def test_keyword_masking_drops_words_and_keeps_the_rest(prepared, backbone):

@@ -401,6 +401,17 @@ def test_attribute_words_are_words_of_the_caption(truth, captions):
             assert row.caption[start:end] in {*words, *map(participle, words)}
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_tags_are_the_words_of_everything_there_is_to_say(truth, captions, language):
+    rows = captions[captions.language == language].reset_index()
+    tags = truth.tags(rows)
+    for video, text in zip(rows.video_id, tags, strict=True):
+        whole = captions.loc[f"{video}-{language}0", "caption"]
+        spans = truth.attribute_words(f"{video}-{language}0")
+        assert text == " ".join(whole[start:end] for start, end, _ in spans)
+        assert {factor for _, _, factor in spans} == {name for name, value in truth.factors.loc[video].items() if value}
+
+
 def test_a_finished_data_set_is_left_alone_and_another_refused(root):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     prepare(root, "smoke")

@@ -22,7 +22,7 @@ from tvrkit.data.records import fields
 COLUMNS = ["video_id", "caption_id", "caption", "language", "split"]
 MAX_LISTED = 20  # ids named in one note
 
-Row = tuple[str, str, str]  # split, video id, caption
+Row = tuple[str, ...]  # split, video id, caption and, where a data set has them, the video's tags
 
 # What is read of each record; other fields are ignored.
 MSRVTT_VIDEO = fields(video_id=str, split=str, url=NotRequired[str])
@@ -234,7 +234,7 @@ def _vatex(request: Request) -> Iterator[Row]:
 
 
 def _chvtt(request: Request) -> Iterator[Row]:
-    """`chvtt` trains on titles and tags, `chvtt/query` on queries; both are tested on the validation queries.
+    """`chvtt` trains on titles with tags, `chvtt/query` on queries; both are tested on the validation queries.
 
     A video is called "Video" + docid, as in HMMC's frame store. A test query has its list's first video only.
     """
@@ -245,8 +245,7 @@ def _chvtt(request: Request) -> Iterator[Row]:
             if repeated := len(videos) - len({video["docid"] for video in videos}):
                 raise ValueError(f"videoinfo_bilingual.json: expected each docid once, {repeated} repeat")
             for video in videos:
-                for text in ("title", "tag"):
-                    yield split, f"Video{video['docid']}", video[text + ending]
+                yield split, f"Video{video['docid']}", video["title" + ending], video["tag" + ending]
             continue
         name = {"train": "query_data_train_bilingual.json", "test": "query_data_val_bilingual.json"}[split]
         for row in records.read_json_lines(request.path(name), CHVTT_QUERY):
@@ -358,8 +357,9 @@ def load_annotations(
 
     Returns:
         Rows [video_id, caption_id, caption, language, split] in the files' order, captions with single
-        blanks. `attrs`: "protocol"; "notes", lines that say what was left out or mended; "sources", what each
-        video was cut from, or None.
+        blanks; also `tags`, a second text of the video, where the data set has them (CHVTT). `attrs`:
+        "protocol"; "notes", lines that say what was left out or mended; "sources", what each video was cut
+        from, or None.
 
     Raises:
         ValueError: unknown name, split or language; a malformed file; an id that could leave its folder.
@@ -380,19 +380,22 @@ def load_annotations(
 
 
 def _table(rows: Iterable[Row], request: Request) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=["split", "video_id", "caption"], dtype=object)
+    rows = list(rows)
+    texts = ["caption", "tags"][: max(map(len, rows), default=3) - 2]
+    padded = [(*row, "")[: 2 + len(texts)] for row in rows]
+    table = pd.DataFrame(padded, columns=["split", "video_id", *texts], dtype=object)
     for video in table["video_id"].unique():
         check_id(video)
     if empty := [split for split in request.splits if split not in set(table["split"])]:
         wanted = f"{request.language} captions in {', '.join(empty)}"
         raise ValueError(f"{request.protocol}: expected {wanted}, got none")
-    table["caption"] = [_clean(caption) for caption in table["caption"]]
+    table[texts] = table[texts].map(_clean)
     blank = table.loc[table["caption"] == "", "video_id"]
     request.note("empty captions kept, of", list(blank))
     table["language"] = request.language
     number = table.groupby("video_id").cumcount().astype(str)
     table["caption_id"] = table["video_id"] + "-" + request.language + number
-    return table[COLUMNS]
+    return table[COLUMNS + texts[1:]]
 
 
 def _clean(caption: str) -> str:

@@ -19,6 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from tvrkit.config import Config, DataConfig, choose
 from tvrkit.data.decode import SAMPLERS, sample
 from tvrkit.data.manifest import Manifest, Split
+from tvrkit.data.shapes import Truth
 from tvrkit.data.store import FrameStore
 from tvrkit.data.text import KeywordMasker, Tagger, tokenise
 from tvrkit.protocol import TextVideoBatch
@@ -113,8 +114,24 @@ class Clips:
             return augmentation(self.size)(clip)
 
 
+def tags(manifest: Manifest, split: Split) -> list[str]:
+    """A second text for each caption of the split: its video's tags, or the caption itself where those are empty.
+
+    They are the column `tags` of the captions (CHVTT); in shapes, what `Truth.tags` makes of the first caption.
+
+    Raises:
+        ValueError: the data set has none.
+    """
+    captions = split.captions
+    if "tags" in captions:
+        return captions["tags"].where(captions["tags"] != "", captions["caption"]).tolist()
+    if manifest.card.get("protocol") == "shapes":
+        return Truth.open(manifest.root).tags(captions)
+    raise ValueError(f"data.captions is 'tagged', but {manifest.root.name} has no tags: expected 'one' or 'all'")
+
+
 class TrainData(Dataset):
-    """Training items: a video with a random one of its captions, or each caption with its video.
+    """Training items: a video with a random one of its captions (and its tags), or each caption with its video.
 
     The loader asks for whole batches of (epoch, item), see `EpochOrder`.
     """
@@ -126,6 +143,10 @@ class TrainData(Dataset):
         self.captions = self.split.captions["caption"].tolist()
         self.tokenizer = backbone.tokenizer
         self.text = _tokenise(self.captions, backbone.tokenizer, config.data)
+        self.extras = {}
+        if config.data.captions == "tagged":
+            second = tokenise(tags(manifest, self.split), backbone.tokenizer, config.data.max_words)
+            self.extras = dict(zip(("tag_tokens", "tag_mask"), second[:2], strict=True))
         self.of_video = [[] for _ in self.split.video_ids]
         for row, video in enumerate(self.split.video_of_caption):
             self.of_video[video].append(row)
@@ -153,7 +174,8 @@ class TrainData(Dataset):
             ]
             text = _tokenise(texts, self.tokenizer, self.data)
         clips = self.clips.read(videos, draws)
-        return TextVideoBatch(*text, *clips, torch.from_numpy(videos), torch.tensor(captions))
+        extras = {name: part[captions] for name, part in self.extras.items()}
+        return TextVideoBatch(*text, *clips, torch.from_numpy(videos), torch.tensor(captions), extras)
 
     def _caption(self, item: int, draw: np.random.Generator) -> int:
         return item if self.data.captions == "all" else int(draw.choice(self.of_video[item]))

@@ -315,6 +315,17 @@ class Truth:
         """(start, end, factor) of every attribute word, in characters of the caption, end excluded."""
         return [tuple(span) for span in self.captions.spans[caption_id]]
 
+    def tags(self, captions: pd.DataFrame) -> list[str]:
+        """Tags of each caption's video: the attribute words of its first caption, which says everything.
+
+        Args:
+            captions: rows of one language with `caption_id`, `video_id` and `caption`, in the order of the files.
+        """
+        first = captions.drop_duplicates("video_id").set_index("video_id")
+        words = [[text[start:end] for start, end, _ in self.attribute_words(caption_id)]
+                 for caption_id, text in zip(first["caption_id"], first["caption"], strict=True)]  # fmt: skip
+        return captions["video_id"].map(pd.Series(map(" ".join, words), first.index)).tolist()
+
     def swapped(self, video_id: str) -> dict[str, list[str]]:
         """Factor -> videos of the same family that differ from this one in exactly that factor.
 
