@@ -63,7 +63,7 @@ def neg_nce(
         hard: (N, N) bool, the mask of another miner in place of H.
         queued: K more candidates of each direction: scores (N, K) of the texts with further videos, scores
             (N, K) of the videos with further texts, and (N, K) bool, True where the two show the same video and
-            are no negatives. They join the softmax, and H where they score above the row's own match - margin.
+            are no negatives. They join the softmax, and H where they score above the best match of their row - margin.
 
     Returns:
         Scalar.
@@ -80,7 +80,7 @@ def neg_nce(
         if queued is not None:
             extra, known = queued[side], queued[2]
             logits = torch.cat([logits, (logit_scale * extra).masked_fill(known, -torch.inf)], dim=1)
-            above = extra > scores.diagonal()[:, None] - margin
+            above = extra > scores.masked_fill(~same, -torch.inf).amax(dim=1, keepdim=True) - margin
             negatives = torch.cat([negatives, above & ~known], dim=1)
         if clamp is None:
             log_p = logits.log_softmax(dim=1)

@@ -1,7 +1,8 @@
 """Sweeps: variants of a recipe, trained with several seeds and compared with one of them, the reference.
 
 `recipes/sweeps.yaml` says which. The runs of a variant are in reports/<run>/ablations/<sweep>/<variant>/, each with
-a sweep.json beside its run.json that says as what, and among how many at a time, it was started.
+a sweep.json beside its run.json that says among how many at a time it was started. Variants of several sweeps with
+equal settings are one: they share the folder of the first of them in the file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -69,7 +71,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a sweep: `overrides` are all of it, the sweep's, the profile's and the variant's own."""
+    """One run of a sweep: `overrides` are the sweep's, the profile's and the variant's own, `run` as `runs` has it."""
 
     sweep: str
     variant: str
@@ -121,6 +123,24 @@ def load(name: str) -> Sweep:
     return sweeps[choose("sweep", name, sweeps)]
 
 
+@cache
+def homes() -> dict[tuple[str, str], str]:
+    """(sweep, variant) -> "sweep/variant" of the first with equal settings."""
+    first, found = [], {}
+    for name, sweep in load_all().items():
+        for variant, overrides in sweep.overrides.items():
+            config = Task(name, variant, 0, sweep.recipe, [*sweep.common, *overrides], "").config
+            equal = [home for other, home in first if other == config]
+            found[name, variant] = equal[0] if equal else f"{name}/{variant}"
+            first.append((config, found[name, variant]))
+    return found
+
+
+def run_name(run: str, name: str, variant: str) -> str:
+    """Where `runs` keeps a variant."""
+    return f"{run}/ablations/{homes()[name, variant]}"
+
+
 def plan(
     name: str, *, run: str, profile: str | None = None, seeds: Sequence[int] = (), variants: Sequence[str] = ()
 ) -> list[Task]:
@@ -129,15 +149,10 @@ def plan(
     chosen = [choose(f"variant of {name}", variant, sweep.overrides) for variant in variants or sweep.overrides]
     common = [*sweep.common, *(load_profile(profile).overrides if profile else [])]
     return [
-        Task(name, variant, seed, sweep.recipe, [*common, *sweep.overrides[variant]], folder_of(run, name, variant))
+        Task(name, variant, seed, sweep.recipe, [*common, *sweep.overrides[variant]], run_name(run, name, variant))
         for seed in seeds or sweep.seeds
         for variant in chosen
     ]
-
-
-def folder_of(run: str, name: str, variant: str) -> str:
-    """The run name of a variant."""
-    return f"{run}/ablations/{name}/{variant}"
 
 
 def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dict[str, str]:
@@ -153,6 +168,7 @@ def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dic
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
+    tasks = {task.folder: task for task in tasks}.values()  # equal variants are run once
     waiting = [task for task in tasks if not task.finished]
     for config in {task.config.data.prepared: task.config for task in waiting}.values():
         runs.prepared(config)  # once, and not in every process
@@ -180,8 +196,7 @@ def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dic
 
 
 def _start(task: Task, jobs: int, device: str) -> tuple[subprocess.Popen, IO[str]]:
-    note = {"sweep": task.sweep, "variant": task.variant, "overrides": task.overrides, "jobs": jobs}
-    reproducibility.write_json(task.folder / "sweep.json", note)
+    reproducibility.write_json(task.folder / "sweep.json", {"jobs": jobs})
     command = [sys.executable, "-m", "tvrkit.cli", "train", task.recipe, *task.overrides]
     command += ["--run", task.run, "--seed", str(task.seed), "--device", device]
     threads = str(max(1, torch.get_num_threads() // jobs))
@@ -209,10 +224,10 @@ def results(name: str, run: str) -> pd.DataFrame:
         (queries), queries, p_value, p_holm, verdict, over_seeds, seconds, memory_mb, threads, jobs; means over seeds.
 
     Raises:
-        ValueError: a run was started with other overrides, or on other data, than the rest of the sweep.
+        ValueError: a run has other settings than its variant, or other data than the rest of the sweep.
     """
     sweep = load(name)
-    found = {variant: runs.find(folder_of(run, name, variant)) for variant in sweep.overrides}
+    found = {variant: runs.find(run_name(run, name, variant)) for variant in sweep.overrides}
     found = {variant: of for variant, of in found.items() if of}
     _comparable(sweep, found)
     reference = {one.seed: one for one in found.get(sweep.reference, [])}
@@ -229,10 +244,9 @@ def results(name: str, run: str) -> pd.DataFrame:
 def _comparable(sweep: Sweep, found: dict[str, list[runs.Run]]) -> None:
     every = [(variant, one) for variant, of in found.items() for one in of]
     for variant, one in every:
-        note = json.loads((one.folder / "sweep.json").read_text(encoding="utf-8"))
-        own = sweep.overrides[variant]
-        if note["overrides"][len(note["overrides"]) - len(own) :] != own:
-            raise ValueError(f"{one.folder}: expected a run with {own}, found {note['overrides']}: remove the folder")
+        ran, own = str(one.folder / "config.yaml"), sweep.overrides[variant]
+        if load_recipe(ran, own) != load_recipe(ran):
+            raise ValueError(f"{one.folder} is a run without {' '.join(own)}: remove the folder and sweep again")
         if one.card["data"] != every[0][1].card["data"]:
             raise ValueError(f"{one.folder} was trained on other data than {every[0][1].folder}: not comparable")
 

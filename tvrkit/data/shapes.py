@@ -84,7 +84,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(48, 24, 40),
-    "sweep": Preset(640, 40, 300),
+    "sweep": Preset(640, 24, 300),
     "quick": Preset(2000, 200, 500),
     "full": Preset(10_000, 500, 1000),
     "easy": Preset(2000, 200, 500, second_object=0.0, distractors=0.0, families=0.2, omit=0.15, filler=0.2),
