@@ -13,7 +13,7 @@ from tvrkit import evaluation, metrics, reproducibility
 from tvrkit.config import EvalConfig
 from tvrkit.data.manifest import Split
 from tvrkit.data.shapes import Truth
-from tvrkit.evaluation import Evaluation, compare, evaluate, pairwise, per_factor_accuracy
+from tvrkit.evaluation import Evaluation, agreement, compare, evaluate, pairwise, per_factor_accuracy
 from tvrkit.protocol import Method, TextFeatures, TextVideoBatch, VideoFeatures
 
 VIDEOS, PER_VIDEO = 13, 3
@@ -288,6 +288,31 @@ def test_only_results_on_the_same_queries_are_compared():
         pairwise({"a": five})
 
 
+def test_seeds_are_pooled_video_by_video():
+    rng = np.random.default_rng(0)
+    a, b = ([arrays(rng.integers(1, 4, 12), seed) for seed in range(3)] for _ in range(2))
+    table = pairwise({"a": a, "b": b}).set_index("direction")
+    for way in ("t2v", "v2t"):
+        gain = np.array([(x.ranks[way] == 1).astype(int) - (y.ranks[way] == 1) for x, y in zip(a, b, strict=True)])
+        row = table.loc[way]
+        assert row["difference"] == pytest.approx(100 * gain.mean())
+        assert row["effect"] == pytest.approx(gain.sum() / 3)
+        assert (row["queries"], row["seeds"]) == (12, 3)
+    once, thrice = (pairwise({"a": a[:1] * n, "b": b[:1] * n}) for n in (1, 3))  # copies tell nothing new
+    pd.testing.assert_frame_equal(
+        once[["difference", "low", "high", "verdict"]], thrice[["difference", "low", "high", "verdict"]]
+    )
+    with pytest.raises(ValueError, match=r"equally many seeds of each method, got \{'a': 3, 'b': 2\}"):
+        pairwise({"a": a, "b": b[:2]})
+
+
+def test_agreement_is_counted_query_by_query():
+    runs = {"a": arrays([1, 1, 2, 4]), "b": arrays([1, 3, 4, 1], 1)}
+    assert agreement(runs).loc["a", "b"] == 50
+    assert (np.diag(agreement(runs)) == 100).all()
+    assert agreement(runs, k=3).loc["b", "a"] == 50
+
+
 def test_verdicts_between_runs():
     rng = np.random.default_rng(1)
     base = np.where(np.arange(500) < 225, 1, rng.integers(2, 60, 500))
@@ -359,6 +384,11 @@ def test_accuracy_per_factor_has_an_interval_over_families():
     row = per_factor_accuracy(Evaluation.of(scores, ids, ids, np.arange(16), SETTINGS), truth).iloc[0]
     assert (row["accuracy"], row["families"]) == (pytest.approx(100 * 9 / 16), 8)
     assert 30 < row["low"] < row["accuracy"] < row["high"] < 80
+    one, none = (Evaluation.of(matrix, ids, ids, np.arange(16), SETTINGS) for matrix in (scores, np.zeros((16, 16))))
+    both = per_factor_accuracy([one, none], truth).iloc[0]
+    assert (both["accuracy"], both["pairs"]) == (pytest.approx(100 * 9 / 32), 16)
+    copies = per_factor_accuracy([one, one, one], truth).iloc[0]
+    pd.testing.assert_series_equal(copies, row)  # families are resampled, with all seeds
 
 
 def test_accuracy_without_any_pair_is_an_empty_table():

@@ -184,3 +184,19 @@ def test_seeds():
     assert clear["p_value"] == stats.ttest_ind([50, 51, 52], [40, 41, 42], equal_var=False).pvalue
     with pytest.raises(ValueError, match="two seeds or more on each side, got 1 and 3"):
         compare_seeds([1], [1, 2, 3])
+
+
+def test_ratio_interval_is_the_ratio_of_sums_and_resamples_clusters():
+    over, under, videos = np.array([1, 0, 3, 2, 0]), np.array([2, 1, 3, 4, 0]), np.array([0, 0, 1, 2, 2])
+    value, low, high = statistics.ratio_interval(over, under, videos)
+    assert value == 6 / 10
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(4000):
+        picked = rng.integers(0, 3, 3)
+        rows = np.concatenate([np.flatnonzero(videos == video) for video in picked])
+        draws.append(over[rows].sum() / under[rows].sum())
+    np.testing.assert_allclose([low, high], np.quantile(draws, [0.025, 0.975]), atol=0.02)
+    twice = statistics.ratio_interval(np.tile(over, 2), np.tile(under, 2), np.tile(videos, 2))
+    assert twice == pytest.approx((value, low, high))  # the same captions again tell nothing new
+    assert np.isnan(statistics.ratio_interval([0, 0], [0, 0])).all()
+    assert statistics.ratio_interval([0, 3], [0, 3])[1:] == (1, 1)  # draws of the empty query alone have no ratio

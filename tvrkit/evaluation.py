@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -252,33 +252,55 @@ def _cells(found: dict, way: str) -> dict[str, str]:
     return {key: f"{numbers[key]:.1f} [{bounds[key][0]:.1f}, {bounds[key][1]:.1f}]" for key in numbers}
 
 
+def pooled(seeds: Sequence[Evaluation], way: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of several seeds one after the other, and of which video each query is: the same number in every seed.
+
+    What resamples or swaps videos then takes all captions of a video, with all seeds, together.
+    """
+    videos = [one.video_of_caption if way == "t2v" else np.arange(len(one.video_ids)) for one in seeds]
+    return np.concatenate([one.ranks[way] for one in seeds]), np.concatenate(videos)
+
+
 def pairwise(
-    evaluations: Mapping[str, Evaluation], *, metric: str = "R@1", alpha: float = statistics.ALPHA
+    evaluations: Mapping[str, Evaluation | Sequence[Evaluation]],
+    *,
+    metric: str = "R@1",
+    alpha: float = statistics.ALPHA,
 ) -> pd.DataFrame:
     """Every method against every other, both directions: is a better than b, or can't one tell?
 
     Videos are swapped and resampled, not captions. The verdict rests on `p_holm`, the p-value adjusted for
-    all comparisons of a direction; `p_value` and `p_mcnemar` are not adjusted.
+    all comparisons of a direction; `p_value` and `p_mcnemar` are not adjusted. It is about these weights: the mean
+    over the seeds that are there, not over those that might have been (`statistics.compare_seeds`).
+
+    Args:
+        evaluations: name of the method -> its evaluation, or those of its seeds, equally many of each method.
+        metric: R@1, R@5, R@10 or R@50.
+        alpha: level of the verdict and of the interval.
 
     Returns:
-        DataFrame: a, b, direction, metric, difference (points), low, high, effect (queries), queries,
-        p_value, p_mcnemar, p_holm, verdict.
+        DataFrame: a, b, direction, metric, difference (points), low, high, effect (queries, mean over seeds), queries
+        (of one seed), seeds, p_value, p_mcnemar, p_holm, verdict.
 
     Raises:
-        ValueError: as `compare`; or fewer than two evaluations.
+        ValueError: as `compare`; fewer than two methods, or other numbers of seeds.
     """
     if len(evaluations) < 2:
         raise ValueError(f"expected two evaluations or more, got {len(evaluations)}")
-    _same_queries(evaluations)
+    methods = {name: _seeds(of) for name, of in evaluations.items()}
+    _same_queries({(name, number): one for name, of in methods.items() for number, one in enumerate(of)})
+    seeds = {name: len(of) for name, of in methods.items()}
+    if len(set(seeds.values())) > 1:
+        raise ValueError(f"expected equally many seeds of each method, got {seeds}")
     tables = []
     for way in WAYS:
-        rows = []
-        for (a, first), (b, second) in combinations(evaluations.items(), 2):
-            clusters = first.video_of_caption if way == "t2v" else None
-            found = statistics.compare_ranks(first.ranks[way], second.ranks[way], clusters, metric=metric, alpha=alpha)
+        ranks, rows = {name: pooled(of, way) for name, of in methods.items()}, []
+        for (a, (first, videos)), (b, (second, _)) in combinations(ranks.items(), 2):
+            found = statistics.compare_ranks(first, second, videos, metric=metric, alpha=alpha)
             low, high = found.interval
             row = {"a": a, "b": b, "direction": way, "metric": metric, "difference": found.difference}
-            row |= {"low": low, "high": high, "effect": found.effect, "queries": found.queries}
+            row |= {"low": low, "high": high, "effect": found.effect / seeds[a]}
+            row |= {"queries": found.queries // seeds[a], "seeds": seeds[a]}
             rows.append(row | {"p_value": found.p_value, "p_mcnemar": found.p_mcnemar})
         table = pd.DataFrame(rows)
         table["p_holm"] = statistics.holm(table["p_value"])
@@ -287,7 +309,23 @@ def pairwise(
     return pd.concat(tables, ignore_index=True)
 
 
-def _same_queries(evaluations: Mapping[str, Evaluation]) -> None:
+def _seeds(evaluations: Evaluation | Sequence[Evaluation]) -> list[Evaluation]:
+    return [evaluations] if isinstance(evaluations, Evaluation) else list(evaluations)
+
+
+def agreement(evaluations: Mapping[str, Evaluation], *, k: int = 1) -> pd.DataFrame:
+    """(M, M) percent of the captions that both of two evaluations find within K, or both miss.
+
+    Raises:
+        ValueError: as `compare`.
+    """
+    _same_queries(evaluations)
+    hits = np.array([one.ranks["t2v"] <= k for one in evaluations.values()])
+    same = (hits[:, None] == hits).mean(axis=2)
+    return pd.DataFrame(100 * same, index=list(evaluations), columns=list(evaluations))
+
+
+def _same_queries(evaluations: Mapping[object, Evaluation]) -> None:
     if not evaluations:
         raise ValueError("expected one evaluation or more, got none")
     (name, first), *others = evaluations.items()
@@ -301,20 +339,22 @@ def _same_queries(evaluations: Mapping[str, Evaluation]) -> None:
             raise ValueError(f"{name} and {other} count ties differently: {rules[0]} and {rules[1]}")
 
 
-def per_factor_accuracy(evaluation: Evaluation, truth) -> pd.DataFrame:
+def per_factor_accuracy(evaluations: Evaluation | Sequence[Evaluation], truth) -> pd.DataFrame:
     """Which swapped factor fools the model: accuracy on shapes videos that differ in exactly one factor.
 
     A pair is a caption that mentions the factor and a video of the split that differs from its own in that
     factor only. It is right if the own video scores higher; a tie is wrong. Chance is 50 %.
 
     Args:
-        evaluation: on a split of shapes.
+        evaluations: on a split of shapes; of several seeds, the mean.
         truth: `tvrkit.data.shapes.Truth` of the data set.
 
     Returns:
         DataFrame, one row per factor: factor, accuracy (percent), low, high (95 %, families resampled; NaN
-        where there is one family only), pairs, captions, families.
+        where there is one family only), pairs, captions, families (of one seed).
     """
+    seeds = _seeds(evaluations)
+    evaluation = seeds[0]
     column = {video: index for index, video in enumerate(evaluation.video_ids)}
     rivals = {video: truth.swapped(video) for video in column}
     found = []
@@ -324,14 +364,14 @@ def per_factor_accuracy(evaluation: Evaluation, truth) -> pd.DataFrame:
             if (SAID_BY.get(factor) or {factor}) <= said:
                 found += [(factor, row, owner, column[video]) for video in videos if video in column]
     pairs = pd.DataFrame(found, columns=["factor", "row", "owner", "rival"])
-    scores = evaluation.similarity
-    pairs["rank"] = 1 + (scores[pairs.row, pairs.owner] <= scores[pairs.row, pairs.rival])
+    own, rival = (np.array([one.similarity[pairs.row, pairs[side]] for one in seeds]) for side in ("owner", "rival"))
     pairs["family"] = truth.videos.family.loc[evaluation.video_ids[pairs.owner]].to_numpy()
     rows = []
     for factor, group in pairs.groupby("factor"):
         counts = {"pairs": len(group), "captions": group["row"].nunique(), "families": group["family"].nunique()}
-        samples = statistics.bootstrap_metrics(group["rank"], group["family"])["R@1"]
+        ranks = 1 + (own[:, group.index] <= rival[:, group.index]).ravel()
+        samples = statistics.bootstrap_metrics(ranks, np.tile(group["family"], len(seeds)))["R@1"]
         low, high = statistics.interval(samples) if counts["families"] > 1 else (np.nan, np.nan)
-        accuracy = metrics.retrieval_metrics(group["rank"])["R@1"]
+        accuracy = metrics.retrieval_metrics(ranks)["R@1"]
         rows.append({"factor": factor, "accuracy": accuracy, "low": low, "high": high, **counts})
     return pd.DataFrame(rows, columns=["factor", "accuracy", "low", "high", "pairs", "captions", "families"])

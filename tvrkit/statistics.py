@@ -52,6 +52,31 @@ def interval(samples, *, alpha: float = ALPHA) -> list[float]:
     return [float(bound) for bound in np.quantile(samples, [alpha / 2, 1 - alpha / 2])]
 
 
+def ratio_interval(
+    over, under, clusters=None, *, alpha: float = ALPHA, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """sum(over) / sum(under) and its percentile bootstrap interval (low, high), clusters resampled.
+
+    Shares and means of what comes in unequal numbers per query: of the mined pairs, how many are right.
+
+    Args:
+        over: (N,) float, per query.
+        under: (N,) float >= 0, per query.
+        clusters: (N,) labels, see `bootstrap_metrics`.
+
+    Returns:
+        All NaN where `under` sums to 0. Draws in which it does are left out.
+    """
+    over, under = np.asarray(over, dtype=np.float64), np.asarray(under, dtype=np.float64)
+    if not under.sum():
+        return (float("nan"),) * 3
+    labels = _labels(clusters, len(over))
+    sums = np.stack([np.bincount(labels, over), np.bincount(labels, under)], axis=1)
+    drawn = np.concatenate([draw @ sums for draw in _draws(len(sums), len(sums), resamples, seed)])
+    drawn = drawn[drawn[:, 1] > 0]
+    return float(over.sum() / under.sum()), *interval(drawn[:, 0] / drawn[:, 1], alpha=alpha)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Run a against run b, on the same queries.
