@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -81,6 +82,7 @@ def sweep(
         console.print(f"[bold]{name}[/bold]  {done} of {len(tasks)} runs  {sweeps[name].question}", highlight=False)
     options = {"run": run, "profile": profile, "seeds": seed or (), "variants": variant or ()}
     tasks = [task for name in chosen for task in sweep.plan(name, **options)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs end with this process
     failed = sweep.execute(tasks, jobs=jobs, device=device) if tasks else {}
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(tasks)} runs failed: {'; '.join(failed)}")
