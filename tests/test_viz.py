@@ -251,6 +251,24 @@ def test_forest_plot_fills_only_what_can_be_told():
     assert set(verdicts) <= texts(figure)
 
 
+def test_the_embedding_view_joins_each_query_to_its_own_and_its_mined_videos(rng):
+    before, after = ((rng.normal(size=(6, 2)), rng.normal(size=(4, 2))) for _ in range(2))
+    stories = [(0, 1, [2, 3]), (5, 0, [])]
+    figure = viz.embedding({"before": before, "after": after}, stories)
+    for ax, (points, videos) in zip(figure.axes, (before, after), strict=True):
+        np.testing.assert_array_equal(np.stack(ax.lines[0].get_data()).T, points)
+        np.testing.assert_array_equal(np.stack(ax.lines[1].get_data()).T, videos)
+        joints = [(line.get_color(), line.get_xydata()) for line in ax.lines if len(line.get_xdata()) == 2
+                  and line.get_linestyle() in ("-", ":")]  # fmt: skip
+        expected = [(viz.RIGHT, 0, 1), (viz.WRONG, 0, 2), (viz.WRONG, 0, 3), (viz.RIGHT, 5, 0)]
+        assert [colour for colour, _ in joints] == [colour for colour, *_ in expected]
+        for (_, line), (_, text, video) in zip(joints, expected, strict=True):
+            np.testing.assert_array_equal(line, [points[text], videos[video]])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "texts", "videos", "own video", "mined video", "query",
+    ]  # fmt: skip
+
+
 def test_colours_follow_the_method_and_never_repeat_while_there_are_others():
     chosen = viz.colours(["dmae", "dmae_no_negnce", "clip4clip_shapes", "anything"])
     assert chosen["dmae"] == viz.METHOD_COLOURS["dmae"]

@@ -491,3 +491,32 @@ def forest_plot(
     ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
     ax.grid(visible=False, axis="y")
     return figure
+
+
+@_styled
+def embedding(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], stories: Sequence[tuple]) -> Figure:
+    """Texts (N_t, 2) and videos (N_v, 2) in a panel per title; of each story the same points in every panel.
+
+    Args:
+        panels: title -> texts and videos.
+        stories: (text, its own video, mined videos) by number; ★ the text, ● its own video, ✕ mined ones, joined to it.
+    """
+    figure, axes = _plot(WIDTH, 4.8, columns=len(panels))
+    joined = [("own video", "o", RIGHT, "-"), ("mined video", "X", WRONG, ":")]
+    for ax, (title, (texts, videos)) in zip(axes, panels.items(), strict=True):
+        ax.plot(*texts.T, ".", color=NEUTRAL, markersize=3, alpha=0.5, label="texts")
+        ax.plot(*videos.T, "s", color="#CFCFCF", markersize=3, label="videos", zorder=1)
+        for number, (text, own, mined) in enumerate(stories, 1):
+            for columns, (label, marker, colour, line) in zip(([own], mined), joined, strict=True):
+                for column in columns:
+                    ax.plot(*np.stack([texts[text], videos[column]]).T, line, color=colour, linewidth=1.2)
+                named = label if number == 1 else None
+                ax.plot(*videos[list(columns)].T, marker, color=colour, markersize=8, label=named, linestyle="none")
+            ax.plot(
+                *texts[text], "*", color=INK, markersize=13, label="query" if number == 1 else None, linestyle="none"
+            )
+            ax.annotate(str(number), texts[text], textcoords="offset points", xytext=(6, 5), fontweight="bold")
+        ax.set_title(drawable(title))
+        ax.set(xlabel="first main axis", ylabel="second main axis")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
