@@ -103,11 +103,10 @@ def recipes():
 @app.command()
 def report():
     """Rebuild reports/README.md, reports/index.html and every run's index.html from the run folders."""
-    from tvrkit import paths, report, runs
+    from tvrkit import report
 
-    for folder in sorted((paths.home() / "reports").iterdir()):
-        if folder.is_dir() and runs.find(folder.name):
-            console.print(report.write_index(folder.name), soft_wrap=True)
+    for name in report.run_names():
+        console.print(report.write_index(name), soft_wrap=True)
     console.print(report.write_leaderboard(), soft_wrap=True)
 
 
