@@ -221,7 +221,8 @@ class Frames(Method):
         return text.sentence @ (video.frames * video.mask[..., None]).sum(1).T / video.mask.sum(1)
 
 
-def test_frames_are_removed_as_if_the_clip_were_shorter():
+def test_frames_are_removed_as_if_the_clip_were_shorter(monkeypatch):
+    monkeypatch.setattr(inspection, "BLOCK", 1)
     features = torch.arange(24, dtype=torch.float32).reshape(2, 4, 3)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
     rows = [np.array([False, True, False, True]), np.array([False, True, True])]
@@ -239,7 +240,7 @@ def test_frames_are_removed_as_if_the_clip_were_shorter():
     assert backbone.encode_frames is None
     texts = TextFeatures(torch.randn(2, 3), torch.zeros(2, 1, 3), *torch.ones(2, 2, 1).bool())
     expected = method.similarity(texts, videos).diagonal()
-    np.testing.assert_allclose(inspection.matched_scores(method, texts, videos, rows=1), expected)
+    np.testing.assert_allclose(inspection.matched_scores(method, texts, videos), expected)
 
 
 # --- concepts, frames and patches -----------------------------------------------------------------------------
@@ -264,6 +265,7 @@ def test_attention_lift_is_one_where_attention_is_even():
 
 def test_informative_share():
     assert inspection.informative_share([1, 1, 0, 0], [1, 0, 0, 1]) == 50
+    assert np.isnan(inspection.informative_share([0, 0], [1, 0]))
 
 
 def test_object_pixels_are_where_the_objects_are():

@@ -23,13 +23,19 @@ from tvrkit.protocol import Method, TextFeatures, TextVideoBatch, VideoFeatures
 
 Span = tuple[int, int]
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of the tokens that a deletion test removes
+BLOCK = 64  # clips, or texts, at a time
 VIVID, PALE = 70, 190  # of 255: shapes' objects are coloured or white, everything else is nearly grey and dim
 
 
 def frames_seen(manifest: Manifest, data: DataConfig, video_id: str) -> tuple[np.ndarray, np.ndarray]:
     """What an evaluation under these settings sees of a video: (F,) stored indices, (F, H, W, 3) uint8."""
-    indices = sample(data.eval_sampling, manifest.frames.count(video_id), data.max_frames)
+    indices = indices_seen(manifest, data, video_id)
     return indices, manifest.frames.read(video_id, indices)
+
+
+def indices_seen(manifest: Manifest, data: DataConfig, video_id: str) -> np.ndarray:
+    """(F,) which stored frames of a video an evaluation under these settings sees."""
+    return sample(data.eval_sampling, manifest.frames.count(video_id), data.max_frames)
 
 
 def word_spans(caption: str) -> list[Span]:
@@ -202,7 +208,7 @@ def deletion_test(
     """
     rng, own = np.random.default_rng(seed), np.asarray(own)
     some = next(iter(priorities.values()))
-    priorities = {**priorities, "random": [rng.random(len(row)) for row in some]}
+    priorities = {"random": [rng.random(len(row)) for row in some], **priorities}
     whole, hit = _margin(score([kept(row, 0.0, rng) for row in some]), own)
     parts = []
     for order, rows in priorities.items():
@@ -235,7 +241,7 @@ def deletion_gap(table: pd.DataFrame, column: str, order: str = "highest") -> np
 
 def deletion_curves(table: pd.DataFrame, column: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Means (S,) of a `deletion_test` column by order, over the shares removed, and their intervals (2, S)."""
-    found = table.groupby(["order", "share"])[column].apply(mean_interval).unstack("share")
+    found = table.groupby(["order", "share"])[column].apply(mean_interval).unstack("share").loc[table.order.unique()]
     bounds = {order: np.array(row.tolist()).T for order, row in found.iterrows()}
     return {order: row[0] for order, row in bounds.items()}, {order: row[1:] for order, row in bounds.items()}
 
@@ -249,8 +255,9 @@ def encode_videos(method: Method, frames: Tensor, mask: Tensor) -> VideoFeatures
         frames: (N, F, D) float of `backbone.encode_frames`.
         mask: (N, F) bool.
     """
+    batches = [TextVideoBatch(frames=frames[block], frame_mask=mask[block]) for block in _blocks(len(frames))]
     with mock.patch.object(method.backbone, "encode_frames", lambda features: features):
-        return method.encode_video(TextVideoBatch(frames=frames, frame_mask=mask))
+        return VideoFeatures.cat([method.encode_video(batch) for batch in batches])
 
 
 def without_frames(frames: Tensor, mask: Tensor, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -265,11 +272,14 @@ def without_frames(frames: Tensor, mask: Tensor, rows: Sequence[np.ndarray]) -> 
 
 
 @torch.inference_mode()
-def matched_scores(method: Method, texts: TextFeatures, videos: VideoFeatures, rows: int = 64) -> np.ndarray:
+def matched_scores(method: Method, texts: TextFeatures, videos: VideoFeatures) -> np.ndarray:
     """(N,) float32 scores of text i with video i, from small blocks of the similarity."""
-    blocks = [slice(start, start + rows) for start in range(0, len(texts), rows)]
-    parts = [method.similarity(texts[block], videos[block]).diagonal() for block in blocks]
+    parts = [method.similarity(texts[block], videos[block]).diagonal() for block in _blocks(len(texts))]
     return torch.cat(parts).float().cpu().numpy()
+
+
+def _blocks(rows: int) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, rows, BLOCK)]
 
 
 # --- concepts, frames and patches -----------------------------------------------------------------------------
@@ -303,8 +313,9 @@ def attention_lift(attention, tokens: Sequence[tuple[int, Span]], spans: Sequenc
 
 
 def informative_share(marked, informative) -> float:
-    """Share (%) of the marked frames (F,) bool that are informative (F,) bool."""
-    return 100 * float(np.asarray(informative, bool)[np.asarray(marked, bool)].mean())
+    """Share (%) of the marked frames, or words, (F,) bool that are informative (F,) bool; NaN where none is marked."""
+    marked = np.asarray(marked, bool)
+    return 100 * float(np.asarray(informative, bool)[marked].mean()) if marked.any() else float("nan")
 
 
 def object_pixels(frames: np.ndarray) -> np.ndarray:

@@ -406,6 +406,16 @@ def recall_curve(
 
 
 @_styled
+def panels(draws: Mapping[str, Callable[[Axes], None]], *, height: float = 3.6) -> Figure:
+    """A panel per title, side by side; each function draws into the axes it is given, and labels them."""
+    figure, axes = _plot(WIDTH, height, columns=len(draws))
+    for ax, (title, draw) in zip(axes, draws.items(), strict=True):
+        ax.set_title(drawable(title))
+        draw(ax)
+    return figure
+
+
+@_styled
 def curves(x: Sequence, panels: Mapping[str, tuple[Lines, Lines]], *, xlabel: str) -> Figure:
     """A panel per quantity, named by its y axis: (name -> (X,), name -> its band (2, X)); names have markers too."""
     figure, axes = _plot(WIDTH, columns=len(panels))
@@ -429,7 +439,7 @@ def bars(
     chance=None,
 ) -> Figure:
     """Bars of G groups (factors, bins): name -> (G,), with intervals (G, 2) and a line at chance."""
-    figure, (ax,) = _plot(width=max(6.0, 1.2 * len(groups) + 1.5))
+    figure, (ax,) = _plot(width=min(WIDTH, max(6.0, (0.9 + 0.3 * len(values)) * len(groups) + 1.5)))
     step = 0.8 / len(values)
     for index, (name, colour) in enumerate(colours(list(values)).items()):
         heights = np.asarray(values[name], float)
@@ -444,7 +454,7 @@ def bars(
     ax.set_xticks(range(len(groups)), [drawable(group) for group in groups])
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(visible=False, axis="x")
-    ax.legend()
+    ax.legend(**({"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(values) > 2 else {}))  # many: beside the bars
     return figure
 
 
@@ -490,6 +500,49 @@ def forest_plot(
     ax.set_yticks(range(len(names)), [drawable(name) for name in names])
     ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
     ax.grid(visible=False, axis="y")
+    return figure
+
+
+@_styled
+def ablation(
+    names: Sequence[str], recall: np.ndarray, intervals: np.ndarray, seconds: np.ndarray, *, reference: str,
+    ylabel: str, x: Sequence | None = None, xlabel: str = "", log: bool = False,
+) -> Figure:  # fmt: skip
+    """Recall (N,) in % with intervals (N, 2) of N variants: by name, or as a line over `x` (N,); and over training time.
+
+    The reference is filled, its recall a dashed line in both panels. Points of the right panel carry the letter of
+    their variant, or its `x`. A logarithmic axis is linear below the smallest value above 0.
+    """
+    figure, (left, right) = _plot(WIDTH, max(3.2, 0.36 * len(names) + 1.2), columns=2)
+    recall, marks = np.asarray(recall, float), [chr(ord("a") + row) for row in range(len(names))]
+    reach = np.abs(np.asarray(intervals, float).T - recall)
+    look = {"fmt": "o", "capsize": 3, "markersize": 7, "linewidth": 1.5, "markerfacecolor": "white"}
+    rows = np.arange(len(names)) if x is None else np.asarray(x, float)
+    if x is None:
+        left.errorbar(recall, rows, xerr=reach, color=RIGHT, **look)
+        left.set_yticks(rows, [f"{drawable(name)}  {mark}" for name, mark in zip(names, marks, strict=True)])
+        left.set(xlabel=ylabel, ylim=(len(names) - 0.5, -0.5))
+    else:
+        marks = [f"{value:g}" for value in rows]
+        left.errorbar(rows, recall, yerr=reach, color=RIGHT, **look | {"fmt": "o-"})
+        if log:
+            left.set_xscale("symlog", linthresh=rows[rows > 0].min())
+        left.set_xticks(rows, marks)
+        left.minorticks_off()
+        left.set(xlabel=xlabel, ylabel=ylabel)
+    right.plot(seconds, recall, "o", color=RIGHT, markersize=7, markerfacecolor="white")
+    for point, mark in zip(zip(seconds, recall, strict=True), marks, strict=True):
+        right.annotate(mark, point, (6, 5), textcoords="offset points", fontsize=10)
+    right.set(xlabel="training time (s)", ylabel=ylabel)
+    right.margins(0.12)
+    if reference in names:
+        row, look = list(names).index(reference), {"linestyle": "--", "linewidth": 1, "color": NEUTRAL}
+        left.plot(
+            *((recall[row], rows[row]) if x is None else (rows[row], recall[row])), "o", color=RIGHT, markersize=7
+        )
+        right.plot(seconds[row], recall[row], "o", color=RIGHT, markersize=7)
+        (left.axvline if x is None else left.axhline)(recall[row], zorder=0, **look)
+        right.axhline(recall[row], zorder=0, **look)
     return figure
 
 

@@ -192,6 +192,12 @@ def test_explain_names_what_the_score_is_made_of(batch):
     expected = (sentence + (text_side + video_side) / 2) / 2
     torch.testing.assert_close(method.similarity(text, video).diagonal(), expected)
     assert set(maps["word_kept"].unique().tolist()) <= {0.0, 1.0}
+    margins = method.loss(text, video, batch)
+    for name in MARGINS:
+        whole, half, masked = maps[f"order_{name}"].T
+        gap = method.settings.partial_margin - (whole - masked)
+        torch.testing.assert_close(gap.relu().mean(), margins[name].detach())
+        assert not torch.equal(half, masked)
     assert not any(tensor.requires_grad for tensor in maps.values())
     torch.testing.assert_close(maps["partial_frame_weight"].sum(1), torch.ones(6))
     assert maps["partial_frame_weight"][~batch.frame_mask].abs().max() == 0

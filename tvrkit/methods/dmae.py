@@ -8,6 +8,7 @@ NegNCE plus partial-order margins: a whole video and a whole caption match bette
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Literal
 
@@ -182,7 +183,7 @@ class DMAE(Method):
             cosine map, 0 at padding; `best_frame` (B, L): where each word looks first; `second_frame`,
             `second_gain` (B, F): where a word goes on to look from there, and how much it counts; from TPM-CL
             `partial_word_weight`, `partial_frame_weight` and `word_kept`, `frame_kept` (1 = kept, 0 =
-            masked).
+            masked), and `order_<margin>` (B, 3), see `PartialOrder.order`.
         """
         text, video = text.detach(), video.detach()
         grid = text.mask[:, :, None] & video.mask[:, None, :]
@@ -196,7 +197,10 @@ class DMAE(Method):
         if self.settings.second_frame:
             maps |= {key: video.extras[key] for key in ("second_frame", "second_gain")}
         if self.partial_order is not None:
-            maps |= self.partial_order.select(*self._pairs(text, video))[1]
+            pairs = self._pairs(text, video)
+            maps |= self.partial_order.select(*pairs)[1]
+            order = self.partial_order.order(*pairs, temporal=self.released_temporal, weigh=self.frame_weight)
+            maps |= {f"order_{name}": scores for name, scores in order.items()}
         return maps
 
     def _pairs(self, text: TextFeatures, video: VideoFeatures) -> tuple[Tensor, ...]:
@@ -408,6 +412,14 @@ class PartialOrder(nn.Module):
             return matched_interaction(texts[text], videos[video], frame_mask, weight, mask_fill=self.mask_fill)
 
         return {names: score(names) for names in ("t,v", "t,v'", "g,v", "g,v'", "g',v")}
+
+    def order(self, *pairs: Tensor, **options) -> dict[str, Tensor]:
+        """By margin (B, 3): the score of whole pairs, with half the threshold masked, and with all of it."""
+        half = copy.copy(self)
+        half.threshold = self.threshold / 2
+        whole, partial = self.scores(*pairs, **options), half.scores(*pairs, **options)
+        names = {name: MARGINS[name] for name in self.margins}
+        return {name: torch.stack([whole[a], partial[b], whole[b]], dim=1) for name, (a, b) in names.items()}
 
     def select(self, sentence, words, frames, word_mask, frame_mask):
         """What is masked: ((words', frames'), weights and policies by name); arguments as `scores`."""
