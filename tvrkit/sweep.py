@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,7 +45,9 @@ class Sweep:
         key: the setting that is swept; a variant's name is its value.
         values: of `key`.
         variants: name -> overrides.
-        grid: axis -> level -> overrides; one variant for each combination, its name the levels joined by "-".
+        grid: axis -> level -> overrides; one variant for each combination, its name the levels joined by "-". A part
+            that is there or not has two levels: its name, and "".
+        log: the values are shown on a logarithmic axis.
         seeds: of each variant.
     """
 
@@ -57,6 +59,7 @@ class Sweep:
     values: list[int | float] = dataclasses.field(default_factory=list)
     variants: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     grid: dict[str, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
+    log: bool = False
     seeds: list[int] = dataclasses.field(default_factory=list)
 
     @property
@@ -64,9 +67,14 @@ class Sweep:
         """Name of each variant -> its overrides, without the common ones."""
         found = dict(self.variants) | {str(value): [f"{self.key}={value}"] for value in self.values}
         for levels in itertools.product(*(axis.items() for axis in self.grid.values())) if self.grid else ():
-            name = "-".join(level for level, _ in levels if level) or "none"
-            found[name] = [override for _, overrides in levels for override in overrides]
+            found[_joined(level for level, _ in levels)] = [
+                override for _, overrides in levels for override in overrides
+            ]
         return found
+
+
+def _joined(levels: Iterable[str]) -> str:
+    return "-".join(level for level in levels if level) or "none"
 
 
 @dataclass(frozen=True)
@@ -220,28 +228,61 @@ def results(name: str, run: str) -> pd.DataFrame:
     three seeds it tells large differences only.
 
     Returns:
-        DataFrame, index variant: seeds, R@1, deviation, v2t R@1, rsum, difference (points), low, high, effect
-        (queries), queries, p_value, p_holm, verdict, over_seeds, seconds, memory_mb, threads, jobs; means over seeds.
+        DataFrame, index variant: seeds, R@1, deviation, R@1 low, R@1 high (95 %), v2t R@1, rsum, seconds, memory_mb,
+        threads, jobs (runs at a time, while it was timed); and, where the reference is there, difference (points),
+        low, high, effect (queries, mean over seeds), queries (of one seed), p_value, over_seeds, p_holm, verdict.
 
     Raises:
         ValueError: a run has other settings than its variant, or other data than the rest of the sweep.
     """
+    sweep, found = load(name), finished(name, run)
+    reference, rows = found.get(sweep.reference, {}), []
+    for variant, of in found.items():
+        shared = [] if variant == sweep.reference else [seed for seed in of if seed in reference]
+        row = {"variant": variant, **_means(list(of.values()))}
+        if shared:
+            row |= _paired([(of[seed], reference[seed]) for seed in shared])
+        if shared and min(len(of), len(reference)) > 1:
+            scores = [[one.metrics["t2v"]["R@1"] for one in side.values()] for side in (of, reference)]
+            row["over_seeds"] = statistics.compare_seeds(*scores)["verdict"]
+        rows.append(row)
+    return _judged(rows, "variant")
+
+
+def main_effects(name: str, run: str) -> pd.DataFrame:
+    """What each axis of a grid of parts, there or not, is worth on average over the other axes.
+
+    Every variant with the part against the variant that lacks nothing but it, all such pairs and seeds in one paired
+    test: videos are swapped in all of them at once.
+
+    Returns:
+        DataFrame, index part: pairs (of runs), difference (points), low, high, effect (queries, mean over the pairs),
+        queries (of one run), p_value, p_holm, verdict. Parts without a finished pair are left out.
+
+    Raises:
+        ValueError: as `results`.
+    """
+    grid, found, rows = load(name).grid, finished(name, run), []
+    for number, axis in enumerate(grid):
+        others = [[*levels] for place, levels in enumerate(grid.values()) if place != number]
+        pairs = []
+        for rest in itertools.product(*others):
+            both = [_joined([*rest[:number], level, *rest[number:]]) for level in grid[axis]]
+            ours, theirs = (found.get(variant, {}) for variant in both)
+            pairs += [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+        if pairs:
+            rows.append({"part": axis, "pairs": len(pairs), **_paired(pairs)})
+    return _judged(rows, "part")
+
+
+def finished(name: str, run: str) -> dict[str, dict[int, runs.Run]]:
+    """The finished runs of a sweep: variant -> seed -> run.
+
+    Raises:
+        ValueError: as `results`.
+    """
     sweep = load(name)
     found = {variant: runs.find(run_name(run, name, variant)) for variant in sweep.overrides}
-    found = {variant: of for variant, of in found.items() if of}
-    _comparable(sweep, found)
-    reference = {one.seed: one for one in found.get(sweep.reference, [])}
-    rows = [{"variant": variant, **_row(of), **_against(reference, of)} for variant, of in found.items()]
-    table = pd.DataFrame(rows).set_index("variant") if rows else pd.DataFrame()
-    if "p_value" in table:
-        tested = table["p_value"].notna()
-        table.loc[tested, "p_holm"] = statistics.holm(table.loc[tested, "p_value"])
-        pairs = table.loc[tested, ["difference", "p_holm"]].itertuples(index=False)
-        table.loc[tested, "verdict"] = [statistics.verdict(*pair) for pair in pairs]
-    return table
-
-
-def _comparable(sweep: Sweep, found: dict[str, list[runs.Run]]) -> None:
     every = [(variant, one) for variant, of in found.items() for one in of]
     for variant, one in every:
         ran, own = str(one.folder / "config.yaml"), sweep.overrides[variant]
@@ -249,16 +290,20 @@ def _comparable(sweep: Sweep, found: dict[str, list[runs.Run]]) -> None:
             raise ValueError(f"{one.folder} is a run without {' '.join(own)}: remove the folder and sweep again")
         if one.card["data"] != every[0][1].card["data"]:
             raise ValueError(f"{one.folder} was trained on other data than {every[0][1].folder}: not comparable")
+    return {variant: {one.seed: one for one in of} for variant, of in found.items() if of}
 
 
-def _row(of: list[runs.Run]) -> dict:
+def _means(of: list[runs.Run]) -> dict:
     """Means over the seeds of a variant."""
     mean, deviation = statistics.mean_and_deviation([one.metrics["t2v"]["R@1"] for one in of])
+    low, high = statistics.interval(statistics.bootstrap_metrics(*_ranks(of))["R@1"])
     notes = [json.loads((one.folder / "sweep.json").read_text(encoding="utf-8")) for one in of]
     return {
         "seeds": len(of),
         "R@1": mean,
         "deviation": deviation,
+        "R@1 low": low,
+        "R@1 high": high,
         "v2t R@1": np.mean([one.metrics["v2t"]["R@1"] for one in of]),
         "rsum": np.mean([one.metrics["rsum"] for one in of]),
         "seconds": np.mean([one.card["train_seconds"] for one in of]),
@@ -268,24 +313,29 @@ def _row(of: list[runs.Run]) -> dict:
     }
 
 
-def _against(reference: dict[int, runs.Run], of: list[runs.Run]) -> dict:
-    """The paired comparison with the reference's runs of the same seeds; nothing for the reference itself."""
-    pairs = [(one, reference[one.seed]) for one in of if one.seed in reference]
-    if not pairs or pairs[0][0] == pairs[0][1]:
-        return {}
-    ranks = [[_ranks(one) for one in side] for side in zip(*pairs, strict=True)]
-    ours, theirs = (np.concatenate([each["t2v"] for each in side]) for side in ranks)
-    videos = np.concatenate([each["video_of_caption"] for each in ranks[0]])
-    test = statistics.compare_ranks(ours, theirs, videos)
-    row = {"difference": test.difference, "low": test.interval[0], "high": test.interval[1], "effect": test.effect}
-    row |= {"queries": test.queries, "p_value": test.p_value}
-    if min(len(of), len(reference)) > 1:
-        scores = [[one.metrics["t2v"]["R@1"] for one in side] for side in (of, reference.values())]
-        row["over_seeds"] = statistics.compare_seeds(*scores)["verdict"]
-    return row
+def _paired(pairs: list[tuple[runs.Run, runs.Run]]) -> dict:
+    """The paired test of the first against the second of each pair; effect and queries are those of one pair."""
+    ours, theirs = (_ranks(side) for side in zip(*pairs, strict=True))
+    test = statistics.compare_ranks(ours[0], theirs[0], ours[1])
+    row = {"difference": test.difference, "low": test.interval[0], "high": test.interval[1]}
+    return row | {"effect": test.effect / len(pairs), "queries": test.queries // len(pairs), "p_value": test.p_value}
 
 
-def _ranks(run: runs.Run) -> dict[str, np.ndarray]:
-    """ranks.npz alone, which is there even where the similarity matrix was not kept."""
-    with np.load(run.folder / "ranks.npz") as file:
-        return dict(file)
+def _ranks(of: Sequence[runs.Run]) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of several runs' captions one after the other, and the video of each; without the similarity matrix."""
+    every = []
+    for one in of:
+        with np.load(one.folder / "ranks.npz") as file:
+            every.append((file["t2v"], file["video_of_caption"]))
+    return tuple(np.concatenate(arrays) for arrays in zip(*every, strict=True))
+
+
+def _judged(rows: list[dict], index: str) -> pd.DataFrame:
+    """The rows, with verdicts on Holm's p-values of those that were tested."""
+    table = pd.DataFrame(rows).set_index(index) if rows else pd.DataFrame()
+    if "p_value" in table:
+        tested = table["p_value"].notna()
+        table.loc[tested, "p_holm"] = statistics.holm(table.loc[tested, "p_value"])
+        pairs = table.loc[tested, ["difference", "p_holm"]].itertuples(index=False)
+        table.loc[tested, "verdict"] = [statistics.verdict(*pair) for pair in pairs]
+    return table

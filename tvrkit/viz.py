@@ -508,7 +508,7 @@ def ablation(
     names: Sequence[str], recall: np.ndarray, intervals: np.ndarray, seconds: np.ndarray, *, reference: str,
     ylabel: str, x: Sequence | None = None, xlabel: str = "", log: bool = False,
 ) -> Figure:  # fmt: skip
-    """Recall (N,) in % with intervals (N, 2) of N variants: by name, or as a line over `x` (N,); and over training time.
+    """Recall (N,) in % with intervals (N, 2) of variants: by name, or as a line over `x` (N,); and over seconds (N,).
 
     The reference is filled, its recall a dashed line in both panels. Points of the right panel carry the letter of
     their variant, or its `x`. A logarithmic axis is linear below the smallest value above 0.
@@ -533,16 +533,18 @@ def ablation(
     right.plot(seconds, recall, "o", color=RIGHT, markersize=7, markerfacecolor="white")
     for point, mark in zip(zip(seconds, recall, strict=True), marks, strict=True):
         right.annotate(mark, point, (6, 5), textcoords="offset points", fontsize=10)
+    around = max(0.6 * np.ptp(seconds), 0.15 * np.mean(seconds))  # equal costs are not to look different
     right.set(xlabel="training time (s)", ylabel=ylabel)
-    right.margins(0.12)
+    right.set_xlim(*(np.min(seconds) + np.ptp(seconds) / 2 + np.array([-around, around])))
+    right.margins(y=0.12)
     if reference in names:
-        row, look = list(names).index(reference), {"linestyle": "--", "linewidth": 1, "color": NEUTRAL}
-        left.plot(
-            *((recall[row], rows[row]) if x is None else (rows[row], recall[row])), "o", color=RIGHT, markersize=7
-        )
+        row = list(names).index(reference)
+        along = (left.axvline if x is None else left.axhline, right.axhline)
+        for line in along:
+            line(recall[row], zorder=0, linestyle="--", linewidth=1, color=NEUTRAL)
+        place = (recall[row], rows[row]) if x is None else (rows[row], recall[row])
+        left.plot(*place, "o", color=RIGHT, markersize=7, zorder=3)
         right.plot(seconds[row], recall[row], "o", color=RIGHT, markersize=7)
-        (left.axvline if x is None else left.axhline)(recall[row], zorder=0, **look)
-        right.axhline(recall[row], zorder=0, **look)
     return figure
 
 
