@@ -424,7 +424,8 @@ def curves(x: Sequence, panels: Mapping[str, tuple[Lines, Lines]], *, xlabel: st
             ax.plot(x, lines[name], marker=marker, label=name, color=colour)
             ax.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
         ax.set(xlabel=xlabel, ylabel=ylabel)
-    axes[0].legend()
+        ax.xaxis.get_major_locator().set_params(integer=np.issubdtype(np.asarray(x).dtype, np.integer))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -559,8 +560,8 @@ def embedding(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], stories: Sequ
     figure, axes = _plot(WIDTH, 4.8, columns=len(panels))
     joined = [("own video", "o", RIGHT, "-"), ("mined video", "X", WRONG, ":")]
     for ax, (title, (texts, videos)) in zip(axes, panels.items(), strict=True):
-        ax.plot(*texts.T, ".", color=NEUTRAL, markersize=3, alpha=0.5, label="texts")
-        ax.plot(*videos.T, "s", color="#CFCFCF", markersize=3, label="videos", zorder=1)
+        ax.plot(*texts.T, ".", color=NEUTRAL, markersize=4, alpha=0.6, label="texts")
+        ax.plot(*videos.T, "s", color="#56B4E9", markersize=4, alpha=0.6, label="videos", zorder=1)
         for number, (text, own, mined) in enumerate(stories, 1):
             for columns, (label, marker, colour, line) in zip(([own], mined), joined, strict=True):
                 for column in columns:
