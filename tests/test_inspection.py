@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvrkit import inspection
+from tvrkit import inspection, mining
 from tvrkit.config import DataConfig
 from tvrkit.data import shapes_render
 from tvrkit.data.shapes import Truth
@@ -104,19 +104,8 @@ def test_values_of_one_cluster_share_its_luck():
     assert together[2] - together[1] > 3 * (alone[2] - alone[1])
 
 
-def test_mining_quality_counts():
-    mined = np.array([[0, 1, 1, 0], [0, 0, 1, 1]], bool)
-    wanted = np.array([[0, 1, 0, 1], [0, 0, 0, 0]], bool)
-    false = np.array([[0, 0, 0, 0], [0, 0, 0, 1]], bool)
-    found = inspection.mining_quality(mined, wanted, false)
-    assert found == {"pairs": 4, "per_text": 2, "precision": 25, "recall": 50, "false_negatives": 25}
-    nothing = inspection.mining_quality(np.zeros_like(mined), np.zeros_like(mined), false)
-    assert nothing["pairs"] == 0
-    assert np.isnan([nothing["precision"], nothing["recall"], nothing["false_negatives"]]).all()
-
-
 def test_kinds_of_pairs(truth):
-    kinds = inspection.pair_kinds(truth, *IDS)
+    kinds = mining.pair_kinds(truth, *IDS)
     named = [[next(kind for kind in kinds if kinds[kind][row, column]) for column in range(5)] for row in range(3)]
     far = "other"
     assert named == [

@@ -1,4 +1,4 @@
-"""Is what a model looks at, or mines, the right thing? Arithmetic of the notebooks, scored on shapes' truth.
+"""Is what a model looks at the right thing? Arithmetic of the notebooks, scored on shapes' truth.
 
 Arrays in, numbers and tables out; figures are in `tvrkit.viz`.
 """
@@ -126,43 +126,6 @@ def mean_interval(values, clusters=None, *, resamples: int = 2000, seed: int = 0
     options = {"n_resamples": resamples, "method": "percentile", "rng": np.random.default_rng(seed)}
     bounds = stats.bootstrap((values,), np.mean, **options).confidence_interval
     return float(values.mean()), float(bounds.low), float(bounds.high)
-
-
-def mining_quality(mined, wanted, false) -> dict[str, float]:
-    """How good a set of mined negatives is.
-
-    Args:
-        mined: (N_t, N_v) bool.
-        wanted: (N_t, N_v) bool, the true hard negatives.
-        false: (N_t, N_v) bool, pairs that match although they are not labelled so.
-
-    Returns:
-        pairs (number mined), per_text, precision and recall of `wanted` in percent, false_negatives in
-        percent of the mined; NaN where nothing was mined or wanted.
-    """
-    mined, wanted, false = (np.asarray(mask, bool) for mask in (mined, wanted, false))
-    pairs, hits = int(mined.sum()), int((mined & wanted).sum())
-    return {
-        "pairs": pairs,
-        "per_text": pairs / len(mined),
-        "precision": 100 * hits / pairs if pairs else float("nan"),
-        "recall": 100 * hits / int(wanted.sum()) if wanted.any() else float("nan"),
-        "false_negatives": 100 * int((mined & false).sum()) / pairs if pairs else float("nan"),
-    }
-
-
-def pair_kinds(truth: Truth, caption_ids, video_ids, video_of_caption) -> dict[str, np.ndarray]:
-    """Kinds of text-video pairs by what is true of them, (N_t, N_v) bool each.
-
-    "match" is the caption's own video; "same meaning" another one of which all is true that the caption says
-    (a duplicate, or a neighbour that differs in what the caption leaves out); "one factor apart" one that
-    differs in one factor, which the caption names; "other" the rest.
-    """
-    match = np.asarray(video_of_caption)[:, None] == np.arange(len(video_ids))[None, :]
-    fits = truth.relevance(caption_ids, video_ids) == 1
-    near = truth.differing_factors(caption_ids, video_ids) == 1
-    kinds = {"match": match, "same meaning": ~match & fits, "one factor apart": ~match & ~fits & near}
-    return {**kinds, "other": ~np.any(list(kinds.values()), axis=0)}
 
 
 # --- deletion test ------------------------------------------------------------------------------------------
