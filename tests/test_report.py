@@ -216,7 +216,9 @@ def test_a_run_without_results_is_refused_and_left_out(home):
     assert report.run_names() == []
     with pytest.raises(ValueError, match="reports/empty has no finished recipe"):
         report.write_index("empty")
-    assert "empty" not in report.write_leaderboard().read_text(encoding="utf-8")
+    board = report.write_leaderboard().read_text(encoding="utf-8")
+    assert "No run is finished." in board
+    assert "empty" not in board
 
 
 def test_colours_have_enough_contrast_in_both_schemes():
@@ -230,6 +232,7 @@ def test_colours_have_enough_contrast_in_both_schemes():
     css = (paths.ASSETS / "style.html").read_text(encoding="utf-8")
     schemes = [dict(re.findall(r"--(\w+): (#\w{6})", rule)) for rule in re.findall(r":root \{[^}]*\}", css)]
     assert len(schemes) == 2
+    assert re.findall(r"@media (.*)\(prefers-color-scheme: dark\)", css) == ["screen and "], "paper stays light"
     for scheme in schemes:
         for text in ("ink", "soft", "link"):
             for ground in ("paper", "band"):

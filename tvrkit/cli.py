@@ -24,12 +24,12 @@ DataName = Annotated[str, typer.Argument(help="data set (msrvtt) or protocol (ms
 Language = Annotated[str | None, typer.Option(help="en or zh; the protocol's own if not given")]
 OnlySplits = Annotated[list[str] | None, typer.Option(help="only this split; may be repeated")]
 AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="go on when counts differ, and label the run")]
-ProfileName = Annotated[str | None, typer.Option("--profile", help="smoke, quick or full")]
+ProfileName = Annotated[str | None, typer.Option("--profile", help="smoke, quick, reference or full")]
 
 
 @app.command()
 def reproduce(
-    profile: Annotated[str, typer.Option(help="smoke, quick or full")] = "quick",
+    profile: Annotated[str, typer.Option(help="smoke, quick, reference or full")] = "quick",
     run: Annotated[str | None, typer.Option(help="folder under reports/; the profile's name if not given")] = None,
     device: Device = "cpu",
     force: Annotated[bool, typer.Option("--force", help="remove the run and start again")] = False,

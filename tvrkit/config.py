@@ -148,7 +148,7 @@ class Profile:
         recipes: trained, evaluated and compared with each other; the first is the baseline.
         inspect: those of them whose hard negatives and attention are looked into.
         seeds: of each recipe.
-        overrides: what makes the profile smoke, quick or full.
+        overrides: what makes the profile small or large, over every recipe.
     """
 
     notebooks: list[Notebook]
