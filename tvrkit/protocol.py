@@ -59,7 +59,7 @@ class TextVideoBatch(_Tensors):
         frame_mask: (B, F) bool, True on real frames.
         video_index: (B,) int64 row of the video in the split. Equal indices are positives of each other.
         caption_index: (B,) int64 row of the caption in the split.
-        extras: further tensors of one method (a second text, a masked text), first dimension B.
+        extras: further tensors of one method, first dimension B: a second text, "tag_tokens" and "tag_mask" (B, L).
     """
 
     tokens: Tensor | None = None

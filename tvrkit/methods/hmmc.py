@@ -152,9 +152,9 @@ class HMMCPretraining(HMMC):
     """Pre-training; it scores as HMMC does, zero-shot.
 
     A batch's text is the title. A second text, the tags, comes as `batch.extras["tag_tokens"]` and
-    `batch.extras["tag_mask"]` (B, L); its losses are averaged with the title's. Keys and masked words are made
-    in training mode only, as features, so that the loss, which also pushes the keys, has the rows of all
-    processes.
+    `batch.extras["tag_mask"]` (B, L) where the recipe has `data.captions: tagged`; its losses are averaged with
+    the title's, and without it the queue of tags stays as it is. Keys and masked words are made in training mode
+    only, as features, so that the loss, which also pushes the keys, has the rows of all processes.
     """
 
     Settings = PretrainingSettings
