@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from tvrkit import cli, paths, reproducibility, runs, statistics, sweep
+from tvrkit import cli, paths, reproducibility, runs, statistics, sweep, viz
 from tvrkit.config import load_recipe, to_dict
 
 TINY = ["backbone.pretrained=null", "data.max_frames=2", "train.epochs=1", "eval.bootstrap=20"]
@@ -243,3 +243,20 @@ def test_runs_of_other_settings_or_other_data_are_refused(recipes):
     config.write_text(config.read_text().replace('"meanP"', '"seqTransf"'))
     with pytest.raises(ValueError, match=r"is a run without method\.head=meanP: remove the folder"):
         sweep.results("parts", "test")
+
+
+@pytest.mark.parametrize("x", [None, [0, 128, 512]])
+def test_the_figure_shows_the_table(x):
+    recall, intervals, seconds = [30.0, 31.0, 28.0], [[28, 32], [29, 34], [25, 30]], [40.0, 41.0, 40.5]
+    names = ["0", "128", "512"]
+    figure = viz.ablation(names, recall, intervals, seconds, reference="128", ylabel="R@1", x=x, xlabel="K", log=True)
+    left, right = figure.axes
+    points = left.lines[0].get_xydata()
+    assert points[:, 0 if x is None else 1].tolist() == recall
+    assert points[:, 1 if x is None else 0].tolist() == (x or [0, 1, 2])
+    ends = np.array([bar.get_segments() for bar in right.containers[0].lines[2]])[0]
+    assert ends[:, :, 1].tolist() == intervals
+    assert right.lines[0].get_xdata().tolist() == seconds
+    assert [text.get_text() for text in right.texts] == (["a", "b", "c"] if x is None else names)
+    filled = left.lines[-1].get_xydata().tolist()
+    assert filled == [[31.0, 1.0] if x is None else [128.0, 31.0]]

@@ -193,8 +193,10 @@ def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dic
                 for task, process, errors in [one for one in running.values() if one[1].poll() is not None]:
                     del running[task.folder]
                     bar.update()
+                    with errors:
+                        reason = _reason(process, errors)
                     if process.returncode:
-                        failed[str(task)] = _reason(process, errors)
+                        failed[str(task)] = reason
                         tqdm.write(f"failed: {task}: {failed[str(task)]}", file=sys.stderr)
     finally:
         for _, process, _ in running.values():
@@ -260,9 +262,11 @@ def main_effects(name: str, run: str) -> pd.DataFrame:
         queries (of one run), p_value, p_holm, verdict. Parts without a finished pair are left out.
 
     Raises:
-        ValueError: as `results`.
+        ValueError: as `results`; or an axis does not have two levels.
     """
     grid, found, rows = load(name).grid, finished(name, run), []
+    if wrong := [axis for axis, levels in grid.items() if len(levels) != 2]:
+        raise ValueError(f"main effects of {name}: expected two levels of each axis, not so {', '.join(wrong)}")
     for number, axis in enumerate(grid):
         others = [[*levels] for place, levels in enumerate(grid.values()) if place != number]
         pairs = []

@@ -531,7 +531,7 @@ def ablation(
         left.set_xticks(rows, marks)
         left.minorticks_off()
         left.set(xlabel=xlabel, ylabel=ylabel)
-    right.plot(seconds, recall, "o", color=RIGHT, markersize=7, markerfacecolor="white")
+    right.errorbar(seconds, recall, yerr=reach, color=RIGHT, ecolor=NEUTRAL, **look | {"linewidth": 1, "capsize": 0})
     for point, mark in zip(zip(seconds, recall, strict=True), marks, strict=True):
         right.annotate(mark, point, (6, 5), textcoords="offset points", fontsize=10)
     around = max(0.6 * np.ptp(seconds), 0.15 * np.mean(seconds))  # equal costs are not to look different
@@ -545,7 +545,7 @@ def ablation(
             line(recall[row], zorder=0, linestyle="--", linewidth=1, color=NEUTRAL)
         place = (recall[row], rows[row]) if x is None else (rows[row], recall[row])
         left.plot(*place, "o", color=RIGHT, markersize=7, zorder=3)
-        right.plot(seconds[row], recall[row], "o", color=RIGHT, markersize=7)
+        right.plot(seconds[row], recall[row], "o", color=RIGHT, markersize=7, zorder=3)
     return figure
 
 
