@@ -18,7 +18,8 @@ from tvrkit import paths, report, reproducibility
 from tvrkit.config import Profile, load_profile, load_recipe, to_dict
 
 console = Console()
-DATA, TRAINING, INSPECTIONS = "01_data_preparation", "02_training", ("04_hard_negatives", "05_attention_maps")
+DATA, TRAINING, ATTENTION = "01_data_preparation", "02_training", "05_attention_maps"
+INSPECTIONS = ("04_hard_negatives", ATTENTION)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -68,10 +69,10 @@ def plan(profile: str, run: str) -> list[Task]:
 
 
 def needed(task: Task, profile: Profile) -> list[str]:
-    """The recipes whose runs the task's notebook reads: inspections read the baseline too, comparisons all."""
+    """The recipes whose runs the task's notebook reads: attention reads the baseline too, comparisons all."""
     if task.notebook in (DATA, TRAINING):
         return [task.recipe]
-    return [profile.recipes[0], task.recipe] if task.notebook in INSPECTIONS else profile.recipes
+    return [profile.recipes[0], task.recipe] if task.notebook == ATTENTION else profile.recipes
 
 
 def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) -> Path:

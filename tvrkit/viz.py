@@ -423,7 +423,7 @@ def curves(x: Sequence, panels: Mapping[str, tuple[Lines, Lines]], *, xlabel: st
         for (name, colour), marker in zip(colours(list(lines)).items(), cycle("os^Dv"), strict=False):
             ax.plot(x, lines[name], marker=marker, label=name, color=colour)
             ax.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
-        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.set(xlabel=xlabel, ylabel=ylabel, xlim=axes[0].get_xlim())
         ax.xaxis.get_major_locator().set_params(integer=np.issubdtype(np.asarray(x).dtype, np.integer))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
