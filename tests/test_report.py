@@ -55,7 +55,7 @@ def table(soup):
 def fill():
     """A run with three recipes of rising skill, the first with three seeds; sub-runs, pages, figures, diagnostics."""
     for skill, recipe in enumerate(("alpha", "beta", "gamma"), 1):
-        finish(recipe, skill=skill)
+        finish(recipe, skill=skill, card={"parameters": 98} if recipe == "beta" else {})
     for seed in (1, 2):
         finish("alpha", seed=seed)
     finish("alpha", "mine/released", skill=3)
@@ -252,7 +252,7 @@ frame.onload = () => {{
   const click = title => {{ head(title).firstElementChild.click(); return [names(), head(title).ariaSort]; }};
   const found = {{
     start: [names(), head("t2v R@1").ariaSort], again: click("t2v R@1"), recipe: click("recipe"),
-    rank: click("t2v MnR"), sorted: heads.filter(th => th.ariaSort && th.ariaSort !== "none").length,
+    rank: click("t2v MnR"), sum: click("rsum"), size: click("parameters"), sorted: heads.filter(th => th.ariaSort && th.ariaSort !== "none").length,
     focus: (head("rsum").firstElementChild.focus(), inner.activeElement.textContent),
     overflow: [inner.documentElement.scrollWidth, inner.documentElement.clientWidth],
     boxes: [...inner.querySelectorAll(".scroll")].map(box => box.scrollWidth > box.clientWidth),
@@ -293,6 +293,8 @@ def test_a_click_on_a_head_sorts_and_says_so(browser):
     assert browser["again"] == [["alpha", "beta", "gamma"], "ascending"]
     assert browser["recipe"] == [["alpha", "beta", "gamma"], "ascending"]
     assert browser["rank"] == [["gamma", "beta", "alpha"], "ascending"]  # the lower the mean rank, the better
+    assert browser["sum"] == [["gamma", "beta", "alpha"], "descending"]
+    assert browser["size"][0][0] == "beta"  # 98 is less than 1,234,567, though not as text
     assert browser["sorted"] == 1
     assert browser["focus"] == "rsum"
     first, second = browser["gaps"]
