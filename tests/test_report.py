@@ -252,7 +252,8 @@ frame.onload = () => {{
   const click = title => {{ head(title).firstElementChild.click(); return [names(), head(title).ariaSort]; }};
   const found = {{
     start: [names(), head("t2v R@1").ariaSort], again: click("t2v R@1"), recipe: click("recipe"),
-    rank: click("t2v MnR"), sum: click("rsum"), size: click("parameters"), sorted: heads.filter(th => th.ariaSort && th.ariaSort !== "none").length,
+    rank: click("t2v MnR"), sum: click("rsum"), size: click("parameters"),
+    sorted: heads.filter(th => th.ariaSort && th.ariaSort !== "none").length,
     focus: (head("rsum").firstElementChild.focus(), inner.activeElement.textContent),
     overflow: [inner.documentElement.scrollWidth, inner.documentElement.clientWidth],
     boxes: [...inner.querySelectorAll(".scroll")].map(box => box.scrollWidth > box.clientWidth),
