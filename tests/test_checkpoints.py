@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from open_clip import SimpleTokenizer
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tvrkit import checkpoints
-from tvrkit.backbone import Backbone
+from tvrkit.backbone import BACKBONES, Backbone
 from tvrkit.methods.glscl import GLSCL
 from tvrkit.methods.glscl import Settings as GLSCLSettings
 from tvrkit.methods.hmmc import HMMC, HMMCPretraining, PretrainingSettings
@@ -22,6 +23,9 @@ WIDTH = 64
 class Tokenizer:
     vocab_size = 50
     encoder = {"*</w>": 7}  # noqa: RUF012
+
+    def __call__(self, texts):
+        return torch.tensor([[48, *map(len, text.split()), 49] for text in texts])
 
 
 def make_backbone(name="small", seed=0):
@@ -116,6 +120,18 @@ def test_load_refuses_what_does_not_fit(method, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         checkpoints.load(method, path)
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+
+
+def test_weights_of_another_tokenizer_are_refused(tmp_path):
+    """The embedded backbone made anew keeps name and shapes, but its words are other numbers."""
+    path, method = tmp_path / "a.safetensors", make_glscl()
+    method.backbone.tokenizer = SimpleTokenizer(str(BACKBONES["tvrkit-tiny"].merges), context_length=10)
+    checkpoints.save(method, path)
+    checkpoints.load(method, path)
+    method.backbone.tokenizer = SimpleTokenizer(context_length=10)
+    for read in (checkpoints.load, checkpoints.start_from):
+        with pytest.raises(ValueError, match="expected weights of tokenizer"):
+            read(method, path)
 
 
 def test_load_refuses_broken_and_missing_files(tmp_path):

@@ -86,6 +86,11 @@ def test_decay_reaches_matrices_only(method):
     assert groups["new"] == {"temporal.fc.weight"}
 
 
+def test_layer_norms_over_several_dimensions_do_not_decay(method):
+    method.norm = nn.LayerNorm([3, 4])
+    assert "norm.weight" in names_by_group(method, TrainConfig())["new-no-decay"]
+
+
 def test_decay_all_leaves_out_biases_only(method):
     groups = names_by_group(method, TrainConfig(decay_all=True))
     kept = set().union(*(names for key, names in groups.items() if key.endswith("-no-decay")))

@@ -82,6 +82,20 @@ def test_what_was_trained_again_makes_older_comparisons_outdated(kit):
     assert ran == ["03_evaluation"]
 
 
+def test_a_finished_sweep_makes_the_ablations_outdated(kit):
+    _, root, _ = kit
+    task = reproduce.Task("06_ablations", root, RECIPE, 0)
+    reproduction = load_profile("reference")
+    run = root / "ablations" / "sweep" / "variant" / RECIPE / "seed0" / "run.json"
+    for path in (task.result, run):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}", encoding="utf-8")
+    for moved, expected in ((60, True), (-60, False)):
+        later = task.result.stat().st_mtime + moved
+        os.utime(run, (later, later))
+        assert reproduce.outdated(task, [task], reproduction) == expected
+
+
 def test_force_refuses_a_name_that_is_no_run(kit):
     home, _, _ = kit
     with pytest.raises(ValueError, match="run name"):

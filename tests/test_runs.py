@@ -1,6 +1,7 @@
 """A recipe from files to numbers: found again, refused when settings differ, resumed when cut off."""
 
 import json
+import multiprocessing
 
 import numpy as np
 import pandas as pd
@@ -94,6 +95,17 @@ def test_several_processes_and_wrong_splits_are_refused_before_anything_is_train
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="expected WORLD_SIZE 1, got 2"):
         runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="two")
+
+
+def _ensure(_):
+    runs.ensure("clip4clip_shapes", run="mine")
+
+
+def test_a_worker_that_imports_an_unguarded_script_is_told_so():
+    """It would wait for ever for the lock that the process it works for holds."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with pytest.raises(RuntimeError, match="__main__"):
+            pool.map(_ensure, [0])
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/abs", "a/../b", "a//b", "a b"])

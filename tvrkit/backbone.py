@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from tvrkit import hub, paths
 from tvrkit.config import BackboneConfig
 
+PROBE = "a small crimson circle slowly drifts past two striped squares; 一个红色的圆慢慢移动"
 EMBEDDED = "tvrkit"  # `pretrained` of the weights that come with the kit
 
 
@@ -82,6 +84,14 @@ class Backbone(nn.Module):
     def logit_scale(self) -> nn.Parameter:
         """Logarithm of the factor on cosines in the loss, a trained scalar."""
         return self.clip.logit_scale
+
+    @property
+    def tokenizer_id(self) -> str:
+        """Short hash of the tokens of a probe text, "none" without a tokenizer: another vocabulary, another hash."""
+        if self.tokenizer is None:
+            return "none"
+        tokens = self.tokenizer([PROBE])
+        return hashlib.sha256(str(tokens[tokens != 0].tolist()).encode()).hexdigest()[:12]
 
     @property
     def text_positions(self) -> nn.Parameter | None:

@@ -46,7 +46,7 @@ MIN_BERT_HEADS = 2  # of the smallest BERT; heads of all published sizes are 64 
 def save(method: Method, path: Path, config: Config | None = None) -> str:
     """Write all weights and buffers as safetensors, whole or not at all.
 
-    The metadata hold the names of method and backbone, and the method's settings.
+    The metadata hold the names of method, backbone and tokenizer, and the method's settings.
 
     Args:
         path: the file; its folder exists.
@@ -73,12 +73,10 @@ def load(method: Method, path: Path) -> Method:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another method or backbone, missing or further keys, other shapes, or a broken file.
+        ValueError: another method, backbone or tokenizer, missing or further keys, other shapes, or a broken file.
     """
     state, metadata = _read_own(path)
-    for key, value in _identity(method).items():
-        if metadata.get(key) != value:
-            raise ValueError(f"{path}: expected weights of {key} {value}, got {metadata.get(key)}")
+    _same(_identity(method), metadata, path)
     unused = _fill(method, state, str(path))
     if unused:
         raise ValueError(f"{path}: expected no further keys, got {', '.join(unused[:5])}")
@@ -93,18 +91,27 @@ def start_from(method: Method, path: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another backbone, missing keys, other shapes, or a broken file.
+        ValueError: another backbone or tokenizer, missing keys, other shapes, or a broken file.
     """
     state, metadata = _read_own(path)
-    if metadata.get("backbone") != method.backbone.name:
-        expected = method.backbone.name
-        raise ValueError(f"{path}: expected weights of backbone {expected}, got {metadata.get('backbone')}")
+    _same(_start(method), metadata, path)
     return _fill(method, state, str(path))
 
 
 def _identity(method: Method) -> dict[str, str]:
     name = next(name for name, cls in METHODS.items() if type(method) is cls)
-    return {"method": name, "backbone": method.backbone.name}
+    return {"method": name, **_start(method)}
+
+
+def _start(method: Method) -> dict[str, str]:
+    """Weights of another backbone have other shapes, most often; those of another tokenizer just read noise."""
+    return {"backbone": method.backbone.name, "tokenizer": method.backbone.tokenizer_id}
+
+
+def _same(expected: Mapping[str, str], metadata: Mapping[str, str], path: Path) -> None:
+    for key, value in expected.items():
+        if metadata.get(key) != value:
+            raise ValueError(f"{path}: expected weights of {key} {value}, got {metadata.get(key)}")
 
 
 def _read_own(path: Path) -> tuple[State, dict[str, str]]:

@@ -93,14 +93,14 @@ def parameter_groups(method: Method, train: TrainConfig) -> list[dict]:
     """
     text_lr = train.clip_lr if train.text_lr is None else train.text_lr
     rates = {"new": train.lr, "backbone": train.clip_lr, "text": text_lr}
-    embeddings = {id(module.weight) for module in method.modules() if isinstance(module, nn.Embedding)}
+    kept = {id(module.weight) for module in method.modules() if isinstance(module, nn.Embedding | nn.LayerNorm)}
     groups: dict[str, dict] = {}
     for name, p in method.named_parameters():
         if not p.requires_grad:
             continue
         text = name.startswith("backbone.clip.text.")
         part = "text" if text else "backbone" if name.startswith("backbone.") else "new"
-        matrix = p.ndim > 1 and id(p) not in embeddings and not name.endswith("embedding")
+        matrix = p.ndim > 1 and id(p) not in kept and not name.endswith("embedding")
         decays = not name.endswith("bias") and (train.decay_all or matrix)
         key, decay = (part, train.weight_decay) if decays else (f"{part}-no-decay", 0.0)
         group = {"name": key, "params": [], "lr": rates[part], "weight_decay": decay}

@@ -19,6 +19,7 @@ from tvrkit.config import Profile, load_profile, load_recipe, to_dict
 
 console = Console()
 DATA, TRAINING, ATTENTION = "01_data_preparation", "02_training", "05_attention_maps"
+ABLATIONS = "06_ablations"
 INSPECTIONS = ("04_hard_negatives", ATTENTION)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -127,6 +128,8 @@ def outdated(task: Task, tasks: list[Task], profile: Profile) -> bool:
     """Whether a recipe was trained after the task's notebook compared, or looked into, what it had given."""
     read = needed(task, profile)
     trained = [each.result for each in tasks if each.notebook == TRAINING and each.recipe in read]
+    if task.notebook == ABLATIONS:
+        trained += (task.folder / "ablations").rglob("run.json")
     looked = task.result.stat().st_mtime
     return task.notebook > TRAINING and any(result.exists() and result.stat().st_mtime > looked for result in trained)
 
