@@ -103,9 +103,8 @@ def _ensure(_):
 
 def test_a_worker_that_imports_an_unguarded_script_is_told_so():
     """It would wait for ever for the lock that the process it works for holds."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        with pytest.raises(RuntimeError, match="__main__"):
-            pool.map(_ensure, [0])
+    with multiprocessing.get_context("spawn").Pool(1) as pool, pytest.raises(RuntimeError, match="__main__"):
+        pool.map(_ensure, [0])
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/abs", "a/../b", "a//b", "a b"])

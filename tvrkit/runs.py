@@ -150,7 +150,9 @@ def ensure(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"a run is one process: expected WORLD_SIZE 1, got {os.environ['WORLD_SIZE']}")
     if multiprocessing.parent_process() is not None:  # would wait for the lock that its parent holds
-        raise RuntimeError("runs.ensure in a worker process: put the script's own code under `if __name__ == '__main__':`")
+        raise RuntimeError(
+            "runs.ensure in a worker process: put the script's own code under `if __name__ == '__main__':`"
+        )
     config = load_recipe(recipe, overrides, profile)
     folder = paths.run(run) / config.recipe / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
