@@ -18,14 +18,6 @@ SIZE, WORDS, FRAMES, WIDTH, BLOCK, BATCH = 1000, 32, 12, 512, 16, 128
 ROUNDS = {"rounds": 3}
 
 
-@pytest.fixture(autouse=True)
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def features():
     """Sentences, words, frames and their masks; 4 to 19 words are valid, 11.5 on average."""

@@ -18,14 +18,6 @@ TOKENS = pytest.mark.benchmark(group="token interaction with second frames, 1,00
 MARGINS = pytest.mark.benchmark(group="TPM-CL margins, batch 128")
 
 
-@pytest.fixture(autouse=True)
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tokens():
     """Normalised words and frames with masks; 4 to 19 words are valid, 11.5 on average."""
