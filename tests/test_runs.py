@@ -76,6 +76,14 @@ def test_a_finished_run_is_found_and_not_trained_again(home, monkeypatch):
     assert runs.find("test") == [home]
 
 
+def test_a_run_without_its_weights_is_not_taken_for_whole(home):
+    kept = home.folder / "similarity.npz"
+    moved = kept.rename(home.folder / "elsewhere.npz")
+    with pytest.raises(ValueError, match=r"seed0 is a finished run without similarity.npz.*choose another run name"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="test")
+    moved.rename(kept)
+
+
 def test_other_settings_in_the_same_folder_are_refused_by_name(home):
     overrides = [*OVERRIDES, "train.lr=0.5"]
     with pytest.raises(ValueError, match=r"train\.lr is 0\.001 there, 0\.5 asked\. Choose another run name"):

@@ -20,6 +20,7 @@ from tvrkit.config import Profile, load_profile, load_recipe, to_dict
 console = Console()
 DATA, TRAINING, ATTENTION = "01_data_preparation", "02_training", "05_attention_maps"
 ABLATIONS = "06_ablations"
+TRAINED_INSIDE = {"07_pretraining": ["hmmc_pretrain_shapes", "hmmc_pretrain_shapes_zh", "hmmc_shapes_zh"]}
 INSPECTIONS = ("04_hard_negatives", ATTENTION)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -136,8 +137,11 @@ def outdated(task: Task, tasks: list[Task], profile: Profile) -> bool:
 
 def _made_from(task: Task, parameters: dict) -> dict:
     profile = parameters["profile"]
-    recipes = {name: to_dict(load_recipe(name, profile=profile)) for name in needed(task, load_profile(profile))}
-    return {"notebook_sha256": reproducibility.sha256(task.source), "parameters": parameters, "recipes": recipes}
+    names = needed(task, load_profile(profile)) + TRAINED_INSIDE.get(task.notebook, [])
+    recipes = {name: to_dict(load_recipe(name, profile=profile)) for name in names}
+    files = [task.source] + [paths.RECIPES / "sweeps.yaml"] * (task.notebook == ABLATIONS)
+    hashes = {file.name: reproducibility.sha256(file) for file in files}
+    return {"sha256": hashes, "parameters": parameters, "recipes": recipes}
 
 
 def execute(task: Task, parameters: dict) -> None:

@@ -143,7 +143,8 @@ def ensure(
         device: "cpu", "cuda" or "cuda:k".
 
     Raises:
-        ValueError: the folder holds a run with other settings (of any seed); each differing key is named. Or this is
+        ValueError: the folder holds a run with other settings (of any seed); each differing key is named. Or it holds
+            a finished run without its weights or scores, as committed. Or this is
             one of several processes: a run is one process (`training.gather` is written for several; the run
             folder is not).
     """
@@ -158,10 +159,20 @@ def ensure(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         _same_settings(folder, config)
-        if not (folder / "run.json").exists():
+        if (folder / "run.json").exists():
+            _whole(folder)
+        else:
             reproducibility.write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
             _train(config, folder, seed, reproducibility.resolve_device(device))
     return Run(folder)
+
+
+def _whole(folder: Path) -> None:
+    lost = [name for name in ("checkpoint.safetensors", "similarity.npz") if not (folder / name).exists()]
+    if lost:
+        shown = folder.relative_to(paths.home())
+        raise ValueError(f"{shown} is a finished run without {' and '.join(lost)}, which git does not keep: "
+                         "choose another run name")  # fmt: skip
 
 
 def _same_settings(folder: Path, config: Config) -> None:
@@ -186,6 +197,7 @@ def flatten(raw: dict, prefix: str = "") -> dict:
 
 
 def _train(config: Config, folder: Path, seed: int, device: torch.device) -> None:
+    code = reproducibility.run_card(seed, device)  # now: the checkout may be another when the training ends
     manifest = prepared(config)
     manifest.split(config.eval.split, config.data.language)  # a wrong name is better known now than after training
     reproducibility.seed_everything(seed)
@@ -218,7 +230,7 @@ def _train(config: Config, folder: Path, seed: int, device: torch.device) -> Non
     reproducibility.write_text(folder / "curve.csv", pd.DataFrame(state.curve).to_csv(index=False))
     card = {
         "recipe": config.recipe,
-        **reproducibility.run_card(seed, device),
+        **code,
         "data": manifest.card,
         "selection": config.train.select + (" (optimistic)" if config.train.select == "test" else ""),
         "ties": config.eval.ties,

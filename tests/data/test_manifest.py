@@ -114,6 +114,10 @@ def test_parts_that_do_not_belong_together_are_an_error(prepared, tables):
     (prepared.root / "captions.jsonl").write_text("\n".join(lines[:-2]))
     with pytest.raises(ValueError, match=r"card.json says counts .*'captions': 16.* found .*'captions': 15"):
         Manifest.open(prepared.root)
+    other = json.dumps(json.loads(lines[0]) | {"caption": "other words"})
+    (prepared.root / "captions.jsonl").write_text("\n".join([other, *lines[1:]]))
+    with pytest.raises(ValueError, match=r"card.json says captions_hash"):
+        Manifest.open(prepared.root)
     (prepared.root / "captions.jsonl").write_text("\n".join([lines[0], lines[1][:-1], *lines[2:]]))
     with pytest.raises(ValueError, match=r"captions.jsonl, line 2: Expecting"):
         Manifest.open(prepared.root)

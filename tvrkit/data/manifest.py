@@ -91,7 +91,7 @@ class Manifest:
             _read_lines(root / VIDEOS),
             json.loads((root / CARD).read_text(encoding="utf-8")),
         )
-        expected = {key: manifest.card[key] for key in ("counts", "split_hash", "store")}
+        expected = {key: manifest.card.get(key) for key in ("counts", "split_hash", "captions_hash", "store")}
         found = {**_count(manifest.captions, manifest.videos), "store": manifest.frames.settings}
         for key, value in expected.items():
             if found[key] != value:
@@ -183,7 +183,8 @@ def _count(captions: pd.DataFrame, videos: pd.DataFrame) -> dict:
         hashes[split] = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     contents = {}
     for (split, language), group in captions.groupby(["split", "language"]):
-        lines = sorted(group["caption_id"] + "\t" + group["video_id"] + "\t" + group["caption"])
+        columns = [name for name in ("caption_id", "video_id", "caption", "tags") if name in group]
+        lines = sorted(group[columns].astype(str).agg("\t".join, axis=1))
         contents.setdefault(split, {})[language] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return {"counts": counts, "split_hash": hashes, "captions_hash": contents}
 
