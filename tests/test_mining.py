@@ -44,7 +44,7 @@ def test_over_training_is_each_epoch_by_itself_and_jaccard_between_neighbours():
                          columns=["epoch", "row", "column", "excess"])  # fmt: skip
     wanted = np.zeros((4, 3), bool)
     wanted[0, 2] = wanted[2, 2] = True
-    table = mining.over_training(mined, OWNER, {"wanted": wanted})
+    table = mining.over_training(mined, [1, 2], OWNER, {"wanted": wanted})
     value = table.set_index(["epoch", "quantity"])["value"]
     assert (value[1, "mined per caption"], value[2, "mined per caption"]) == (0.75, 1.0)
     assert value[1, "excess over the match"] == pytest.approx(0.4)
@@ -53,6 +53,18 @@ def test_over_training_is_each_epoch_by_itself_and_jaccard_between_neighbours():
     assert value[2, "wanted, % found"] == pytest.approx(100)
     assert value[2, "mined again, %"] == pytest.approx(100 * 2 / 5)
     assert (1, "mined again, %") not in value.index
+
+
+def test_an_epoch_in_which_nothing_is_mined_counts_as_one(tmp_path):
+    mined = pd.DataFrame({"epoch": [1, 3], "row": 0, "column": 1, "excess": 0.2})
+    table = mining.over_training(mined, [1, 2, 3, 4, 5], OWNER, {"wanted": np.zeros((4, 3), bool)})
+    value = table.pivot(index="epoch", columns="quantity", values="value")
+    assert value["mined per caption"].tolist() == [0.25, 0, 0.25, 0, 0]
+    np.testing.assert_allclose(value["excess over the match"], [0.2, np.nan, 0.2, np.nan, np.nan])
+    np.testing.assert_allclose(value["mined again, %"], [np.nan, 0, 0, 0, np.nan])  # of the neighbour, not of epoch 1
+    mined.iloc[:0].to_csv(tmp_path / "mined.csv", index=False)
+    table = mining.over_training(pd.read_csv(tmp_path / "mined.csv"), [1, 2], OWNER, {"wanted": np.ones((4, 3), bool)})
+    assert table[table.quantity == "mined per caption"].value.tolist() == [0, 0]
 
 
 def cosine(a, b, size):

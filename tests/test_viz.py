@@ -67,11 +67,12 @@ def test_top_videos_mark_the_right_one(frames):
         (frames, 0.5, True, "a dot", None),
         (frames, 0.1, False, "z", None),
     ]
-    figure = viz.top_videos("a dot", found)
+    assert viz.top_videos("a dot", found).get_suptitle() == "“a dot”"
+    figure = viz.top_videos("a dot", found, "(rank 2)")
     assert [ax.get_ylabel() for ax in figure.axes] == ["1 ✗\n0.900", "2 ✓\n0.500", "3 ✗\n0.100"]
     borders = [ax.patches[-1].get_edgecolor() for ax in figure.axes]
     assert borders == [to_rgba(viz.NEUTRAL), to_rgba(viz.RIGHT), to_rgba(viz.NEUTRAL)]
-    assert "“a dot”" in texts(figure)
+    assert figure.get_suptitle() == "“a dot” (rank 2)"
     assert [word for word, colour in words(figure.axes[0]) if colour == viz.WRONG] == ["blue"]
 
 

@@ -112,15 +112,15 @@ def mean_interval(values, clusters=None, *, resamples: int = 2000, seed: int = 0
         resamples: bootstrap samples.
         seed: of the draws.
 
-    Raises:
-        ValueError: fewer than two such values, or clusters.
+    Returns:
+        All NaN where there are fewer than two such values, or clusters.
     """
     values = np.asarray(values, float)
     if clusters is not None:
         values = pd.Series(values).groupby(np.asarray(clusters)).mean().to_numpy()
     values = values[~np.isnan(values)]
     if len(values) < 2:
-        raise ValueError(f"expected two values or more that are not NaN, got {len(values)}")
+        return (float("nan"),) * 3
     if np.ptp(values) == 0:
         return (float(values[0]),) * 3
     options = {"n_resamples": resamples, "method": "percentile", "rng": np.random.default_rng(seed)}

@@ -106,11 +106,12 @@ def mining_quality(mined, video_of_caption, kinds: Masks) -> dict[str, Interval]
     return found
 
 
-def over_training(mined: pd.DataFrame, video_of_caption, kinds: Masks) -> pd.DataFrame:
+def over_training(mined: pd.DataFrame, epochs: Sequence[int], video_of_caption, kinds: Masks) -> pd.DataFrame:
     """`mining_quality` after each epoch, how hard the mined pairs are, and how many stay.
 
     Args:
         mined: of `Run.mined`: epoch, row, column, excess.
+        epochs: all of them in order, also those in which nothing was mined.
         video_of_caption: (N_t,) int, of the split that was mined.
         kinds: masks of that split.
 
@@ -119,9 +120,10 @@ def over_training(mined: pd.DataFrame, video_of_caption, kinds: Masks) -> pd.Dat
         again, %", of the pairs mined now or an epoch before those mined both times (Jaccard; none for the first epoch).
     """
     owner, shape = np.asarray(video_of_caption), next(iter(kinds.values())).shape
+    mined = mined.astype({"row": int, "column": int, "excess": float})  # a table without rows is read as objects
     rows, before = [], None
-    for epoch, table in mined.groupby("epoch"):
-        now = np.zeros(shape, bool)
+    for epoch in epochs:
+        table, now = mined[mined["epoch"] == epoch], np.zeros(shape, bool)
         now[table["row"], table["column"]] = True
         excess = np.bincount(table["row"], table["excess"], minlength=len(owner))
         found = mining_quality(now, owner, kinds)

@@ -167,16 +167,17 @@ def film_strip(frames: np.ndarray, caption: str = "", **details) -> Figure:
     return film_strips([Strip(frames, caption=caption, **details)])
 
 
-def top_videos(query: str, found: Sequence[tuple]) -> Figure:
+def top_videos(query: str, found: Sequence[tuple], note: str = "") -> Figure:
     """The videos a query found, best first: (frames, score, right, caption, telling) each, with rank and ✓ or ✗.
 
-    `telling` marks words of the video's caption, for instance those that contradict the query, see `Strip`.
+    `telling` marks words of the video's caption, for instance those that contradict the query, see `Strip`; `note`
+    stands behind the query.
     """
     strips = []
     for frames, score, right, caption, telling in found:
         label = f"{len(strips) + 1} {'✓' if right else '✗'}\n{score:.3f}"
         strips.append(Strip(frames, label, caption, telling, RIGHT if right else NEUTRAL))
-    return film_strips(strips, f"“{query}”")
+    return film_strips(strips, f"“{query}” {note}")
 
 
 def hard_negatives(query: str, positive: tuple, negatives: Sequence[tuple]) -> Figure:
