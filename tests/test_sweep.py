@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,9 +166,20 @@ def test_interrupted_it_ends_its_processes_and_goes_on_when_called_again(recipes
     monkeypatch.setattr(time, "sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep.execute(tasks, jobs=2)
-    monkeypatch.undo()
     assert len(started) == 2
     assert all(process.poll() is not None for _, process in started)
+
+    def train(task, jobs, device):
+        write_run(task, [1, 2])
+        started.append((task, process := subprocess.Popen([sys.executable, "-c", ""])))
+        return process, open(os.devnull)
+
+    monkeypatch.setattr(sweep, "_start", train)
+    monkeypatch.setattr(time, "sleep", lambda seconds: started[-1][1].wait())
+    assert sweep.execute(tasks, jobs=2) == {}
+    assert [task for task, _ in started[2:]] == tasks  # the two that were ended again, and the rest
+    assert sweep.execute(tasks, jobs=2) == {}
+    assert len(started) == 2 + len(tasks)
 
 
 def test_what_is_finished_is_skipped_and_what_is_not_is_started(recipes, monkeypatch):
@@ -210,7 +222,21 @@ def test_results_are_means_over_seeds_and_paired_with_the_reference(recipes):
     by_video = sum((ranks["a", s] == 1).astype(int) - (ranks["a-b", s] == 1) for s in (0, 1)).reshape(20, 2).sum(1)
     assert table["p_value"]["a"] == statistics.sign_flip_test(by_video)
     assert (table["p_holm"].dropna() >= table["p_value"].dropna()).all()
-    assert table["over_seeds"]["a"] in ("better", "worse", "can't tell")
+
+
+def test_verdicts_over_seeds_are_adjusted_for_the_number_of_variants(recipes):
+    found = {"a-b": [30, 34], "a": [10, 14], "b": [7, 7, 8, 8], "none": [29, 33]}  # R@1 of each seed, of 50 captions
+    for variant, hits in found.items():
+        tasks = sweep.plan("parts", run="test", seeds=range(len(hits)), variants=[variant])
+        for task, of in zip(tasks, hits, strict=True):
+            write_run(task, [1] * of + [2] * (50 - of))
+    tests = {name: statistics.compare_seeds(hits, found["a-b"]) for name, hits in found.items() if name != "a-b"}
+    assert tests["a"]["verdict"] == "worse"
+    told = sweep.results("parts", "test")["over_seeds"]
+    adjusted = statistics.holm([test["p_value"] for test in tests.values()])
+    for (name, test), p in zip(tests.items(), adjusted, strict=True):
+        assert told[name] == statistics.verdict(test["difference"], p)
+    assert told["a"] == "can't tell"
 
 
 def test_a_large_difference_is_told_and_main_effects_find_its_part(recipes):
@@ -242,6 +268,17 @@ def test_runs_of_other_settings_or_other_data_are_refused(recipes):
     config = tasks[1].folder / "config.yaml"
     config.write_text(config.read_text().replace('"meanP"', '"seqTransf"'))
     with pytest.raises(ValueError, match=r"is a run without method\.head=meanP: remove the folder"):
+        sweep.results("parts", "test")
+
+
+@pytest.mark.parametrize("variants", [["a", "a-b"], ["a", "b"]])  # with the reference, and without it
+def test_runs_that_differ_in_more_than_their_variants_are_refused(recipes, variants):
+    first, other = sweep.plan("parts", run="test", variants=variants)
+    for task in (first, other):
+        write_run(task, [1, 2])
+    assert len(sweep.results("parts", "test")) == 2
+    write_run(replace(other, overrides=[*other.overrides, "train.epochs=7"]), [1, 2])
+    with pytest.raises(ValueError, match=r"differs from .* in more than method\..*: not comparable"):
         sweep.results("parts", "test")
 
 

@@ -99,8 +99,16 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, new: Mapping[str, Tensor]) -> None:
-        """Overwrite the oldest rows by `new`, name -> (N, ...), of any N; only the last `size` stay."""
+        """Overwrite the oldest rows by `new`, name -> (N, ...), of any N; only the last `size` stay.
+
+        Raises:
+            ValueError: a tensor is not N rows of its field's shape; nothing is pushed then.
+        """
         count = len(next(iter(new.values())))
+        for name in self.fields:
+            expected, found = (count, *self.get_buffer(name).shape[1:]), tuple(new[name].shape)
+            if found != expected:
+                raise ValueError(f"queue, {name}: expected shape {expected}, got {found}")
         rows, slots = _ring(self.pushed, count, self.size)
         for name in self.fields:
             buffer = self.get_buffer(name)

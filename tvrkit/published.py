@@ -45,7 +45,7 @@ def beside(ours: Mapping[str, tuple[str, Evaluation]], card: Mapping, language: 
         DataFrame: direction, postprocess, method, backbone, pretraining, `NUMBERS`, source, trust. Ours have the trust
         "ours", or "ours, not comparable" where the set is not the protocol's whole one.
     """
-    known = table().query("protocol == @card['protocol'] and language == @language")
+    known = table().query("protocol != '' and protocol == @card['protocol'] and language == @language")
     whole = not (card.get("partial") or card.get("mismatches"))  # shapes and whole sets have neither
     rows = []
     for name, (backbone, evaluation) in ours.items():

@@ -226,8 +226,8 @@ def results(name: str, run: str) -> pd.DataFrame:
 
     `R@1` is text to video. The paired test pools the seeds that variant and reference share: videos are swapped, with
     all their captions and in all seeds at once; it speaks of these weights. `p_holm` is adjusted for the number of
-    variants. `over_seeds` is the verdict of Welch's t test on R@1 over seeds: it speaks of the recipe, and of two or
-    three seeds it tells large differences only.
+    variants. `over_seeds` is the verdict of Welch's t test on R@1 over seeds, adjusted likewise: it speaks of the
+    recipe, and of two or three seeds it tells large differences only.
 
     Returns:
         DataFrame, index variant: seeds, R@1, deviation, R@1 low, R@1 high (95 %), v2t R@1, rsum, seconds, memory_mb,
@@ -235,18 +235,19 @@ def results(name: str, run: str) -> pd.DataFrame:
         low, high, effect (queries, mean over seeds), queries (of one seed), p_value, over_seeds, p_holm, verdict.
 
     Raises:
-        ValueError: a run has other settings than its variant, or other data than the rest of the sweep.
+        ValueError: a run has other settings than its variant, or differs from the reference's (where that is missing,
+            the first) in data or in more settings than the two variants' own.
     """
     sweep, found = load(name), finished(name, run)
     reference, rows = found.get(sweep.reference, {}), []
+    over_seeds = _over_seeds({variant: of for variant, of in found.items() if variant != sweep.reference}, reference)
     for variant, of in found.items():
         shared = [] if variant == sweep.reference else [seed for seed in of if seed in reference]
         row = {"variant": variant, **_means(list(of.values()))}
         if shared:
             row |= _paired([(of[seed], reference[seed]) for seed in shared])
-        if shared and min(len(of), len(reference)) > 1:
-            scores = [[one.metrics["t2v"]["R@1"] for one in side.values()] for side in (of, reference)]
-            row["over_seeds"] = statistics.compare_seeds(*scores)["verdict"]
+        if variant in over_seeds:
+            row["over_seeds"] = over_seeds[variant]
         rows.append(row)
     return _judged(rows, "variant")
 
@@ -288,13 +289,29 @@ def finished(name: str, run: str) -> dict[str, dict[int, runs.Run]]:
     sweep = load(name)
     found = {variant: runs.find(run_name(run, name, variant)) for variant in sweep.overrides}
     every = [(variant, one) for variant, of in found.items() for one in of]
+    every.sort(key=lambda pair: pair[0] != sweep.reference)  # the reference first, the others as they were
     for variant, one in every:
+        base, first = every[0]
         ran, own = str(one.folder / "config.yaml"), sweep.overrides[variant]
         if load_recipe(ran, own) != load_recipe(ran):
             raise ValueError(f"{one.folder} is a run without {' '.join(own)}: remove the folder and sweep again")
-        if one.card["data"] != every[0][1].card["data"]:
-            raise ValueError(f"{one.folder} was trained on other data than {every[0][1].folder}: not comparable")
+        if one.card["data"] != first.card["data"]:
+            raise ValueError(f"{one.folder} was trained on other data than {first.folder}: not comparable")
+        both = [*sweep.overrides[base], *own]  # with these the two must be one: nothing else may differ
+        if load_recipe(ran, both) != load_recipe(str(first.folder / "config.yaml"), both):
+            raise ValueError(f"{one.folder} differs from {first.folder} in more than {' '.join(both)}: not comparable")
     return {variant: {one.seed: one for one in of} for variant, of in found.items() if of}
+
+
+def _over_seeds(found: dict[str, dict[int, runs.Run]], reference: dict[int, runs.Run]) -> dict[str, str]:
+    """Variant -> verdict over seeds, on Holm's p-values; where variant and reference have two seeds or more."""
+    scores = {variant: [one.metrics["t2v"]["R@1"] for one in of.values()] for variant, of in found.items()}
+    theirs = [one.metrics["t2v"]["R@1"] for one in reference.values()]
+    enough = {variant: ours for variant, ours in scores.items() if min(len(ours), len(theirs)) > 1}
+    tests = {variant: statistics.compare_seeds(ours, theirs) for variant, ours in enough.items()}
+    adjusted = statistics.holm([test["p_value"] for test in tests.values()])
+    pairs = zip(tests.items(), adjusted, strict=True)
+    return {variant: statistics.verdict(test["difference"], p) for (variant, test), p in pairs}
 
 
 def _means(of: list[runs.Run]) -> dict:

@@ -1,5 +1,7 @@
 """DMAE with a queue and a moving margin: DMAE where both are off, a loop's numbers where they are on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_dmae import FRAMES, WORDS, TwoLayers
@@ -171,6 +173,16 @@ def test_the_queue_wraps_at_any_size(size):
         rows = queue.rows()
         assert sorted(rows["b"].tolist()) == sorted(history[-size:])
         assert torch.equal(rows["a"][:, 0].long(), rows["b"])
+
+
+@pytest.mark.parametrize("frames", [1, FRAMES - 1])
+def test_other_numbers_of_frames_than_the_queue_has_room_for_are_refused(frames):
+    method, batch = build(queue=6, partial_order=[]), BATCHES[0]
+    batch = replace(batch, frames=batch.frames[:, :frames], frame_mask=batch.frame_mask[:, :frames])
+    message = rf"queue, frames: expected shape \(4, {FRAMES}, \d+\), got \(4, {frames}, \d+\)"
+    with pytest.raises(ValueError, match=message):
+        step(method, batch)
+    assert method.queue.pushed == 0
 
 
 def test_wrong_sizes_are_refused():
