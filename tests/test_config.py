@@ -27,6 +27,7 @@ def test_every_profile_names_recipes_that_exist(profile):
         ("train.lr=1e-4", r"train\.lr: .*got '1e-4' \(YAML reads 1e-4 as text: write 1\.0e-4\)"),
         ("train.epoch=3", r"train\.epoch: .*known keys: epochs, batch_size"),
         ("train.epochs=2.5", r"train\.epochs: .*valid integer"),
+        ("train.batch_size=0", r"train\.batch_size: .*greater than 0"),
         ("train.optimizer=sgd", r"train\.optimizer: .*'adamw' or 'bertadam'"),
         (
             "trainer.epochs=3",
@@ -70,3 +71,17 @@ def test_own_overrides_win_over_the_profile():
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.load_recipe("clip4clip_shapes").train.epochs = 3
+
+
+def test_an_unknown_name_is_told_the_nearest_and_no_endless_list():
+    videos = {f"test{number:05d}" for number in range(2700)}
+    with pytest.raises(ValueError, match=r"unknown video .*test00039 and 2,660 more; near it: test00017") as told:
+        config.choose("video", "tst00017", videos)
+    assert len(str(told.value)) < 600
+    with pytest.raises(ValueError, match=r"one of a, b$"):
+        config.choose("letter", "xyz", ["b", "a"])
+
+
+def test_a_recipe_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"recipe .*none\.yaml: no such file"):
+        config.load_recipe(str(tmp_path / "none.yaml"))

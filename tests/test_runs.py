@@ -175,6 +175,8 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(home):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match=r"device 'cuda' asked for, but torch .* sees no GPU"):
         runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="gpu", device="cuda")
+    with pytest.raises(ValueError, match=r"unknown device 'gpu': expected cpu, cuda or cuda:k"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="gpu", device="gpu")
 
 
 def test_an_unprepared_data_set_names_the_command(home):
@@ -188,5 +190,5 @@ def test_pages_are_made_from_run_folders_alone(home):
     page, board = report.write_index("test").read_text(encoding="utf-8"), report.write_leaderboard().read_text()
     recall = home.evaluation.metrics["t2v"]["R@1"]
     assert f">{recall:.1f}<" in page
-    assert f"| clip4clip_shapes | {recall:.1f} |" in board
+    assert f"| clip4clip_shapes | [test](test/index.html) | {recall:.1f} |" in board
     assert str(paths.home()) not in page + board

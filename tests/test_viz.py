@@ -241,9 +241,10 @@ def test_histogram_shares_sum_to_one_hundred(rng):
 
 
 def test_forest_plot_fills_only_what_can_be_told():
-    intervals = [[1, 5], [-2, 3], [-6, -2]]
-    verdicts = ["better", "can't tell", "worse"]
-    figure = viz.forest_plot(["a", "b", "c"], [3, 0.5, -4], intervals, verdicts=verdicts, xlabel="points")
+    intervals = [[1, 5], [0.1, 0.9], [-6, -2]]
+    verdicts, told = ["better", "can't tell", "worse"], [True, False, True]
+    options = {"told": told, "verdicts": verdicts, "xlabel": "points"}
+    figure = viz.forest_plot(["a", "b", "c"], [3, 0.5, -4], intervals, **options)
     (ax,) = figure.axes
     points = ax.lines[1:6:2]
     assert [point.get_xdata()[0] for point in points] == [3, 0.5, -4]

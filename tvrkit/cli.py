@@ -65,7 +65,7 @@ def sweep(
         list[str] | None, typer.Argument(help="sweeps of recipes/sweeps.yaml, or all; none lists them")
     ] = None,
     jobs: Annotated[int, typer.Option(help="runs at a time; they share the cores")] = 1,
-    run: Annotated[str, typer.Option(help="folder under reports/")] = "reference",
+    run: Annotated[str, typer.Option(help="folder under reports/")] = "cli",
     profile: ProfileName = None,
     seed: Annotated[list[int] | None, typer.Option(help="in place of the sweep's own; may be repeated")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="only this one; may be repeated")] = None,
@@ -165,8 +165,11 @@ def data_prepare(
     """Read annotations, extract videos, write the folder that recipes name. Called again it goes on."""
     from tvrkit import paths
     from tvrkit.data import prepare
+    from tvrkit.data.adapters import resolve
     from tvrkit.data.manifest import coverage
 
+    if not name.startswith("shapes"):
+        resolve(name)
     if name.startswith("shapes"):
         made = prepare.prepare_shapes(out or paths.data("shapes-quick" if name == "shapes" else name), workers=workers)
     elif root is None or videos is None:

@@ -7,6 +7,7 @@ is an error that names the key. A default lives here, or in a method's own `Sett
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any, Literal
 
 import pydantic
 import yaml
-from pydantic import ConfigDict
+from pydantic import ConfigDict, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from tvrkit import paths
 
+LISTED = 40
 STRICT = ConfigDict(extra="forbid", strict=True)
 settings = dataclass(frozen=True, config=STRICT)  # the decorator of every settings class, the methods' included
 
@@ -42,8 +44,8 @@ class DataConfig:
 
     prepared: str
     language: Literal["en", "zh"] = "en"
-    max_words: int = 32
-    max_frames: int = 12
+    max_words: PositiveInt = 32
+    max_frames: PositiveInt = 12
     train_sampling: str = "segment-random"
     eval_sampling: str = "uniform"
     captions: Literal["one", "all", "tagged"] = "one"
@@ -83,8 +85,8 @@ class TrainConfig:
         select: which epoch is kept: "last", best on "val", or best on "test" (optimistic, and labelled so).
     """
 
-    epochs: int = 5
-    batch_size: int = 128
+    epochs: PositiveInt = 5
+    batch_size: PositiveInt = 128
     optimizer: Literal["adamw", "bertadam"] = "adamw"
     lr: float = 1.0e-4
     clip_lr: float = 1.0e-7
@@ -94,7 +96,7 @@ class TrainConfig:
     warmup: float = 0.1
     max_grad_norm: float = 1.0
     max_logit_scale: float = 100.0
-    chunk_size: int | None = None
+    chunk_size: PositiveInt | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     workers: int = 2
     start_from: str | None = None
@@ -114,10 +116,10 @@ class EvalConfig:
     """
 
     split: str = "test"
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     ties: Literal["pessimistic", "optimistic", "mean"] = "pessimistic"
     postprocess: list[Literal["dsl", "qbnorm"]] = dataclasses.field(default_factory=list)
-    bootstrap: int = 2000
+    bootstrap: PositiveInt = 2000
 
 
 @settings
@@ -167,9 +169,12 @@ def recipe_names() -> list[str]:
 
 
 def choose(kind: str, name: str, choices) -> str:
-    """`name`, if it is one of `choices`; else a ValueError that lists them."""
+    """`name`, if it is one of `choices`; else a ValueError that names the nearest and lists the first `LISTED`."""
     if name not in choices:
-        raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(sorted(choices))}")
+        near, known = difflib.get_close_matches(name, choices, n=3), sorted(choices)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        more = f" and {len(known) - LISTED:,} more" if len(known) > LISTED else ""
+        raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(known[:LISTED])}{more}{hint}")
     return name
 
 
@@ -183,10 +188,13 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), profile: str | None 
 
     Raises:
         ValueError: unknown recipe, section, key or method, or a value of the wrong type; the key is named.
+        FileNotFoundError: `recipe` is a path, and nothing is there.
     """
     path = Path(recipe)
     if path.suffix != ".yaml":
         path = paths.RECIPES / f"{choose('recipe', recipe, recipe_names())}.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe {path}: no such file")
     raw = _yaml(path.read_text(encoding="utf-8"), f"recipe {path}") or {}
     if not isinstance(raw, dict) or not all(isinstance(part, dict | None) for part in raw.values()):
         raise ValueError(f"recipe {path}: expected sections of keys, got {raw!r:.80}")

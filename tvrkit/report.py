@@ -26,13 +26,13 @@ WAYS = ("t2v", "v2t")
 MEANS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 ABSENT = "–"
 HEADS = [  # of a table of results: title, and how its first click sorts
-    ("recipe", "ascending"),
+    ("recipe", "ascending"), ("run", "ascending"),
     *((f"{way} {key}", order) for way in WAYS for key, order in (
         ("R@1", "descending"), ("95 %", "descending"), ("R@5", "descending"), ("R@10", "descending"),
         ("MdR", "ascending"), ("MnR", "ascending"),
     )),
     ("rsum", "descending"), ("seeds", "descending"), ("training, s", "ascending"), ("memory, MB", "ascending"),
-    ("parameters", "ascending"), ("epoch kept", "ascending"), ("device", "ascending"), ("run", "ascending"),
+    ("parameters", "ascending"), ("epoch kept", "ascending"), ("device", "ascending"),
     ("run cards", ""), ("notebooks", ""),
 ]  # fmt: skip
 
@@ -80,7 +80,8 @@ def protocol_of(run: runs.Run) -> str:
     captions = data.get("captions_hash", {}).get(split, {}).get(language)  # none in sets of earlier versions
     content = [made_from, data["counts"][split], data["split_hash"][split], captions, metrics["missing"]]
     parts = [data["protocol"] + (f" {made_from['preset']}" if made_from else ""), split, language]
-    parts += [f"ties {metrics['ties']}", hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]]
+    content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    parts += [f"ties {metrics['ties']}", f"content {content_hash}"]
     if data.get("partial"):
         parts.append("NOT COMPARABLE: prepared with --allow-partial")
     if metrics["missing"]:
@@ -189,7 +190,10 @@ def _cells(row: dict, page: Path, section: str) -> list[Cell]:
     run, _, inner = row["name"].partition("/")
     variant = inner.removeprefix(section).strip("/")
     index = paths.run(run) / "index.html"
-    cells = [_text(f"{row['recipe']} · {variant}" if variant else row["recipe"])]
+    cells = [
+        _text(f"{row['recipe']} · {variant}" if variant else row["recipe"]),
+        Cell([(run, _link(index, page) if index.exists() else None)], run),
+    ]
     for way in WAYS:
         bounds = f"[{row[f'{way} low']:.1f}, {row[f'{way} high']:.1f}]"
         recall, *others = (row[f"{way} {key}"] for key in MEANS)
@@ -204,7 +208,6 @@ def _cells(row: dict, page: Path, section: str) -> list[Cell]:
         *(_number(row[key], 0) for key in ("seconds", "memory", "parameters")),
         _text(row["selection"]),
         _text(row["device"]),
-        Cell([(run, _link(index, page) if index.exists() else None)], run),
         Cell(cards, None),
         Cell([(file.stem[:2], _link(file, page)) for file in executed] or [(ABSENT, None)], None),
     ]

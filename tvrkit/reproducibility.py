@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import subprocess
 from importlib import metadata
@@ -39,8 +40,10 @@ def resolve_device(device: str) -> torch.device:
     """The torch device of that name.
 
     Raises:
-        ValueError: a GPU is asked for and torch sees none.
+        ValueError: another name, or a GPU is asked for and torch sees none.
     """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"unknown device {device!r}: expected cpu, cuda or cuda:k")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} asked for, but torch {torch.__version__} sees no GPU: use device='cpu'")
     chosen = torch.device(device)

@@ -487,15 +487,15 @@ def histogram(values: Lines, bins: int | Sequence[float], *, xlabel: str, ylabel
 
 @_styled
 def forest_plot(
-    names: Sequence[str], differences: Sequence, intervals: Sequence, *, verdicts: Sequence[str], xlabel: str
-) -> Figure:
-    """Differences (N,) and their intervals (N, 2); filled where the interval leaves out 0, else hollow."""
+    names: Sequence[str], differences: Sequence, intervals: Sequence, *, told: Sequence[bool], verdicts: Sequence[str],
+    xlabel: str,
+) -> Figure:  # fmt: skip
+    """Differences (N,) and their intervals (N, 2), each with its verdict in words; filled where `told`, else hollow."""
     figure, (ax,) = _plot(8.5, 0.55 * len(names) + 1.2)
-    for row, (value, (low, high)) in enumerate(zip(differences, intervals, strict=True)):
-        told = low > 0 or high < 0
-        colour = (RIGHT if low > 0 else WRONG) if told else NEUTRAL
+    for row, (value, (low, high), sure) in enumerate(zip(differences, intervals, told, strict=True)):
+        colour = (RIGHT if value > 0 else WRONG) if sure else NEUTRAL
         ax.plot([low, high], [row, row], color=colour)
-        ax.plot([value], [row], "o", color=colour, markerfacecolor=colour if told else "white", markersize=8)
+        ax.plot([value], [row], "o", color=colour, markerfacecolor=colour if sure else "white", markersize=8)
         where = {"xy": (1.01, row), "xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 10}
         ax.annotate(verdicts[row], **where, annotation_clip=False)
     ax.axvline(0, color=INK, linewidth=1)

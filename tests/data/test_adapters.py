@@ -338,6 +338,8 @@ def test_every_expected_row_is_a_split_of_its_protocol():
 def test_messages(tmp_path, msrvtt):
     with pytest.raises(FileNotFoundError, match=r"didemo/paragraph: expected val_data.json in .*, found none"):
         load_annotations("didemo", tmp_path, splits=["val"])
+    with pytest.raises(FileNotFoundError, match=r"annotations of didemo: expected a folder at .*nowhere, found none"):
+        load_annotations("didemo", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="unknown split 'dev': expected one of test, train"):
         load_annotations("msrvtt", msrvtt, splits=["dev"])
     with pytest.raises(ValueError, match="unknown language 'zh': expected one of en"):

@@ -369,6 +369,8 @@ def load_annotations(
     known = DATASETS[name].protocols[protocol]
     language = choose("language", language or known.languages[0], known.languages)
     wanted = tuple(choose("split", split, known.splits) for split in splits or known.splits)
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"annotations of {name}: expected a folder at {root}, found none")
     request = Request(Path(root), protocol, language, wanted)
     table = _table(DATASETS[name].read(request), request)
     table.attrs = {
