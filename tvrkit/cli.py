@@ -23,7 +23,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:k")]
 DataName = Annotated[str, typer.Argument(help="data set (msrvtt) or protocol (msrvtt/full)")]
 Language = Annotated[str | None, typer.Option(help="en or zh; the protocol's own if not given")]
 OnlySplits = Annotated[list[str] | None, typer.Option(help="only this split; may be repeated")]
-AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="go on when counts differ, and label the run")]
+AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="go on when counts differ, and label the result")]
 ProfileName = Annotated[str | None, typer.Option("--profile", help="smoke, quick, reference or full")]
 
 
