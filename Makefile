@@ -18,6 +18,8 @@ setup: .venv/.installed
 reproduce: setup
 	$(BIN)/tvrkit reproduce --profile $(PROFILE) --device $(DEVICE)
 
+# Two workers share the cores: threads of their own would wait for each other (notebooks: 2 minutes, with them over 7).
+test: export OMP_NUM_THREADS = 1
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
