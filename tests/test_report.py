@@ -317,3 +317,24 @@ def test_nothing_comes_from_a_network(browser):
 
 def test_the_page_follows_the_reader_s_colour_scheme(browser):
     assert browser["colour"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 29)"}[browser["scheme"]]
+
+
+def test_the_numbers_in_readme_and_recipes_are_those_of_the_committed_run(monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.setenv("TVRKIT_HOME", str(root))
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    shown = [line for line in readme[readme.index("## What comes out") :].splitlines() if line.startswith("|")][2:6]
+    found = report.sections("reference")
+    labels = {"glscl": "GLSCL", "dmae": "DMAE + NegNCE + TPM-CL", "clip4clip": "CLIP4Clip, seqTransf (baseline)"}
+    expected = []
+    for row in report.results(found[""]).to_dict("records"):
+        cells = [(labels | {"hmmc": "HMMC"})[row["recipe"].removesuffix("_shapes")]]
+        for way in report.WAYS:
+            mean, *more = (f"{row[f'{way} {key}']:.1f}" for key in ("R@1", "deviation", "low", "high", "R@5", "R@10"))
+            cells += ["{} ± {} [{}, {}]".format(mean, *more[:3]), *more[3:]]
+        assert len(row["runs"]) == 3
+        expected.append(f"| {' | '.join(cells)} |")
+    assert shown == expected
+    (english,) = (run for run in found["pretraining"] if run.recipe == "hmmc_pretrain_shapes")
+    header = (paths.RECIPES / "hmmc_pretrain_shapes.yaml").read_text(encoding="utf-8")
+    assert f"{english.metrics['t2v']['R@1']:.1f} without" in header

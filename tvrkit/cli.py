@@ -168,13 +168,12 @@ def data_prepare(
     from tvrkit.data.adapters import resolve
     from tvrkit.data.manifest import coverage
 
-    if not name.startswith("shapes"):
-        resolve(name)
     if name.startswith("shapes"):
         made = prepare.prepare_shapes(out or paths.data("shapes-quick" if name == "shapes" else name), workers=workers)
-    elif root is None or videos is None:
-        raise ValueError(f"data prepare {name}: expected the folder of its annotations and --videos FOLDER")
     else:
+        resolve(name)
+        if root is None or videos is None:
+            raise ValueError(f"data prepare {name}: expected the folder of its annotations and --videos FOLDER")
         made, report = prepare.prepare(
             name, root, videos, out or paths.data(name.replace("/", "-")), language=language, splits=split,
             frames=frames, allow_partial=allow_partial, workers=workers,

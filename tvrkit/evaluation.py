@@ -252,12 +252,13 @@ def _cells(found: dict, way: str) -> dict[str, str]:
     return {key: f"{numbers[key]:.1f} [{bounds[key][0]:.1f}, {bounds[key][1]:.1f}]" for key in numbers}
 
 
-def pooled(seeds: Sequence[Evaluation], way: str) -> tuple[np.ndarray, np.ndarray]:
+def pooled(seeds: Sequence, way: str) -> tuple[np.ndarray, np.ndarray]:
     """Ranks of several seeds one after the other, and of which video each query is: the same number in every seed.
 
-    What resamples or swaps videos then takes all captions of a video, with all seeds, together.
+    What resamples or swaps videos then takes all captions of a video, with all seeds, together. `seeds` are
+    evaluations, or runs of which the ranks were kept and the similarity matrix was not.
     """
-    videos = [one.video_of_caption if way == "t2v" else np.arange(len(one.video_ids)) for one in seeds]
+    videos = [one.video_of_caption if way == "t2v" else np.arange(len(one.ranks[way])) for one in seeds]
     return np.concatenate([one.ranks[way] for one in seeds]), np.concatenate(videos)
 
 

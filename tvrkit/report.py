@@ -20,7 +20,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from tvrkit import paths, reproducibility, runs, statistics
+from tvrkit import evaluation, paths, reproducibility, runs, statistics
 
 WAYS = ("t2v", "v2t")
 MEANS = ("R@1", "R@5", "R@10", "MdR", "MnR")
@@ -126,13 +126,7 @@ def _row(name: str, recipe: str, selection: str, seeds: list[runs.Run]) -> dict:
 def _interval(seeds: list[runs.Run], way: str) -> list[float]:
     if len(seeds) == 1:
         return seeds[0].metrics["interval"][way]["R@1"]
-    ranks, videos = [], []
-    for run in seeds:
-        with np.load(run.folder / "ranks.npz") as file:
-            ranks.append(file[way])
-            videos.append(file["video_of_caption"] if way == "t2v" else np.arange(len(file[way])))
-    samples = statistics.bootstrap_metrics(np.concatenate(ranks), np.concatenate(videos))
-    return statistics.interval(samples["R@1"])
+    return statistics.interval(statistics.bootstrap_metrics(*evaluation.pooled(seeds, way))["R@1"])
 
 
 def sections(run: str) -> dict[str, list[runs.Run]]:

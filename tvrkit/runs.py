@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -84,6 +85,17 @@ class Run:
     def metrics(self) -> dict:
         """metrics.json alone, which is there even where the similarity matrix was not kept."""
         return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def ranks(self) -> dict[str, np.ndarray]:
+        """ranks.npz alone: of each query by direction, ids and `video_of_caption`; there as `metrics` is."""
+        with np.load(self.folder / "ranks.npz") as file:
+            return dict(file)
+
+    @property
+    def video_of_caption(self) -> np.ndarray:
+        """(N_t,) int64 column of each caption's own video."""
+        return self.ranks["video_of_caption"]
 
     @cached_property
     def evaluation(self) -> evaluation.Evaluation:

@@ -27,7 +27,7 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from tvrkit import paths, reproducibility, runs, statistics
+from tvrkit import evaluation, paths, reproducibility, runs, statistics
 from tvrkit.config import Config, choose, load_profile, load_recipe, parse, settings
 
 POLL = 0.2  # seconds between looks at the running processes
@@ -317,7 +317,7 @@ def _over_seeds(found: dict[str, dict[int, runs.Run]], reference: dict[int, runs
 def _means(of: list[runs.Run]) -> dict:
     """Means over the seeds of a variant."""
     mean, deviation = statistics.mean_and_deviation([one.metrics["t2v"]["R@1"] for one in of])
-    low, high = statistics.interval(statistics.bootstrap_metrics(*_ranks(of))["R@1"])
+    low, high = statistics.interval(statistics.bootstrap_metrics(*evaluation.pooled(of, "t2v"))["R@1"])
     notes = [json.loads((one.folder / "sweep.json").read_text(encoding="utf-8")) for one in of]
     return {
         "seeds": len(of),
@@ -336,19 +336,10 @@ def _means(of: list[runs.Run]) -> dict:
 
 def _paired(pairs: list[tuple[runs.Run, runs.Run]]) -> dict:
     """The paired test of the first against the second of each pair; effect and queries are those of one pair."""
-    ours, theirs = (_ranks(side) for side in zip(*pairs, strict=True))
+    ours, theirs = (evaluation.pooled(side, "t2v") for side in zip(*pairs, strict=True))
     test = statistics.compare_ranks(ours[0], theirs[0], ours[1])
     row = {"difference": test.difference, "low": test.interval[0], "high": test.interval[1]}
     return row | {"effect": test.effect / len(pairs), "queries": test.queries // len(pairs), "p_value": test.p_value}
-
-
-def _ranks(of: Sequence[runs.Run]) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of several runs' captions one after the other, and the video of each; without the similarity matrix."""
-    every = []
-    for one in of:
-        with np.load(one.folder / "ranks.npz") as file:
-            every.append((file["t2v"], file["video_of_caption"]))
-    return tuple(np.concatenate(arrays) for arrays in zip(*every, strict=True))
 
 
 def _judged(rows: list[dict], index: str) -> pd.DataFrame:
