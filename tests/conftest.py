@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import tvrkit  # noqa: F401  declares the operators that torchvision's wheel may lack, before anything imports it
+import tvrkit.models  # noqa: F401  declares the operators that torchvision's wheel may lack, before anything imports it
 
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ.setdefault("TQDM_DISABLE", "1")

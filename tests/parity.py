@@ -1,7 +1,9 @@
-"""Parity with the released code: `python -m tests.parity [folder]` prints function, section, largest error.
+"""Parity with the released code: `python -m tests.parity [folder]` prints function, section,
+largest error.
 
-A check computes what the kit returns on the stored inputs and compares it with every stored number it finds. The
-tests run the same checks on the numbers in `tests/golden`, and on the full set where that is at hand.
+A check computes what the kit returns on the stored inputs and compares it with every stored number
+it finds. The tests run the same checks on the numbers in `tests/golden`, and on the full set where
+that is at hand.
 """
 
 import argparse
@@ -15,18 +17,26 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from tvrkit import checkpoints, losses, similarity
-from tvrkit.losses import info_nce, neg_nce
-from tvrkit.methods import glscl, hmmc
-from tvrkit.methods.dmae import POOLING, PartialOrder, TokenWeightPredictor, select_tokens, token_weight
-from tvrkit.momentum import NegativeQueue, momentum_update
-from tvrkit.optim import BertAdam
-from tvrkit.protocol import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.similarity import token_interaction
-from tvrkit.temporal import TemporalTransformer
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.losses import contrastive as losses
+from tvrkit.losses.contrastive import info_nce, neg_nce
+from tvrkit.models import checkpoints, glscl, hmmc, similarity
+from tvrkit.models.dmae import (
+    POOLING,
+    PartialOrder,
+    TokenWeightPredictor,
+    select_tokens,
+    token_weight,
+)
+from tvrkit.models.momentum import NegativeQueue, momentum_update
+from tvrkit.models.similarity import token_interaction
+from tvrkit.models.temporal import TemporalTransformer
+from tvrkit.training.optim import BertAdam
 
 COMMITTED = Path(__file__).parent / "golden"
-FULL = Path(os.environ.get("TVRKIT_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
+FULL = Path(
+    os.environ.get("TVRKIT_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden")
+)
 
 
 class Golden:
@@ -65,7 +75,9 @@ class Golden:
         if not leaves:
             return
         options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        for key, gradient in zip(leaves, torch.autograd.grad(output, [*leaves.values()], **options), strict=True):
+        for key, gradient in zip(
+            leaves, torch.autograd.grad(output, [*leaves.values()], **options), strict=True
+        ):
             expected = self.stored[key]
             scale = expected.abs().max().clamp(min=1e-12)
             self.gradient = max(self.gradient, ((gradient - expected).abs().max() / scale).item())
@@ -88,10 +100,14 @@ def temporal(g: Golden, layers: int) -> TemporalTransformer:
     """The temporal transformer of a file, one head per 64 channels."""
     positions, width = g["weight.frame_position_embeddings.weight"].shape
     module = TemporalTransformer(width, layers, width // 64, positions)
-    return g.load(module, lambda name: f"weight.{'transformerClip.' * name.startswith('res')}{name}")
+    return g.load(
+        module, lambda name: f"weight.{'transformerClip.' * name.startswith('res')}{name}"
+    )
 
 
-def interaction(g: Golden, name: str, second: bool, mask: Tensor, text: Tensor, words: Tensor, video: Tensor):
+def interaction(
+    g: Golden, name: str, second: bool, mask: Tensor, text: Tensor, words: Tensor, video: Tensor
+):
     """DMAE's released score from raw words and a video that is ready."""
     words, video_mask, options = normalize(words, dim=-1), g["video_mask"], {"second_frame": second}
     heads = {"text": None, "video": None}
@@ -101,7 +117,10 @@ def interaction(g: Golden, name: str, second: bool, mask: Tensor, text: Tensor, 
     score = token_interaction(text, video, mask[:, :1], video_mask, **options)
     if name.startswith("att"):
         weight = token_weight(words, mask, heads["text"], renormalise=False)
-        score = (score + token_interaction(words, video, mask > 0, video_mask, text_weight=weight, **options)) / 2
+        score = (
+            score
+            + token_interaction(words, video, mask > 0, video_mask, text_weight=weight, **options)
+        ) / 2
     return score
 
 
@@ -110,11 +129,19 @@ def check_token_interaction(g: Golden) -> None:
         for second in (0, 1):
             for mask in ("plain", "twm"):
                 key = f"{name}.nfc{second}.{mask}"
-                text, words, video = (g.leaf(k) for k in ("text_feat", "word_feat_raw", "video_feat_raw"))
+                text, words, video = (
+                    g.leaf(k) for k in ("text_feat", "word_feat_raw", "video_feat_raw")
+                )
                 weights = g["word_mask" if mask == "plain" else "twm_mask"]
-                score = interaction(g, name, bool(second), weights, text, words, normalize(video, dim=-1))
+                score = interaction(
+                    g, name, bool(second), weights, text, words, normalize(video, dim=-1)
+                )
                 g.expect(f"{key}.sim", score)
-                leaves = {f"{key}.grad_text": text, f"{key}.grad_word": words, f"{key}.grad_video": video}
+                leaves = {
+                    f"{key}.grad_text": text,
+                    f"{key}.grad_word": words,
+                    f"{key}.grad_video": video,
+                }
                 g.expect_gradients((score * g["cotangent"]).sum(), leaves)
                 if score.shape[0] == score.shape[1]:
                     g.expect(f"{key}.stage3_negnce_loss", neg_nce(score))
@@ -173,12 +200,16 @@ def check_select_tokens(g: Golden) -> None:
 def check_partial_order(g: Golden) -> None:
     text, words, video = (g.leaf(k) for k in ("text_feat", "word_feat", "video_feat"))
     width, repairs = text.shape[2], ("mask_aware", "normalise_partial", "straight_through")
-    order = PartialOrder(width, words.shape[1], video.shape[1], mask_fill="zero", **dict.fromkeys(repairs, False))
+    order = PartialOrder(
+        width, words.shape[1], video.shape[1], mask_fill="zero", **dict.fromkeys(repairs, False)
+    )
     sides = {"word_predictor": "v2t_linear_xwp", "frame_predictor": "t2v_linear_xwp"}
     g.load(order, lambda name: f"weight.{sides[name.split('.')[0]]}.{name.split('.', 1)[1]}")
     is_weighted = "weight.video_weight_fc.weight" in g.stored
     options = {
-        "temporal": temporal(g, 1) if "weight.frame_position_embeddings.weight" in g.stored else None,
+        "temporal": temporal(g, 1)
+        if "weight.frame_position_embeddings.weight" in g.stored
+        else None,
         "weigh": linear(g["weight.video_weight_fc.weight"]) if is_weighted else None,
     }
     pairs = (text[:, 0], words, video, g["word_mask"].bool(), g["video_mask"].bool())
@@ -204,7 +235,8 @@ def check_temporal(g: Golden) -> None:
     g.expect_gradients((output * g["cotangent"]).sum(), {"grad_video": video})
 
 
-# --- GLSCL --------------------------------------------------------------------------------------------------
+# --- GLSCL
+#  ------------------------------------------------------------------------------------------------
 
 
 class Features(nn.Module):
@@ -217,7 +249,9 @@ class Features(nn.Module):
 
 
 def check_conditioned_pooling(g: Golden) -> None:
-    score = similarity.conditioned_pooling(g["cls"], g["video_feat"], g["video_mask"], temperature=3.0)
+    score = similarity.conditioned_pooling(
+        g["cls"], g["video_feat"], g["video_mask"], temperature=3.0
+    )
     for share in (0, 1):
         g.expect(f"share{share}.eval_global_logits", score)
 
@@ -226,14 +260,20 @@ def check_concepts(g: Golden) -> None:
     for share in [share for share in (0, 1) if f"share{share}.noun_out" in g.stored]:
         text, video = g[f"share{share}.noun_out"], g[f"share{share}.spatial_out"]
         g.expect(f"share{share}.score_s", similarity.concept_similarity(text, video))
-        g.expect(f"share{share}.inter_diversity_loss", 1e-4 * losses.concept_diversity(video, margin=0.1))
+        g.expect(
+            f"share{share}.inter_diversity_loss", 1e-4 * losses.concept_diversity(video, margin=0.1)
+        )
         for beta in (0.005, 0.02):
-            loss = losses.concept_consistency(text, video, target=0.75, weight=beta, reduction="batch_sum")
+            loss = losses.concept_consistency(
+                text, video, target=0.75, weight=beta, reduction="batch_sum"
+            )
             g.expect(f"share{share}.beta{beta}.intra_consistency_loss", loss)
 
 
 def check_margin_ranking(g: Golden) -> None:
-    for name in [name.removesuffix(".both.loss") for name in g.stored if name.endswith(".both.loss")]:
+    for name in [
+        name.removesuffix(".both.loss") for name in g.stored if name.endswith(".both.loss")
+    ]:
         case, margin = name.rsplit(".m", 1)
         gram = g.leaf(f"{case}.S")
         loss = losses.margin_ranking(gram, margin=float(margin))
@@ -248,18 +288,29 @@ def released_glscl(g: Golden, share: int, beta: float) -> glscl.GLSCL:
         weights |= load_file(g.folder / f"glscl_weights_{side}.safetensors")
     shares = {"shared_queries": bool(share), "shared_decoder": bool(share)}
     options = {"fidelity": "released", "temporal_layers": 0, "consistency_weight": beta, **shares}
-    method = glscl.GLSCL(Features(32, weights["clip.logit_scale"]), glscl.Settings(**options)).eval()
-    sides = {"both": ("spatial", "noun")} if share else {"text": ("noun",) * 2, "video": ("spatial",) * 2}
+    method = glscl.GLSCL(
+        Features(32, weights["clip.logit_scale"]), glscl.Settings(**options)
+    ).eval()
+    sides = (
+        {"both": ("spatial", "noun")}
+        if share
+        else {"text": ("noun",) * 2, "video": ("spatial",) * 2}
+    )
     for side, (queries, decoder) in sides.items():
         method.queries[side].weight.data = weights[f"{queries}_queries"]
         prefix = f"transformer_decoder_{decoder}."
-        own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in weights.items()
+            if key.startswith(prefix)
+        }
         method.decoder[side].load_state_dict(own)
     return method.double()
 
 
 def check_glscl(g: Golden) -> None:
-    # In double precision: in b24 a unit sits on ReLU's kink, and float32 rounding decides whose gradient it has.
+    # In double precision: in b24 a unit sits on ReLU's kink, and float32 rounding decides whose
+    # gradient it has.
     g.stored = {key: tensor.double() for key, tensor in g.stored.items()}
     for share, beta in [(share, beta) for share in (0, 1) for beta in (0.005, 0.02)]:
         method, key = released_glscl(g, share, beta), f"share{share}"
@@ -280,12 +331,20 @@ def check_glscl(g: Golden) -> None:
         parts = method.loss(text, video, TextVideoBatch(video_index=torch.arange(len(frames))))
         g.expect(f"{key}.beta{beta}.total_loss", parts["loss"])
         g.expect(f"{key}.beta{beta}.M_loss", parts["info_nce"])
-        inputs = {"text": words, "cls": sentence, "video": frames, "logit_scale": method.backbone.logit_scale}
+        inputs = {
+            "text": words,
+            "cls": sentence,
+            "video": frames,
+            "logit_scale": method.backbone.logit_scale,
+        }
         inputs["spatial_queries"] = method.queries["both" if share else "video"].weight
-        g.expect_gradients(parts["loss"], {f"{key}.beta{beta}.grad_{k}": leaf for k, leaf in inputs.items()})
+        g.expect_gradients(
+            parts["loss"], {f"{key}.beta{beta}.grad_{k}": leaf for k, leaf in inputs.items()}
+        )
 
 
-# --- HMMC ---------------------------------------------------------------------------------------------------
+# --- HMMC
+#  ------------------------------------------------------------------------------------------------
 
 
 def released_hmmc(width: int, top_frames: int = 2) -> hmmc.HMMC:
@@ -298,7 +357,9 @@ def check_hmmc_video(g: Golden) -> None:
     frames = g.leaf("frame_feat")
     method = released_hmmc(frames.shape[2])
     positions, layers = len(g["weight.frame_position_embeddings.weight"]), 2
-    module = TemporalTransformer(frames.shape[2], layers, int(g.name.removeprefix("hmmc_temporal_h")), positions)
+    module = TemporalTransformer(
+        frames.shape[2], layers, int(g.name.removeprefix("hmmc_temporal_h")), positions
+    )
     g.load(module, lambda name: f"weight.{'temporal_transformer.' * name.startswith('res')}{name}")
     video = method._video(module, frames, torch.ones(frames.shape[:2], dtype=torch.bool))
     g.expect("visual_output", video)
@@ -309,7 +370,10 @@ def check_finetuning(g: Golden) -> None:
     leaves = {name: g.leaf(f"{name}_output") for name in ("query", "visual", "frame")}
     query, visual, frames = leaves.values()
     mask = torch.ones(frames.shape[:2], dtype=torch.bool)
-    text, video = TextFeatures(query, query[:, None], mask, mask), VideoFeatures(visual, frames, mask)
+    text, video = (
+        TextFeatures(query, query[:, None], mask, mask),
+        VideoFeatures(visual, frames, mask),
+    )
     for k in (2, 3):
         method = released_hmmc(query.shape[1], k)
         g.expect(f"scale100.eval_sim_top{k}", 100 * method.similarity(text, video))
@@ -318,7 +382,9 @@ def check_finetuning(g: Golden) -> None:
     parts = method.loss(text, video, TextVideoBatch(video_index=torch.arange(len(query))))
     for key, part in {"finetune": "loss", "vtm": "vtm", "ftm": "ftm"}.items():
         g.expect(f"scale100.{key}_loss", parts[part])
-    g.expect_gradients(parts["loss"], {f"scale100.grad_{name}": leaf for name, leaf in leaves.items()})
+    g.expect_gradients(
+        parts["loss"], {f"scale100.grad_{name}": leaf for name, leaf in leaves.items()}
+    )
 
 
 def check_queue_losses(g: Golden) -> None:
@@ -327,7 +393,11 @@ def check_queue_losses(g: Golden) -> None:
     cases = {
         "contrastive": (losses.queue_contrast(q, k, queue, **cold), q, k),
         "frame_self": (losses.neighbour_frames(frames, keys, frame_queue, **cold), frames, keys),
-        "frame_cross": (losses.frame_text(frames, keys, frame_queue, q, k, queue, **cold), frames, q),
+        "frame_cross": (
+            losses.frame_text(frames, keys, frame_queue, q, k, queue, **cold),
+            frames,
+            q,
+        ),
     }
     for name, (loss, *leaves) in cases.items():
         g.expect(f"{name}_loss", loss)
@@ -336,7 +406,13 @@ def check_queue_losses(g: Golden) -> None:
 
 QUEUES = {"video": "v_cross", "title": "title_cross", "tag": "tag_cross"}
 QUEUES |= {"frames": "frame_cross", "projected": "frame_proj"}
-PUSHED = {"video": "v", "title": "title", "tag": "tag", "frames": "frame_fea", "projected": "frame_proj"}
+PUSHED = {
+    "video": "v",
+    "title": "title",
+    "tag": "tag",
+    "frames": "frame_fea",
+    "projected": "frame_proj",
+}
 
 
 def check_queues(g: Golden) -> None:
@@ -388,7 +464,10 @@ class LinearTowers(Features):
         self.tokenizer, self.clip = self.Tokenizer(), nn.Module()
         self.clip.text, self.clip.visual = nn.Module(), nn.Module()
         self.clip.text.emb = nn.Embedding(self.tokenizer.vocab_size, width)
-        self.clip.text.proj, self.clip.visual.proj = nn.Linear(width, width), nn.Linear(pixels, width)
+        self.clip.text.proj, self.clip.visual.proj = (
+            nn.Linear(width, width),
+            nn.Linear(pixels, width),
+        )
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Words, and their mean."""
@@ -422,8 +501,17 @@ MODULES = {
     "cls.transform.LayerNorm.": "word_head.norm.",
 }
 LAYERS = {"linear_hidden.1.": "0.", "linear_hidden.2.": "1.", "linear_out.": "3."}
-CANCELLED = ("linear_hidden.1.bias", "v_projector.linear_out.bias")  # by BatchNorm: their gradient is rounding
-PARTS = {"loss": "total_loss", "fam": "loss_FAM", "vtm": "loss_VTM", "ftm": "loss_FTM", "mlm": "loss_MLM"}
+CANCELLED = (
+    "linear_hidden.1.bias",
+    "v_projector.linear_out.bias",
+)  # by BatchNorm: their gradient is rounding
+PARTS = {
+    "loss": "total_loss",
+    "fam": "loss_FAM",
+    "vtm": "loss_VTM",
+    "ftm": "loss_FTM",
+    "mlm": "loss_MLM",
+}
 
 
 def kit_name(name: str) -> str | None:
@@ -440,9 +528,13 @@ def kit_name(name: str) -> str | None:
 def released_pretraining(g: Golden) -> hmmc.HMMCPretraining:
     """HMMC's pre-training as stored before the step, the words to mask as drawn there."""
     sizes = {"queue_size": 24, "frame_queue_size": 96, "projector_width": 48, "temporal_layers": 0}
-    method = hmmc.HMMCPretraining(LinearTowers(), hmmc.PretrainingSettings(fidelity="released", **sizes))
+    method = hmmc.HMMCPretraining(
+        LinearTowers(), hmmc.PretrainingSettings(fidelity="released", **sizes)
+    )
     method.temporal = method.slow["temporal"] = Tanh()
-    state = {kit_name(key.removeprefix("before.")): t for key, t in g.stored.items() if "before." in key}
+    state = {
+        kit_name(key.removeprefix("before.")): t for key, t in g.stored.items() if "before." in key
+    }
     state = {key: tensor for key, tensor in state.items() if key}
     for name, theirs in QUEUES.items():
         state[f"queues.{name}.keys"] = g[f"before.queue_{theirs}_ng"]
@@ -459,18 +551,26 @@ def check_pretraining(g: Golden) -> None:
     title, tag = g["title_mask"].bool(), g["tag_mask"].bool()
     extras = {"tag_tokens": g["tag_ids"], "tag_mask": tag} if has_tags else {}
     every, rows = torch.ones(6, 4, dtype=torch.bool), torch.arange(6)
-    batch = TextVideoBatch(g["title_ids"], title, title.long(), g["video"], every, rows, rows, extras)
+    batch = TextVideoBatch(
+        g["title_ids"], title, title.long(), g["video"], every, rows, rows, extras
+    )
     method.before_step()
     text, video = method.encode_text(batch), method.encode_video(batch)
-    for name in ("title", "tag") if has_tags else ("title",):  # replace what was drawn by what is stored
-        text.extras[f"{name}_masked"] = method.backbone.encode_text(g[f"mlm_{name}.masked_ids"], title)[0]
+    for name in (
+        ("title", "tag") if has_tags else ("title",)
+    ):  # replace what was drawn by what is stored
+        text.extras[f"{name}_masked"] = method.backbone.encode_text(
+            g[f"mlm_{name}.masked_ids"], title
+        )[0]
         text.extras[f"{name}_labels"] = g[f"mlm_{name}.labels"]
     parts = method.loss(text, video, batch)
     for ours, theirs in PARTS.items():
         g.expect(theirs, parts[ours])
     stored = [key for key in g.stored if key.startswith("grad.") and not key.endswith(CANCELLED)]
     named = dict(method.named_parameters())
-    g.expect_gradients(parts["loss"], {key: named[kit_name(key.removeprefix("grad."))] for key in stored})
+    g.expect_gradients(
+        parts["loss"], {key: named[kit_name(key.removeprefix("grad."))] for key in stored}
+    )
     state = method.state_dict()
     for key in [key for key in g.stored if key.startswith("after.")]:
         if kit_name(key.removeprefix("after.")):
@@ -480,13 +580,17 @@ def check_pretraining(g: Golden) -> None:
             g.expect(f"after.queue_{theirs}_ng", state[f"queues.{ours}.keys"])
 
 
-# --- Optimiser and checkpoints ------------------------------------------------------------------------------
+# --- Optimiser and checkpoints -------------------------------------------------------------------
 
 
 def check_bertadam(g: Golden) -> None:
     for tag in ("noglobal", "global", "global.linear", "global.constant", "global.steps40"):
         W, s, b = (g.leaf(f"{tag}.{name}0") for name in "Wsb")
-        groups = [{"params": [W]}, {"params": [s], "lr": 1e-2}, {"params": [b], "lr": 1e-2, "weight_decay": 0.0}]
+        groups = [
+            {"params": [W]},
+            {"params": [s], "lr": 1e-2},
+            {"params": [b], "lr": 1e-2, "weight_decay": 0.0},
+        ]
         name = tag.split(".")[-1] if tag.endswith(("linear", "constant")) else "cosine"
         optimizer = BertAdam(groups, 1e-3, 0.1, 20, name, weight_decay=0.2)
         tables = {key: [] for key in ("loss", "W", "s", "b", "get_lr_after_step")}
@@ -498,7 +602,11 @@ def check_bertadam(g: Golden) -> None:
             if tag != "noglobal":
                 nn.utils.clip_grad_norm_([W, s, b], 1.0)
             optimizer.step()
-            values = (loss.detach(), *(p.detach().clone() for p in (W, s, b)), torch.tensor(optimizer.rates()))
+            values = (
+                loss.detach(),
+                *(p.detach().clone() for p in (W, s, b)),
+                torch.tensor(optimizer.rates()),
+            )
             for table, value in zip(tables.values(), values, strict=True):
                 table.append(value)
         for key, table in tables.items():
@@ -512,7 +620,9 @@ def stored_batch(g: Golden, frame_mask: Tensor) -> TextVideoBatch:
 
 
 def check_glscl_checkpoint(g: Golden) -> None:
-    method = checkpoints.load_official("glscl", sorted(g.folder.glob("glscl_full_ckpt-*.safetensors")))
+    method = checkpoints.load_official(
+        "glscl", sorted(g.folder.glob("glscl_full_ckpt-*.safetensors"))
+    )
     batch = stored_batch(g, g["video_mask"].bool())
     text, video = method.encode_text(batch), method.encode_video(batch)
     g.expect("text_feat", text.words)
@@ -560,7 +670,12 @@ class Check(NamedTuple):
 
 CHECKS = [
     Check("similarity.token_interaction", "a", "dmae_wti_*", check_token_interaction),
-    Check("similarity.token_interaction, seqTransf", "a", "dmae_seqtransf_*", check_interaction_after_temporal),
+    Check(
+        "similarity.token_interaction, seqTransf",
+        "a",
+        "dmae_seqtransf_*",
+        check_interaction_after_temporal,
+    ),
     Check("losses.info_nce", "b", "dmae_losses", check_info_nce),
     Check("losses.neg_nce", "b", "dmae_losses", check_neg_nce),
     Check("dmae.TokenWeightPredictor", "c", "tpmcl_predictors", check_token_weights),
@@ -568,7 +683,9 @@ CHECKS = [
     Check("dmae.PartialOrder", "c", "tpmcl_margin_*", check_partial_order),
     Check("temporal.TemporalTransformer", "d", "seqtransf_*", check_temporal),
     Check("similarity.conditioned_pooling", "e", "glscl_similarity_b*", check_conditioned_pooling),
-    Check("concept_similarity, _diversity, _consistency", "e", "glscl_similarity_b*", check_concepts),
+    Check(
+        "concept_similarity, _diversity, _consistency", "e", "glscl_similarity_b*", check_concepts
+    ),
     Check("losses.margin_ranking", "e", "glscl_margin_ranking", check_margin_ranking),
     Check("glscl.GLSCL", "e", "glscl_similarity_*", check_glscl, committed=False),
     Check("hmmc.HMMC, video feature", "f", "hmmc_temporal_*", check_hmmc_video, committed=False),
@@ -579,8 +696,20 @@ CHECKS = [
     Check("hmmc.WordHead", "f", "hmmc_mlm_head", check_word_head),
     Check("hmmc.HMMCPretraining", "f", "hmmc_pretrain_*", check_pretraining),
     Check("optim.BertAdam", "g", "bertadam", check_bertadam),
-    Check("checkpoints.load_official, GLSCL", "i", "glscl_full_io", check_glscl_checkpoint, committed=False),
-    Check("checkpoints.load_official, HMMC", "i", "hmmc_full_*_io", check_hmmc_checkpoint, committed=False),
+    Check(
+        "checkpoints.load_official, GLSCL",
+        "i",
+        "glscl_full_io",
+        check_glscl_checkpoint,
+        committed=False,
+    ),
+    Check(
+        "checkpoints.load_official, HMMC",
+        "i",
+        "hmmc_full_*_io",
+        check_hmmc_checkpoint,
+        committed=False,
+    ),
 ]
 
 
@@ -605,9 +734,13 @@ def results(check: Check, folder: Path) -> Iterator[Golden]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=FULL if FULL.is_dir() else COMMITTED)
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=FULL if FULL.is_dir() else COMMITTED
+    )
     folder = parser.parse_args().folder.resolve()
-    print(f"{'function':44} {'section':8} {'numbers':>8} {'value error':>12} {'gradient error':>15}")
+    print(
+        f"{'function':44} {'section':8} {'numbers':>8} {'value error':>12} {'gradient error':>15}"
+    )
     for check in [check for check in CHECKS if check.committed or folder != COMMITTED]:
         found = list(results(check, folder))
         value, gradient = max(g.value for g in found), max(g.gradient for g in found)

@@ -1,6 +1,8 @@
-"""Run the notebooks on the smoke profile and store their outputs: what nbval compares with and a reader sees.
+"""Run the notebooks on the smoke profile and store their outputs: what nbval compares with and a
+reader sees.
 
-`make notebooks` calls it. What differs from run to run (progress bars, timing, versions of Python) is left out.
+`make notebooks` calls it. What differs from run to run (progress bars, timing, versions of Python)
+is left out.
 """
 
 import os
@@ -11,7 +13,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from tvrkit.reproduce import without_progress
+from tvrkit.reporting.notebooks import without_progress
 
 KEPT = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
@@ -21,14 +23,18 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     notebook = without_progress(notebook)
     notebook.metadata = nbformat.from_dict(KEPT | {"language_info": {"name": "python"}})
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+        cell.metadata = nbformat.from_dict(
+            {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        )
     return notebook
 
 
 def refresh(path: Path) -> None:
     """Execute in place; a cell that raises leaves the file as it was."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
     nbformat.write(clean(notebook), path)
 
 

@@ -1,12 +1,14 @@
-"""The command line: every expected error is one line on stderr and exit 1; Ctrl-C is 130 and says how to go on."""
+"""The command line: every expected error is one line on stderr and exit 1; Ctrl-C is 130 and says
+how to go on."""
 
 import json
 import shutil
 
 import pytest
 
-from tvrkit import cli, runs
+from tvrkit import cli
 from tvrkit.data.manifest import Manifest
+from tvrkit.training import runs
 
 
 @pytest.fixture
@@ -29,8 +31,14 @@ def tvrkit(monkeypatch, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["train", "dmae_shape"], "error: unknown recipe 'dmae_shape': expected one of"),
-        (["train", "dmae_shapes", "train.epoch=3"], "error: train.epoch: Unexpected keyword argument"),
-        (["train", "dmae_shapes", "method.name=x"], "error: unknown method 'x': expected one of clip4clip"),
+        (
+            ["train", "dmae_shapes", "train.epoch=3"],
+            "error: train.epoch: Unexpected keyword argument",
+        ),
+        (
+            ["train", "dmae_shapes", "method.name=x"],
+            "error: unknown method 'x': expected one of clip4clip",
+        ),
         (["train", "dmae_shapes", "backbone.name=ViT-B-33"], "error: unknown backbone 'ViT-B-33'"),
         (["train", "dmae_msrvtt"], "error: no prepared data set at"),
         (
@@ -40,11 +48,17 @@ def tvrkit(monkeypatch, tmp_path, capsys):
         (["data", "check", "msrvt", "."], "error: unknown data set 'msrvt': expected one of"),
         (["data", "check", "msrvtt/1k-B", "."], "error: unknown protocol 'msrvtt/1k-B'"),
         (["data", "check", "msrvtt", "nowhere"], "error: "),
-        (["data", "prepare", "msvd"], "error: data prepare msvd: expected the folder of its annotations and --videos"),
+        (
+            ["data", "prepare", "msvd"],
+            "error: data prepare msvd: expected the folder of its annotations and --videos",
+        ),
         (["data", "prepare", "shapes-huge"], "error: unknown preset 'huge': expected one of"),
         (["data", "extract", "nowhere", "--out", "store"], "error: no folder of videos at nowhere"),
         (["data", "verify", "nowhere"], "error: no frame store at nowhere"),
-        (["convert", "glscl", "nothing.pt", "--out", "x.safetensors"], "error: nothing.pt: no such checkpoint"),
+        (
+            ["convert", "glscl", "nothing.pt", "--out", "x.safetensors"],
+            "error: nothing.pt: no such checkpoint",
+        ),
     ],
 )
 def test_an_expected_error_is_one_line(tvrkit, arguments, message):
@@ -65,7 +79,8 @@ def test_an_interrupt_says_how_to_go_on(tvrkit, monkeypatch):
     code, _, err = tvrkit("train", "dmae_shapes")
     assert code == 130
     assert (
-        err.strip().splitlines()[-1] == "interrupted; what is finished is kept: run the same command again to continue"
+        err.strip().splitlines()[-1]
+        == "interrupted; what is finished is kept: run the same command again to continue"
     )
 
 
@@ -92,15 +107,24 @@ def test_prepare_show_verify_and_extract_on_real_video_files(tvrkit, tmp_path):
     shutil.copy(root / "videos" / f"{video}.mp4", clips / "deep" / "good.mp4")
     (clips / "broken.mp4").write_bytes(b"no video")
     code, out, _ = tvrkit("data", "extract", clips, "--out", tmp_path / "store", "--frames", 4)
-    rows = [json.loads(line) for line in (tmp_path / "store" / "videos.jsonl").read_text().splitlines()]
-    assert {row["file"]: row["status"] for row in rows} == {"broken.mp4": "failed", "deep/good.mp4": "ok"}
+    rows = [
+        json.loads(line) for line in (tmp_path / "store" / "videos.jsonl").read_text().splitlines()
+    ]
+    assert {row["file"]: row["status"] for row in rows} == {
+        "broken.mp4": "failed",
+        "deep/good.mp4": "ok",
+    }
     assert next(row["reason"] for row in rows if row["status"] == "failed")
     assert "1 of 2 files" in out
 
 
 def test_the_real_clips_are_all_extracted(tvrkit, tmp_path, realdata):
-    code, *_ = tvrkit("data", "extract", realdata / "videos", "--out", tmp_path / "store", "--frames", 2)
-    rows = [json.loads(line) for line in (tmp_path / "store" / "videos.jsonl").read_text().splitlines()]
+    code, *_ = tvrkit(
+        "data", "extract", realdata / "videos", "--out", tmp_path / "store", "--frames", 2
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "store" / "videos.jsonl").read_text().splitlines()
+    ]
     failed = [row["file"] for row in rows if row["status"] != "ok"]
     assert code == 0
     assert failed == ["videos.csv"]  # every file gets a row, the table beside the clips too

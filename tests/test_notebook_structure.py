@@ -1,4 +1,5 @@
-"""The committed notebooks: what a reader sees, and what nbval compares, is there and fit to be compared."""
+"""The committed notebooks: what a reader sees, and what nbval compares, is there and fit to be
+compared."""
 
 import ast
 import re
@@ -35,8 +36,16 @@ def tags(cell):
 
 def test_the_numbered_notebooks_are_there():
     names = [path.stem for path in NOTEBOOKS]
-    assert [name[:2] for name in names] == sorted({name[:2] for name in names}), "a number is used twice"
-    expected = {"01_data_preparation", "02_training", "03_evaluation", "04_hard_negatives", "05_attention_maps"}
+    assert [name[:2] for name in names] == sorted({name[:2] for name in names}), (
+        "a number is used twice"
+    )
+    expected = {
+        "01_data_preparation",
+        "02_training",
+        "03_evaluation",
+        "04_hard_negatives",
+        "05_attention_maps",
+    }
     assert expected <= set(names)
 
 
@@ -52,14 +61,19 @@ def test_one_parameters_cell_with_what_reproduce_passes(notebook):
     tagged = [cell for cell in code(notebook) if "parameters" in tags(cell)]
     assert len(tagged) == 1
     assert tagged[0] is code(notebook)[0]
-    values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged[0].source).body}
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(tagged[0].source).body
+    }
     assert set(values) == PARAMETERS
     assert (values["profile"], values["run"], values["overrides"]) == ("smoke", "smoke", [])
 
 
 def test_cells_are_few_and_short(request, notebook):
     assert len(code(notebook)) <= MANY.get(request.node.callspec.id, MAX_CELLS)
-    assert [cell.source for cell in code(notebook) if len(cell.source.splitlines()) > MAX_LINES] == []
+    assert [
+        cell.source for cell in code(notebook) if len(cell.source.splitlines()) > MAX_LINES
+    ] == []
 
 
 def test_cells_ran_in_order_and_none_failed(notebook):
@@ -67,17 +81,23 @@ def test_cells_ran_in_order_and_none_failed(notebook):
     assert counts == list(range(1, len(counts) + 1))
     kinds = {output.output_type for output in outputs(notebook)}
     assert kinds <= {"stream", "display_data", "execute_result"}
-    assert {output.name for output in outputs(notebook) if output.output_type == "stream"} <= {"stdout"}
+    assert {output.name for output in outputs(notebook) if output.output_type == "stream"} <= {
+        "stdout"
+    }
 
 
 def test_outputs_are_stored_and_most_cells_are_compared(notebook):
     images = [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
     assert len(images) >= 2
-    assert not any("widget" in kind for output in outputs(notebook) for kind in output.get("data", {}))
+    assert not any(
+        "widget" in kind for output in outputs(notebook) for kind in output.get("data", {})
+    )
     shown = [cell for cell in code(notebook) if cell.outputs]
     compared = [cell for cell in shown if IGNORED not in tags(cell)]
     assert len(compared) >= 3
-    assert len([cell for cell in code(notebook) if IGNORED in tags(cell)]) <= len(code(notebook)) / 2
+    assert (
+        len([cell for cell in code(notebook) if IGNORED in tags(cell)]) <= len(code(notebook)) / 2
+    )
 
 
 def test_no_path_of_the_machine_it_ran_on(notebook):

@@ -13,7 +13,9 @@ def assert_parity(check, folder):
         assert g.gradient <= GRADIENT
 
 
-@pytest.mark.parametrize("check", [c for c in CHECKS if c.committed], ids=lambda check: check.function)
+@pytest.mark.parametrize(
+    "check", [c for c in CHECKS if c.committed], ids=lambda check: check.function
+)
 def test_committed_numbers(check):
     assert_parity(check, COMMITTED)
 

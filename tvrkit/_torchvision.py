@@ -1,4 +1,5 @@
-"""Makes `import torchvision` (hence open_clip) work where its wheel and torch are of different builds."""
+"""Makes `import torchvision` (hence open_clip) work where its wheel and torch are of different
+builds."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ OPERATORS = ("nms", "qnms")
 def declare_missing_operators() -> None:
     """Declare torchvision's box operators where its compiled library cannot be loaded.
 
-    Package indexes may pair a CPU torch with a torchvision wheel built for CUDA. The wheel's library then
-    fails to load, which torchvision forgives, but on import it registers shape functions for `nms` and
-    `qnms`, which do not exist without the library: "operator torchvision::nms does not exist". Declaring
-    their signatures is enough, as nothing here detects boxes. Where the library loads, or the operators are
-    declared already, nothing is changed.
+    Package indexes may pair a CPU torch with a torchvision wheel built for CUDA. The wheel's
+    library then fails to load, which torchvision forgives, but on import it registers shape
+    functions for `nms` and `qnms`, which do not exist without the library: "operator
+    torchvision::nms does not exist". Declaring their signatures is enough, as nothing here detects
+    boxes. Where the library loads, or the operators are declared already, nothing is changed.
     """
     spec = find_spec("torchvision")
     if spec is None:
@@ -29,4 +30,12 @@ def declare_missing_operators() -> None:
             continue  # the other build: declared below
     for name in OPERATORS:
         if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            torch.library.define(
+                f"torchvision::{name}",
+                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            )
+
+
+declare_missing_operators()
+
+from torchvision.transforms import InterpolationMode, v2  # noqa: E402, F401  only now can it be imported

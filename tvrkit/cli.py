@@ -1,4 +1,5 @@
-"""The command line: thin commands over the package. Imports are inside, so that `--help` is quick."""
+"""The command line: thin commands over the package. Imports are inside, so that `--help` is
+quick."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-app = typer.Typer(no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False
+)
 data_app = typer.Typer(no_args_is_help=True, help="Prepare, check and look at data sets.")
 backbone_app = typer.Typer(no_args_is_help=True, help="The embedded tiny CLIP.")
 app.add_typer(data_app, name="data")
@@ -23,19 +26,25 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:k")]
 DataName = Annotated[str, typer.Argument(help="data set (msrvtt) or protocol (msrvtt/full)")]
 Language = Annotated[str | None, typer.Option(help="en or zh; the protocol's own if not given")]
 OnlySplits = Annotated[list[str] | None, typer.Option(help="only this split; may be repeated")]
-AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="go on when counts differ, and label the result")]
-ProfileName = Annotated[str | None, typer.Option("--profile", help="smoke, quick, reference or full")]
+AllowPartial = Annotated[
+    bool, typer.Option("--allow-partial", help="go on when counts differ, and label the result")
+]
+ProfileName = Annotated[
+    str | None, typer.Option("--profile", help="smoke, quick, reference or full")
+]
 
 
 @app.command()
 def reproduce(
     profile: Annotated[str, typer.Option(help="smoke, quick, reference or full")] = "quick",
-    run: Annotated[str | None, typer.Option(help="folder under reports/; the profile's name if not given")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="folder under reports/; the profile's name if not given")
+    ] = None,
     device: Device = "cpu",
     force: Annotated[bool, typer.Option("--force", help="remove the run and start again")] = False,
 ):
     """Run the numbered notebooks of a profile into reports/RUN/. What is finished is skipped."""
-    from tvrkit.reproduce import reproduce as run_notebooks
+    from tvrkit.reporting.notebooks import reproduce as run_notebooks
 
     console.print(f"open {run_notebooks(profile, run or profile, device, force)}", soft_wrap=True)
 
@@ -49,40 +58,56 @@ def train(
     device: Device = "cpu",
     profile: ProfileName = None,
 ):
-    """Train and evaluate one recipe into reports/RUN/RECIPE/seedK/. An interrupted run continues."""
-    from tvrkit import runs
+    """Train and evaluate one recipe into reports/RUN/RECIPE/seedK/. An interrupted run
+    continues."""
+    from tvrkit.training import runs
 
-    done = runs.ensure(recipe, profile=profile, overrides=overrides or (), run=run, seed=seed, device=device)
+    done = runs.ensure(
+        recipe, profile=profile, overrides=overrides or (), run=run, seed=seed, device=device
+    )
     for way in ("t2v", "v2t"):
         scores = done.metrics[way]
-        console.print(way, "  ".join(f"{name} {value:.1f}" for name, value in scores.items()), highlight=False)
+        console.print(
+            way, "  ".join(f"{name} {value:.1f}" for name, value in scores.items()), highlight=False
+        )
     console.print(done.folder, soft_wrap=True)
 
 
 @app.command()
 def sweep(
     names: Annotated[
-        list[str] | None, typer.Argument(help="sweeps of recipes/sweeps.yaml, or all; none lists them")
+        list[str] | None,
+        typer.Argument(help="sweeps of recipes/sweeps.yaml, or all; none lists them"),
     ] = None,
     jobs: Annotated[int, typer.Option(help="runs at a time; they share the cores")] = 1,
     run: Annotated[str, typer.Option(help="folder under reports/")] = "cli",
     profile: ProfileName = None,
-    seed: Annotated[list[int] | None, typer.Option(help="in place of the sweep's own; may be repeated")] = None,
-    variant: Annotated[list[str] | None, typer.Option(help="only this one; may be repeated")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="in place of the sweep's own; may be repeated")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="only this one; may be repeated")
+    ] = None,
     device: Device = "cpu",
 ):
-    """Train and evaluate the variants of ablations into reports/RUN/ablations/. What is finished is skipped."""
-    from tvrkit import sweep
+    """Train and evaluate the variants of ablations into reports/RUN/ablations/. What is finished is
+    skipped."""
+    from tvrkit.reporting import sweeps as sweep
 
     sweeps = sweep.load_all()
     chosen = list(sweeps) if names == ["all"] else names or []
     for name in sweeps if not chosen else ():
         tasks = sweep.plan(name, run=run, profile=profile, seeds=seed or ())
         done = sum(task.finished for task in tasks)
-        console.print(f"[bold]{name}[/bold]  {done} of {len(tasks)} runs  {sweeps[name].question}", highlight=False)
+        console.print(
+            f"[bold]{name}[/bold]  {done} of {len(tasks)} runs  {sweeps[name].question}",
+            highlight=False,
+        )
     options = {"run": run, "profile": profile, "seeds": seed or (), "variants": variant or ()}
     tasks = [task for name in chosen for task in sweep.plan(name, **options)]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs end with this process
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # as Ctrl-C: the runs end with this process
     failed = sweep.execute(tasks, jobs=jobs, device=device) if tasks else {}
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(tasks)} runs failed: {'; '.join(failed)}")
@@ -91,19 +116,20 @@ def sweep(
 @app.command()
 def recipes():
     """List the recipes, each with its header: paper, data set, target and where that was read."""
-    from tvrkit import paths
-    from tvrkit.config import recipe_names
+    from tvrkit import files
+    from tvrkit.recipes import recipe_names
 
     for name in recipe_names():
-        lines = (paths.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        lines = (files.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         header = [line.lstrip("# ") for line in lines if line.startswith("#")]
         console.print(f"[bold]{name}[/bold]", *header, sep="\n  ", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def report():
-    """Rebuild reports/README.md, reports/index.html and every run's index.html from the run folders."""
-    from tvrkit import report
+    """Rebuild reports/README.md, reports/index.html and every run's index.html from the run
+    folders."""
+    from tvrkit.reporting import pages as report
 
     for name in report.run_names():
         console.print(report.write_index(name), soft_wrap=True)
@@ -113,11 +139,13 @@ def report():
 @app.command()
 def convert(
     method: Annotated[str, typer.Argument(help="glscl or hmmc")],
-    source: Annotated[list[Path], typer.Argument(help="released checkpoint: one file, or all of its shards")],
+    source: Annotated[
+        list[Path], typer.Argument(help="released checkpoint: one file, or all of its shards")
+    ],
     out: Annotated[Path, typer.Option(help="safetensors file to write")],
 ):
     """Rewrite a released GLSCL or HMMC checkpoint as one of the kit's."""
-    from tvrkit import checkpoints
+    from tvrkit.models import checkpoints
 
     console.print(f"{out}  SHA-256 {checkpoints.convert(method, source, out)}", soft_wrap=True)
 
@@ -125,7 +153,7 @@ def convert(
 @data_app.command("list")
 def data_list():
     """Data sets and their protocols."""
-    from tvrkit.data.adapters import DATASETS
+    from tvrkit.data.annotations import DATASETS
 
     for name, dataset in DATASETS.items():
         console.print(f"[bold]{name}[/bold]  {', '.join(dataset.protocols)}", highlight=False)
@@ -140,7 +168,7 @@ def data_check(
     allow_partial: AllowPartial = False,
 ):
     """Compare annotation files with their protocol: counts, id hashes, overlaps, shared sources."""
-    from tvrkit.data.adapters import load_annotations, resolve
+    from tvrkit.data.annotations import load_annotations, resolve
     from tvrkit.data.splits import check_splits
 
     dataset, protocol = resolve(name)
@@ -151,39 +179,62 @@ def data_check(
 @data_app.command("prepare")
 def data_prepare(
     name: DataName,
-    root: Annotated[Path | None, typer.Argument(help="folder of the annotation files; not for shapes")] = None,
-    videos: Annotated[
-        Path | None, typer.Option(help="any tree of video files, or an LMDB frame store; not for shapes")
+    root: Annotated[
+        Path | None, typer.Argument(help="folder of the annotation files; not for shapes")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="data/NAME, or data/shapes-quick, if not given")] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(help="any tree of video files, or an LMDB frame store; not for shapes"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="data/NAME, or data/shapes-quick, if not given")
+    ] = None,
     language: Language = None,
     split: OnlySplits = None,
     frames: Annotated[int | None, typer.Option(help="kept per video")] = None,
     allow_partial: AllowPartial = False,
     workers: int = 2,
 ):
-    """Read annotations, extract videos, write the folder that recipes name. Called again it goes on."""
-    from tvrkit import paths
+    """Read annotations, extract videos, write the folder that recipes name. Called again it goes
+    on."""
+    from tvrkit import files
     from tvrkit.data import prepare
-    from tvrkit.data.adapters import resolve
+    from tvrkit.data.annotations import resolve
     from tvrkit.data.manifest import coverage
 
     if name.startswith("shapes"):
-        made = prepare.prepare_shapes(out or paths.data("shapes-quick" if name == "shapes" else name), workers=workers)
+        made = prepare.prepare_shapes(
+            out or files.data("shapes-quick" if name == "shapes" else name), workers=workers
+        )
     else:
         resolve(name)
         if root is None or videos is None:
-            raise ValueError(f"data prepare {name}: expected the folder of its annotations and --videos FOLDER")
+            raise ValueError(
+                f"data prepare {name}: expected the folder of its annotations and --videos FOLDER"
+            )
         made, report = prepare.prepare(
-            name, root, videos, out or paths.data(name.replace("/", "-")), language=language, splits=split,
-            frames=frames, allow_partial=allow_partial, workers=workers,
-        )  # fmt: skip
+            name,
+            root,
+            videos,
+            out or files.data(name.replace("/", "-")),
+            language=language,
+            splits=split,
+            frames=frames,
+            allow_partial=allow_partial,
+            workers=workers,
+        )
         print(report)
     for row in coverage(made.videos).to_dict("records"):
         lost = {kind: ids for kind, ids in row.items() if isinstance(ids, list) and ids}
-        console.print(f"{row['split']}: {row['present']} of {row['videos']} videos", highlight=False)
+        console.print(
+            f"{row['split']}: {row['present']} of {row['videos']} videos", highlight=False
+        )
         for kind, ids in lost.items():
-            console.print(f"  {kind.replace('_', ' ')} {len(ids)}: {', '.join(ids)}", highlight=False, soft_wrap=True)
+            console.print(
+                f"  {kind.replace('_', ' ')} {len(ids)}: {', '.join(ids)}",
+                highlight=False,
+                soft_wrap=True,
+            )
     console.print(made.root, soft_wrap=True)
 
 
@@ -199,8 +250,14 @@ def data_extract(
 
     rows = extract_folder(folder, out, frames=frames, workers=workers)
     for row in rows[rows["status"] != "ok"].to_dict("records"):
-        console.print(f"failed {row['file']}: {row['reason']}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{(rows['status'] == 'ok').sum()} of {len(rows)} files in {out}", highlight=False, soft_wrap=True)
+        console.print(
+            f"failed {row['file']}: {row['reason']}", highlight=False, markup=False, soft_wrap=True
+        )
+    console.print(
+        f"{(rows['status'] == 'ok').sum()} of {len(rows)} files in {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @data_app.command("verify")
@@ -212,22 +269,29 @@ def data_verify(root: Annotated[Path, typer.Argument(help="prepared data set, or
     problems = FrameStore(store).verify()
     if problems:
         raise ValueError(f"{store}: {len(problems)} problems: {'; '.join(problems)}")
-    console.print(f"{store}: {len(FrameStore(store).video_ids())} videos, every frame reads", soft_wrap=True)
+    console.print(
+        f"{store}: {len(FrameStore(store).video_ids())} videos, every frame reads", soft_wrap=True
+    )
 
 
 @data_app.command("show")
 def data_show(
     video_id: str,
     data: Annotated[str, typer.Option(help="prepared data set under data/")] = "shapes-quick",
-    out: Annotated[Path | None, typer.Option(help="write the film strip here; VIDEO_ID.png if not given")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="write the film strip here; VIDEO_ID.png if not given")
+    ] = None,
 ):
     """Print a video's row and captions and draw its film strip."""
-    from tvrkit import paths, viz
-    from tvrkit.config import choose
+    from tvrkit import files
     from tvrkit.data.manifest import Manifest
+    from tvrkit.figures import style as viz
+    from tvrkit.settings import choose
 
-    manifest = Manifest.open(paths.data(data))
-    row = manifest.videos.set_index("video_id").loc[choose("video", video_id, set(manifest.videos["video_id"]))]
+    manifest = Manifest.open(files.data(data))
+    row = manifest.videos.set_index("video_id").loc[
+        choose("video", video_id, set(manifest.videos["video_id"]))
+    ]
     console.print(row.to_string(), highlight=False)
     captions = manifest.captions[manifest.captions["video_id"] == video_id]["caption"].tolist()
     console.print("\n".join(captions), highlight=False, markup=False)
@@ -243,7 +307,7 @@ def backbone_pretrain(
     seed: int = 0,
 ):
     """Pre-train the embedded tiny CLIP on still frames and still captions (minutes on 2 cores)."""
-    from tvrkit import tiny
+    from tvrkit.training import stills as tiny
 
     tiny.pretrain(out, seed=seed)
 
@@ -254,7 +318,10 @@ def main() -> None:
         app()
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # Typer turns Ctrl-C into this exit code
-            _complain("interrupted; what is finished is kept: run the same command again to continue", stop.code)
+            _complain(
+                "interrupted; what is finished is kept: run the same command again to continue",
+                stop.code,
+            )
         raise
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(_complain(f"error: {error}", 1))

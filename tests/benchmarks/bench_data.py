@@ -1,4 +1,5 @@
-"""Videos extracted and training items read per second, on videos like those of shapes (16 frames of 64 x 64)."""
+"""Videos extracted and training items read per second, on videos like those of shapes (16 frames of
+64 x 64)."""
 
 from types import SimpleNamespace
 
@@ -7,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tvrkit.config import DataConfig, EvalConfig, TrainConfig
-from tvrkit.data import frames
+from tvrkit.data import extract as frames
 from tvrkit.data.loader import train_loader
 from tvrkit.data.manifest import write
+from tvrkit.settings import DataConfig, EvalConfig, TrainConfig
 
 VIDEOS = 128
 
@@ -19,7 +20,9 @@ VIDEOS = 128
 def videos(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("videos"), np.random.default_rng(0)
     for number in range(VIDEOS):
-        pictures = np.repeat(np.repeat(rng.integers(256, size=(16, 8, 8, 3), dtype=np.uint8), 8, 1), 8, 2)
+        pictures = np.repeat(
+            np.repeat(rng.integers(256, size=(16, 8, 8, 3), dtype=np.uint8), 8, 1), 8, 2
+        )
         with av.open(str(folder / f"{number:03d}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=8)
             stream.width = stream.height = 64
@@ -33,7 +36,8 @@ def videos(tmp_path_factory):
 def test_extraction(benchmark, videos, tmp_path):
     stores = iter(range(1000))
     rows = benchmark.pedantic(
-        lambda: frames.extract(videos, tmp_path / str(next(stores)), frames=8, short_side=None), rounds=2
+        lambda: frames.extract(videos, tmp_path / str(next(stores)), frames=8, short_side=None),
+        rounds=2,
     )
     assert (rows["frames"] == 8).all()
 
@@ -45,7 +49,13 @@ def test_loader(benchmark, videos, tmp_path, augmentation):
 
     rows = frames.extract(videos, tmp_path / "frames.lmdb", frames=8, short_side=None)
     captions = [
-        {"caption_id": name, "video_id": name, "caption": "a red ball", "language": "en", "split": "train"}
+        {
+            "caption_id": name,
+            "video_id": name,
+            "caption": "a red ball",
+            "language": "en",
+            "split": "train",
+        }
         for name in videos
     ]
     manifest = write(tmp_path, pd.DataFrame(captions), rows.assign(split="train"), {})

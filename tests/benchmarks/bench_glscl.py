@@ -1,7 +1,8 @@
-"""GLSCL's scoring, concepts included, against decoding every 16 x 16 block anew as the released evaluation does.
+"""GLSCL's scoring, concepts included, against decoding every 16 x 16 block anew as the released
+evaluation does.
 
-The blocks of all 1,000 texts would take minutes: one strip of 16 texts against all videos is timed, and the ratio
-printed is to 1,000 / 16 such strips.
+The blocks of all 1,000 texts would take minutes: one strip of 16 texts against all videos is timed,
+and the ratio printed is to 1,000 / 16 such strips.
 """
 
 import time
@@ -11,8 +12,8 @@ import torch
 from parity import Features
 from torch import nn
 
-from tvrkit.methods.glscl import GLSCL, Settings
-from tvrkit.protocol import TextFeatures, VideoFeatures
+from tvrkit.data.batch import TextFeatures, VideoFeatures
+from tvrkit.models.glscl import GLSCL, Settings
 
 SIZE, WORDS, FRAMES, WIDTH, BLOCK, BATCH = 1000, 32, 12, 512, 16, 128
 ROUNDS = {"rounds": 3}
@@ -34,7 +35,8 @@ def make(fidelity):
 
 
 def score(method, sentence, words, frames, word_mask, frame_mask):
-    """What the kit does after the encoders: concepts once per text and per video, then the scores."""
+    """What the kit does after the encoders: concepts once per text and per video, then the
+    scores."""
 
     def concepts(side, tokens, mask):
         parts = zip(tokens.split(BATCH), mask.split(BATCH), strict=True)
@@ -48,15 +50,19 @@ def score(method, sentence, words, frames, word_mask, frame_mask):
 def released_decoder(method):
     """torch's decoder with the method's weights."""
     layers = method.decoder["both"].layers
-    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, 8, 2048, batch_first=True), len(layers))
+    decoder = nn.TransformerDecoder(
+        nn.TransformerDecoderLayer(WIDTH, 8, 2048, batch_first=True), len(layers)
+    )
     decoder.load_state_dict(method.decoder["both"].state_dict())
     return decoder.eval()
 
 
 def dense_block(decoder, queries, temperature, sentence, words, frames, mask):
-    """What the released code computes for one block: both decoders, and a pooled video for every pair."""
+    """What the released code computes for one block: both decoders, and a pooled video for every
+    pair."""
     text, video = (
-        nn.functional.normalize(decoder(queries.expand(len(side), -1, -1), side), dim=-1) for side in (words, frames)
+        nn.functional.normalize(decoder(queries.expand(len(side), -1, -1), side), dim=-1)
+        for side in (words, frames)
     )
     weight = torch.einsum("ad,bfd->abf", sentence, frames).div(temperature).softmax(dim=2) * mask
     pooled = torch.einsum("abf,bfd->abd", weight, frames)
@@ -69,7 +75,10 @@ def strip(method, sentence, words, frames, frame_mask):
     decoder, queries = released_decoder(method), method.queries["both"].weight
     blocks = zip(frames.split(BLOCK), frame_mask.split(BLOCK), strict=True)
     temperature = method.settings.temperature
-    return torch.cat([dense_block(decoder, queries, temperature, sentence, words, *block) for block in blocks], dim=1)
+    return torch.cat(
+        [dense_block(decoder, queries, temperature, sentence, words, *block) for block in blocks],
+        dim=1,
+    )
 
 
 @pytest.mark.benchmark(group="GLSCL, concepts included, 1,000 x 1,000")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tvrkit.methods.dmae import PartialOrder
-from tvrkit.similarity import token_interaction
+from tvrkit.models.dmae import PartialOrder
+from tvrkit.models.similarity import token_interaction
 
 SIZE, WORDS, FRAMES, WIDTH, BATCH = 1000, 32, 12, 512, 128
 ROUNDS = {"rounds": 3, "warmup_rounds": 1}
@@ -29,11 +29,14 @@ def tokens():
 
 
 def dense_block(text, video, text_mask, video_mask):
-    """What the released code computes for one block: every word slot of every pair, padding included."""
+    """What the released code computes for one block: every word slot of every pair, padding
+    included."""
     product = torch.einsum("atd,bvd->abtv", text, video)
     product = product * text_mask[:, None, :, None] * video_mask[None, :, None, :]
     best_frame, first = product.max(dim=3)
-    gram = torch.einsum("bvd,bwd->bvw", video, video) * video_mask[:, :, None] * video_mask[:, None, :]
+    gram = (
+        torch.einsum("bvd,bwd->bvw", video, video) * video_mask[:, :, None] * video_mask[:, None, :]
+    )
     gram.diagonal(dim1=1, dim2=2).zero_()
     gain, near = (table[None, :, None].expand(*first.shape, -1) for table in gram.max(dim=2))
     gain, near = (table.gather(3, first[..., None]) for table in (gain, near))
@@ -75,7 +78,9 @@ def bench_token_interaction(benchmark, tokens):
     score = benchmark.pedantic(token_interaction, tokens, {"second_frame": True}, **ROUNDS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     benchmark.extra_info["MiB above the inputs, at most"] = (peak - before) / 1024
-    torch.testing.assert_close(score[:64, :64], dense_block(*(x[:64] for x in tokens)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        score[:64, :64], dense_block(*(x[:64] for x in tokens)), atol=1e-5, rtol=0
+    )
 
 
 @TOKENS
@@ -119,7 +124,9 @@ def bench_all_pairs_as_released(benchmark, pairs):
                 scores = order.scores(sentence[a], words[a], frames[b], word_mask[a], frame_mask[b])
                 row.append(torch.stack([*scores.values()]).view(-1, len(texts), len(videos)))
             rows.append(torch.cat(row, dim=2))
-        full, partial, grounded, grounded_partial, words_partial = torch.cat(rows, dim=1).diagonal(dim1=1, dim2=2)
+        full, partial, grounded, grounded_partial, words_partial = torch.cat(rows, dim=1).diagonal(
+            dim1=1, dim2=2
+        )
         gaps = full - partial, grounded - grounded_partial, grounded - words_partial
         return [(order.margin - gap).relu().mean() for gap in gaps]
 

@@ -1,6 +1,8 @@
-"""Damage real files in many ways and extract them all: `python tests/data/fuzz_decode.py FOLDER_OF_VIDEOS`.
+"""Damage real files in many ways and extract them all: `python tests/data/fuzz_decode.py
+FOLDER_OF_VIDEOS`.
 
-Prints what became of each kind of damage, the time, and whether every good file is whole in the store.
+Prints what became of each kind of damage, the time, and whether every good file is whole in the
+store.
 """
 
 import argparse
@@ -34,9 +36,13 @@ def _cut_out(data, rng):
 
 
 DAMAGE = {
-    "flip-header": lambda data, rng: _flip(data, rng.integers(min(HEADER, len(data)), size=rng.integers(1, 40))),
+    "flip-header": lambda data, rng: _flip(
+        data, rng.integers(min(HEADER, len(data)), size=rng.integers(1, 40))
+    ),
     "flip-body": lambda data, rng: _flip(data, rng.integers(len(data), size=rng.integers(1, 400))),
-    "flip-tail": lambda data, rng: _flip(data, len(data) - 1 - rng.integers(HEADER, size=rng.integers(1, 40))),
+    "flip-tail": lambda data, rng: _flip(
+        data, len(data) - 1 - rng.integers(HEADER, size=rng.integers(1, 40))
+    ),
     "truncated": lambda data, rng: data[: int(rng.integers(1, len(data)))],
     "zeroed": _zero,
     "cut-out": _cut_out,
@@ -52,7 +58,11 @@ def damaged_files(good, folder, count, seed):
     for number in range(count):
         kind = list(DAMAGE)[number % len(DAMAGE)]
         source = good[int(rng.integers(len(good)))]
-        suffix = rng.choice([".txt", ".jpg", ".wmv", ".ts", ""]) if kind == "wrong-extension" else source.suffix
+        suffix = (
+            rng.choice([".txt", ".jpg", ".wmv", ".ts", ""])
+            if kind == "wrong-extension"
+            else source.suffix
+        )
         path = folder / f"{kind}-{number:04d}{suffix}"
         path.write_bytes(DAMAGE[kind](bytearray(source.read_bytes()), rng))
         files.append(path)
@@ -60,7 +70,7 @@ def damaged_files(good, folder, count, seed):
 
 
 def main():
-    from tvrkit.data.frames import FrameStore, extract, find_videos
+    from tvrkit.data.extract import FrameStore, extract, find_videos
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("videos", type=Path, help="folder of good videos")
@@ -68,9 +78,13 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=5.0)
     arguments = parser.parse_args()
-    good = {name: path for name, path in find_videos(arguments.videos).items() if path.suffix != ".csv"}
+    good = {
+        name: path for name, path in find_videos(arguments.videos).items() if path.suffix != ".csv"
+    }
     with tempfile.TemporaryDirectory() as folder:
-        damaged = damaged_files(sorted(good.values()), Path(folder) / "damaged", arguments.files, arguments.seed)
+        damaged = damaged_files(
+            sorted(good.values()), Path(folder) / "damaged", arguments.files, arguments.seed
+        )
         files = {**good, **{path.name: path for path in damaged}}
         start = time.monotonic()
         store = Path(folder) / "frames.lmdb"
@@ -83,13 +97,19 @@ def main():
             note = "with a note" if row["reason"] else "clean"
             kinds[kind][note if row["status"] == "ok" else "failed"] += 1
             if row["reason"]:
-                reasons["".join("#" if letter.isdigit() else letter for letter in row["reason"])] += 1
+                reasons[
+                    "".join("#" if letter.isdigit() else letter for letter in row["reason"])
+                ] += 1
         for kind, outcome in sorted(kinds.items()):
             print(f"{kind:16s} {dict(outcome)}")
         for reason, count in reasons.most_common(12):
             print(f"{count:5d}  {reason}")
-        whole = rows[rows["video_id"].isin(good) & (rows["status"] == "ok") & (rows["frames"] == 12)]
-        print(f"{len(files)} files in {seconds:.1f} s; good files whole: {len(whole)} of {len(good)}")
+        whole = rows[
+            rows["video_id"].isin(good) & (rows["status"] == "ok") & (rows["frames"] == 12)
+        ]
+        print(
+            f"{len(files)} files in {seconds:.1f} s; good files whole: {len(whole)} of {len(good)}"
+        )
         print(f"store: {FrameStore(store).verify() or 'whole'}")
 
 

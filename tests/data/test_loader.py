@@ -5,11 +5,11 @@ import pytest
 import torch
 from video_files import indices, write_video
 
-from tvrkit.config import DataConfig, EvalConfig, TrainConfig
-from tvrkit.data import frames
+from tvrkit.data import extract as frames
 from tvrkit.data.loader import augmentation, fit, text_loader, train_loader, video_loader
 from tvrkit.data.manifest import Manifest, write
 from tvrkit.data.text import tokenise
+from tvrkit.settings import DataConfig, EvalConfig, TrainConfig
 
 LENGTHS = {**{f"train{i}": 6 for i in range(7)}, "train7": 2, "test0": 6, "test1": 6, "test2": 3}
 WORDS = ("a red ball rolls over the grass", "the ball", "in the clip we see a ball that rolls")
@@ -18,16 +18,24 @@ WORDS = ("a red ball rolls over the grass", "the ball", "in the clip we see a ba
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     root = tmp_path_factory.mktemp("prepared")
-    files = {name: write_video(root / f"{name}.mp4", count=4 * count) for name, count in LENGTHS.items()}
+    files = {
+        name: write_video(root / f"{name}.mp4", count=4 * count) for name, count in LENGTHS.items()
+    }
     files["train7"] = write_video(root / "train7.mp4", count=2)
     files["test2"] = write_video(root / "test2.mp4", count=3)
     videos = frames.extract(files, root / "frames.lmdb", frames=6, short_side=48)
     videos["split"] = videos["video_id"].str.rstrip("0123456789")
     captions = [
-        {"caption_id": f"{name}-{i}", "video_id": name, "caption": f"{text} {name}", "language": "en",
-         "split": name.rstrip("0123456789")}
-        for name in LENGTHS for i, text in enumerate(WORDS)
-    ]  # fmt: skip
+        {
+            "caption_id": f"{name}-{i}",
+            "video_id": name,
+            "caption": f"{text} {name}",
+            "language": "en",
+            "split": name.rstrip("0123456789"),
+        }
+        for name in LENGTHS
+        for i, text in enumerate(WORDS)
+    ]
     return write(root, pd.DataFrame(captions), videos, {})
 
 
@@ -62,7 +70,9 @@ def test_a_training_batch_is_what_it_says(prepared, backbone):
     split = prepared.split("train")
     assert (len(loader), len(loader.dataset)) == (8, 24)
     for batch in loader:
-        assert {name: (tuple(value.shape), value.dtype) for name, value in tensors(batch).items()} == {
+        assert {
+            name: (tuple(value.shape), value.dtype) for name, value in tensors(batch).items()
+        } == {
             "tokens": ((3, 32), torch.int64),
             "token_mask": ((3, 32), torch.bool),
             "token_weight": ((3, 32), torch.int64),
@@ -92,7 +102,9 @@ def test_one_caption_per_video_and_epoch_is_drawn_anew(prepared, backbone):
     assert set(drawn) == set(range(24))
 
 
-@pytest.mark.parametrize("data", [{}, {"augmentation": True, "keyword_masking": True, "train_sampling": "random"}])
+@pytest.mark.parametrize(
+    "data", [{}, {"augmentation": True, "keyword_masking": True, "train_sampling": "random"}]
+)
 def test_batches_depend_on_seed_epoch_and_item_only(prepared, backbone, data):
     def epoch(number, seed=0, workers=0, before=()):
         loader = train_loader(prepared, config(workers, **data), backbone, seed=seed)
@@ -111,20 +123,26 @@ def test_batches_depend_on_seed_epoch_and_item_only(prepared, backbone, data):
     assert not same(reference, epoch(1, seed=1))
     torch.manual_seed(1)
     epoch(3)
-    assert torch.equal(state, torch.random.get_rng_state())  # the augmentation leaves the global generator alone
+    assert torch.equal(
+        state, torch.random.get_rng_state()
+    )  # the augmentation leaves the global generator alone
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_tags_are_a_second_text(prepared, backbone, language):
     captions = prepared.captions.assign(language=language, tags="")
-    captions.loc[captions["video_id"] == "train3", "tags"] = "球 草地" if language == "zh" else "ball grass"
+    captions.loc[captions["video_id"] == "train3", "tags"] = (
+        "球 草地" if language == "zh" else "ball grass"
+    )
     tagged = Manifest(prepared.root, captions, prepared.videos, prepared.card)
     loader = train_loader(tagged, config(captions="tagged", language=language), backbone, seed=0)
     split = tagged.split("train", language)
     assert len(loader.dataset) == 8  # one caption a video
     for batch in loader:
         rows = split.captions.iloc[batch.caption_index.tolist()]
-        expected = [row.tags if row.video_id == "train3" else row.caption for row in rows.itertuples()]
+        expected = [
+            row.tags if row.video_id == "train3" else row.caption for row in rows.itertuples()
+        ]
         tokens, mask, _ = tokenise(expected, backbone.tokenizer, 32)
         assert torch.equal(batch.extras["tag_tokens"], tokens)
         assert torch.equal(batch.extras["tag_mask"], mask)
@@ -167,7 +185,9 @@ def test_evaluation_goes_through_a_split_in_order(prepared, backbone):
 
 
 def test_unknown_samplings_and_a_small_set(prepared, backbone):
-    with pytest.raises(ValueError, match="unknown sampling 'middle': expected one of head, random, "):
+    with pytest.raises(
+        ValueError, match="unknown sampling 'middle': expected one of head, random, "
+    ):
         train_loader(prepared, config(train_sampling="middle"), backbone, seed=0)
     few = config()
     few.train = TrainConfig(batch_size=100, workers=0)
@@ -188,7 +208,9 @@ def test_frames_are_resized_and_cropped_only_where_they_differ(shape):
     else:
         scale = 48 / min(shape)
         size = [round(side * scale) if side != min(shape) else 48 for side in shape]
-        resized = v2.functional.resize(clip, [size[0], int(shape[1] * scale)], InterpolationMode.BICUBIC)
+        resized = v2.functional.resize(
+            clip, [size[0], int(shape[1] * scale)], InterpolationMode.BICUBIC
+        )
         assert torch.equal(fitted, v2.functional.center_crop(resized, [48, 48]))
 
 

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from video_files import write_audio, write_video
 
-from tvrkit.data import frames, manifest
+from tvrkit.data import extract as frames
+from tvrkit.data import manifest
 from tvrkit.data.manifest import Manifest, coverage, write
 
 COUNTS = {"good": 9, "short": 3, "other": 9}
@@ -14,17 +15,29 @@ COUNTS = {"good": 9, "short": 3, "other": 9}
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     root = tmp_path_factory.mktemp("made") / "mine"
-    files = {name: write_video(root.parent / f"{name}.mp4", count=count) for name, count in COUNTS.items()}
-    cut = write_video(root.parent / "cut.mp4", height=128, width=192, flags={"movflags": "faststart"})
+    files = {
+        name: write_video(root.parent / f"{name}.mp4", count=count)
+        for name, count in COUNTS.items()
+    }
+    cut = write_video(
+        root.parent / "cut.mp4", height=128, width=192, flags={"movflags": "faststart"}
+    )
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     files |= {"cut": cut, "broken": write_audio(root.parent / "broken.mp4"), "lost": None}
     videos = frames.extract(files, root / "frames.lmdb", frames=4, short_side=None)
     videos["split"] = ["test", "test", "train", "test", "test", "test"]
     rows = [
-        {"caption_id": f"{name}-{language}-{number}", "video_id": name, "caption": f"{name} {number} \u2028 猫",
-         "language": language, "split": "train" if name == "other" else "test"}
-        for name in ("other", "short", "good", "lost", "broken") for language in ("en", "zh") for number in range(2)
-    ]  # fmt: skip
+        {
+            "caption_id": f"{name}-{language}-{number}",
+            "video_id": name,
+            "caption": f"{name} {number} \u2028 猫",
+            "language": language,
+            "split": "train" if name == "other" else "test",
+        }
+        for name in ("other", "short", "good", "lost", "broken")
+        for language in ("en", "zh")
+        for number in range(2)
+    ]
     return root, pd.DataFrame(rows), videos
 
 
@@ -53,7 +66,12 @@ def test_what_is_written_is_read(prepared, tables):
 def test_a_split_has_the_videos_with_frames_and_names_the_others(prepared):
     split = prepared.split("test", "zh")
     assert split.video_ids == ["good", "short"]  # the order of videos.jsonl
-    assert split.captions["caption_id"].tolist() == ["short-zh-0", "short-zh-1", "good-zh-0", "good-zh-1"]
+    assert split.captions["caption_id"].tolist() == [
+        "short-zh-0",
+        "short-zh-1",
+        "good-zh-0",
+        "good-zh-1",
+    ]
     assert split.captions.index.tolist() == [0, 1, 2, 3]
     assert split.video_of_caption.tolist() == [1, 1, 0, 0]
     assert split.missing == ["broken", "lost"]
@@ -77,7 +95,9 @@ def test_unknown_splits_and_languages_list_the_choices(prepared):
     with pytest.raises(ValueError, match="unknown language 'de': expected one of en, zh"):
         prepared.split("test", "de")
     prepared.videos["status"] = "failed"
-    with pytest.raises(ValueError, match="no video of split 'test' has frames and a caption in 'en'"):
+    with pytest.raises(
+        ValueError, match="no video of split 'test' has frames and a caption in 'en'"
+    ):
         prepared.split("test")
 
 
@@ -112,7 +132,9 @@ def test_parts_that_do_not_belong_together_are_an_error(prepared, tables):
     root, *_ = tables
     lines = (prepared.root / "captions.jsonl").read_text().split("\n")
     (prepared.root / "captions.jsonl").write_text("\n".join(lines[:-2]))
-    with pytest.raises(ValueError, match=r"card.json says counts .*'captions': 16.* found .*'captions': 15"):
+    with pytest.raises(
+        ValueError, match=r"card.json says counts .*'captions': 16.* found .*'captions': 15"
+    ):
         Manifest.open(prepared.root)
     other = json.dumps(json.loads(lines[0]) | {"caption": "other words"})
     (prepared.root / "captions.jsonl").write_text("\n".join([other, *lines[1:]]))
@@ -125,25 +147,41 @@ def test_parts_that_do_not_belong_together_are_an_error(prepared, tables):
     shutil.rmtree(prepared.root / "frames.lmdb")
     files = {"good": root.parent / "good.mp4"}
     frames.extract(files, prepared.root / "frames.lmdb", frames=2, short_side=None)
-    with pytest.raises(ValueError, match=r"card.json says store .*'frames': 4.* found .*'frames': 2"):
+    with pytest.raises(
+        ValueError, match=r"card.json says store .*'frames': 4.* found .*'frames': 2"
+    ):
         Manifest.open(prepared.root)
 
 
 def test_numbers_as_ids_stay_text(prepared, tables):
     _, captions, videos = tables
     names = {"good": "0012", "short": "1e5", "other": "null"}
-    opened = write(prepared.root, captions.replace({"video_id": names}), videos.replace({"video_id": names}), {})
+    opened = write(
+        prepared.root,
+        captions.replace({"video_id": names}),
+        videos.replace({"video_id": names}),
+        {},
+    )
     assert opened.split("test").video_ids == ["0012", "1e5"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c, v: (c.drop(columns="language"), v), "captions lack language: expected the columns caption_id, "),
+        (
+            lambda c, v: (c.drop(columns="language"), v),
+            "captions lack language: expected the columns caption_id, ",
+        ),
         (lambda c, v: (c, v.drop(columns=["split", "bytes"])), "videos lack split, bytes"),
-        (lambda c, v: (pd.concat([c, c.iloc[:2]]), v), "captions: 2 ids are not unique: other-en-0, other-en-1"),
+        (
+            lambda c, v: (pd.concat([c, c.iloc[:2]]), v),
+            "captions: 2 ids are not unique: other-en-0, other-en-1",
+        ),
         (lambda c, v: (c, pd.concat([v, v.iloc[:1]])), "videos: 1 ids are not unique: good"),
-        (lambda c, v: (c.replace({"good": "new"}), v), "captions of 1 videos that have no row: new"),
+        (
+            lambda c, v: (c.replace({"good": "new"}), v),
+            "captions of 1 videos that have no row: new",
+        ),
         (lambda c, v: (c, v.replace({"good": "../good"})), "unusable video id '../good'"),
     ],
 )

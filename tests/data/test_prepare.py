@@ -1,4 +1,5 @@
-"""From annotations and videos to a prepared data set: one invented, one real, and notebook 01 on the real one."""
+"""From annotations and videos to a prepared data set: one invented, one real, and notebook 01 on
+the real one."""
 
 import pickle
 import shutil
@@ -14,23 +15,33 @@ from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from video_files import write_audio, write_video
 
-from tvrkit.backbone import create_backbone
-from tvrkit.config import load_recipe
+from tvrkit.data.batch import TextFeatures, VideoFeatures
 from tvrkit.data.loader import video_loader
 from tvrkit.data.manifest import Manifest, coverage
 from tvrkit.data.prepare import adopt_store, prepare
-from tvrkit.evaluation import evaluate
-from tvrkit.protocol import Method, TextFeatures, VideoFeatures
+from tvrkit.evaluation.evaluate import evaluate
+from tvrkit.models.backbone import create_backbone
+from tvrkit.models.method import Method
+from tvrkit.recipes import load_recipe
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_data_preparation.ipynb"
 CLIPS = ["video7500", "video9770", "video9771"]  # of MSR-VTT's 1k-A test split
 
-# MSVD's layout: <id>_<start>_<end>, every caption a query. The test clip f is cut from a training clip's video.
+# MSVD's layout: <id>_<start>_<end>, every caption a query. The test clip f is cut from a training
+# clip's video.
 CAPTIONS = {
-    "-a_b_1_2": [["a", "dog"], ["it", "runs"]], "c_3_4": [["a", "cat"]], "d_5_6": [["a", "cow"], ["a", "cow"]],
-    "e_7_8": [["a", "horse"]], "-a_b_3_4": [["a", "cow"], ["a", "man", "eats"]], "gone_1_2": [["a", "bird"]],
-}  # fmt: skip
-LISTS = {"train": ["-a_b_1_2"], "val": ["c_3_4"], "test": ["d_5_6", "e_7_8", "-a_b_3_4", "gone_1_2"]}
+    "-a_b_1_2": [["a", "dog"], ["it", "runs"]],
+    "c_3_4": [["a", "cat"]],
+    "d_5_6": [["a", "cow"], ["a", "cow"]],
+    "e_7_8": [["a", "horse"]],
+    "-a_b_3_4": [["a", "cow"], ["a", "man", "eats"]],
+    "gone_1_2": [["a", "bird"]],
+}
+LISTS = {
+    "train": ["-a_b_1_2"],
+    "val": ["c_3_4"],
+    "test": ["d_5_6", "e_7_8", "-a_b_3_4", "gone_1_2"],
+}
 
 
 class BagOfPixels(Method):
@@ -64,7 +75,16 @@ def invented(tmp_path_factory):
 
 
 def prepare_invented(raw, out, **options):
-    return prepare("msvd", raw / "annotations", raw / "videos", out, allow_partial=True, frames=4, workers=1, **options)
+    return prepare(
+        "msvd",
+        raw / "annotations",
+        raw / "videos",
+        out,
+        allow_partial=True,
+        frames=4,
+        workers=1,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +109,11 @@ def test_every_video_has_a_row_and_a_reason(prepared):
     made, _ = prepared
     rows = coverage(made.videos).set_index("split")
     assert rows.loc["test", ["videos", "present"]].tolist() == [4, 2]
-    assert rows.loc["test", ["missing", "broken", "too_short"]].tolist() == [["gone_1_2"], ["e_7_8"], ["-a_b_3_4"]]
+    assert rows.loc["test", ["missing", "broken", "too_short"]].tolist() == [
+        ["gone_1_2"],
+        ["e_7_8"],
+        ["-a_b_3_4"],
+    ]
     assert rows["present"].to_dict() == {"train": 1, "val": 1, "test": 2}
     assert (made.videos.loc[made.videos["status"] != "ok", "reason"] != "").all()
     assert made.frames.count("d_5_6") == 4
@@ -125,9 +149,12 @@ def test_a_mismatch_stops_before_any_video_is_read(invented, tmp_path):
 
 @pytest.fixture
 def msrvtt(realdata, tmp_path):
-    """The real 1k-A test list with three of its thousand clips, prepared under tmp_path as a TVRKIT_HOME."""
+    """The real 1k-A test list with three of its thousand clips, prepared under tmp_path as a
+    TVRKIT_HOME."""
     annotations, out = realdata / "annotations" / "msrvtt", tmp_path / "data" / "msrvtt"
-    return prepare("msrvtt/1k-A", annotations, realdata / "videos", out, splits=["test"], allow_partial=True)[0]
+    return prepare(
+        "msrvtt/1k-A", annotations, realdata / "videos", out, splits=["test"], allow_partial=True
+    )[0]
 
 
 def recipe_settings(made):
@@ -137,7 +164,9 @@ def recipe_settings(made):
 
 def test_three_real_clips_of_a_thousand(msrvtt):
     assert msrvtt.card["counts"] == {"test": {"videos": 1000, "ok": 3, "captions": 1000}}
-    assert not msrvtt.card["partial"]  # the list is the protocol's: it is the videos that are missing
+    assert not msrvtt.card[
+        "partial"
+    ]  # the list is the protocol's: it is the videos that are missing
     assert msrvtt.card["mismatches"] == []
     assert msrvtt.card["repeated_captions"] == {"test": 5}
     assert msrvtt.card["shared_sources"] is None
@@ -180,7 +209,10 @@ def run_notebook(made, home, kernel):
     cell.source += f"\nimport os; os.environ['TVRKIT_HOME'] = {str(home)!r}"
     NotebookClient(notebook, km=kernel, timeout=60).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    texts = {name: [out["text"] for out in outputs if out.get("name") == name] for name in ("stdout", "stderr")}
+    texts = {
+        name: [out["text"] for out in outputs if out.get("name") == name]
+        for name in ("stdout", "stderr")
+    }
     return "".join(texts["stdout"]), "".join(texts["stderr"])
 
 
@@ -208,12 +240,17 @@ def test_a_store_of_other_making_is_adopted_as_it_is(invented, tmp_path):
     """HMMC's layout: `<id>_<i>` -> JPEG, nothing else; no video file is needed."""
     ids = [video_id for split in LISTS.values() for video_id in split]
     store = tmp_path / "theirs.lmdb"
-    with lmdb.open(str(store), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(store), map_size=1 << 24) as environment,
+        environment.begin(write=True) as transaction,
+    ):
         for number, video_id in enumerate(ids[1:]):
             for index in range(30):
                 image = np.full((32, 48, 3), 7 * number + index, np.uint8)
                 transaction.put(f"{video_id}_{index}".encode(), simplejpeg.encode_jpeg(image))
-    made, _ = prepare("msvd", invented / "annotations", store, tmp_path / "msvd", allow_partial=True)
+    made, _ = prepare(
+        "msvd", invented / "annotations", store, tmp_path / "msvd", allow_partial=True
+    )
     rows = made.videos.set_index("video_id")
     assert rows.loc[ids[0], "status"] == "failed"
     assert set(rows.loc[ids[1:], "frames"]) == {30}

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from tvrkit.data.text import KeywordMasker, Tagger, token_spans, tokenise
 
 # isort: split
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer  # after tvrkit, which mends torchvision for it
+from open_clip.tokenizer import (  # after tvrkit, which mends torchvision for it
+    HFTokenizer,
+    SimpleTokenizer,
+)
 
 CAPTIONS = [
     "a man is slowly cooking delicious food in the kitchen",
@@ -43,7 +46,8 @@ def chinese():
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory):
-    """CLIP's BPE with three merges only: all else falls apart into bytes, as in the embedded tokenizer."""
+    """CLIP's BPE with three merges only: all else falls apart into bytes, as in the embedded
+    tokenizer."""
     path = tmp_path_factory.mktemp("bpe") / "merges.txt.gz"
     path.write_bytes(gzip.compress(b"#version\nr e\nre d</w>\nd o\n"))
     return SimpleTokenizer(bpe_path=str(path), context_length=32)
@@ -51,8 +55,11 @@ def byte_level(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["wordpiece", "unigram"])
 def hugging_face(request, tmp_path_factory):
-    """A Chinese BERT and an XLM-R in small, made here: same model classes, same cleaning, own vocabulary."""
-    transformers = pytest.importorskip("transformers", reason="the Chinese and multilingual towers are an extra")
+    """A Chinese BERT and an XLM-R in small, made here: same model classes, same cleaning, own
+    vocabulary."""
+    transformers = pytest.importorskip(
+        "transformers", reason="the Chinese and multilingual towers are an extra"
+    )
     tokenizers = pytest.importorskip("tokenizers")
     if request.param == "wordpiece":
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -70,7 +77,9 @@ def hugging_face(request, tmp_path_factory):
         made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
         start, end, pad, unknown = "<s>", "</s>", "<pad>", "<unk>"
     ids = [(start, made.token_to_id(start)), (end, made.token_to_id(end))]
-    made.post_processor = tokenizers.processors.TemplateProcessing(f"{start} $A {end}", special_tokens=ids)
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        f"{start} $A {end}", special_tokens=ids
+    )
     folder = tmp_path_factory.mktemp(request.param)
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token=pad, unk_token=unknown, cls_token=start, sep_token=end
@@ -114,7 +123,10 @@ def test_chinese_content_words_on_hugging_face_tokens(hugging_face, chinese):
 
 def test_content_words_weigh_two(clip, english):
     tokens, _, weight = tokenise(CAPTIONS[:1], clip, 32, english)
-    words = {clip.decode([int(token)]).strip(): int(value) for token, value in zip(tokens[0], weight[0], strict=True)}
+    words = {
+        clip.decode([int(token)]).strip(): int(value)
+        for token, value in zip(tokens[0], weight[0], strict=True)
+    }
     for word in ("man", "cooking", "delicious", "food", "kitchen"):
         assert words[word] == 2, word
     for word in ("a", "is", "slowly", "in", "the", "<start_of_text>", "<end_of_text>"):
@@ -124,9 +136,15 @@ def test_content_words_weigh_two(clip, english):
 def test_every_piece_of_a_content_word_is_boosted(byte_level, chinese):
     caption = "一只红色的狗奔跑"
     _, _, weight = tokenise([caption], byte_level, 32, chinese)
-    per_character = weight[0, 1 : 1 + 3 * len(caption)].reshape(-1, 3)  # three bytes, hence tokens, each
+    per_character = weight[0, 1 : 1 + 3 * len(caption)].reshape(
+        -1, 3
+    )  # three bytes, hence tokens, each
     assert (per_character == per_character[:, :1]).all()
-    content = "".join(character for character, value in zip(caption, per_character[:, 0], strict=True) if value == 2)
+    content = "".join(
+        character
+        for character, value in zip(caption, per_character[:, 0], strict=True)
+        if value == 2
+    )
     assert content == "红色狗奔跑"
 
 
@@ -139,7 +157,9 @@ def test_spans_hold_the_text_of_their_token(clip, byte_level):
             assert [column for column, _ in spans] == list(range(1, int(mask.sum()) - 1))
             covered = {index for _, (start, end) in spans for index in range(start, end)}
             if int(mask.sum()) < 64:
-                assert covered == {index for index, character in enumerate(text) if not character.isspace()}
+                assert covered == {
+                    index for index, character in enumerate(text) if not character.isspace()
+                }
             for column, (start, end) in spans:
                 piece = tokenizer.decode([int(tokens[0, column])]).strip()
                 assert "�" in piece or text[start:end] == piece
@@ -191,13 +211,19 @@ def test_a_caption_is_tagged_once():
 
 
 def naive_weight(word, video, captions_by_video):
-    documents = {key: " ".join(captions).lower().split() for key, captions in captions_by_video.items()}
+    documents = {
+        key: " ".join(captions).lower().split() for key, captions in captions_by_video.items()
+    }
     share = documents[video].count(word) / len(documents[video])
     return share * np.log(len(documents) / sum(word in words for words in documents.values()))
 
 
 CORPUS = {
-    "a": ["a man is cooking food in the kitchen", "A man cooks food", "cooking show on the television"],
+    "a": [
+        "a man is cooking food in the kitchen",
+        "A man cooks food",
+        "cooking show on the television",
+    ],
     "b": ["a dog runs", "the dog is running in the yard"],
     "c": ["a red car is driving", "the car drives on a road in the evening"],
 }
@@ -220,7 +246,10 @@ def test_only_light_words_are_dropped():
 
 def test_masking_follows_the_generator():
     masker = KeywordMasker(CORPUS)
-    runs = [[masker("c", CORPUS["c"][1], rng) for _ in range(20)] for rng in map(np.random.default_rng, (3, 3, 4))]
+    runs = [
+        [masker("c", CORPUS["c"][1], rng) for _ in range(20)]
+        for rng in map(np.random.default_rng, (3, 3, 4))
+    ]
     assert runs[0] == runs[1] != runs[2]
     assert len(set(runs[0])) > 3
 

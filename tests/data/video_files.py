@@ -33,10 +33,17 @@ def write_video(
     """`times`: milliseconds at which each frame is shown; 30 frames a second where None."""
     with av.open(str(path), "w", format=format, options=flags or {}) as container:
         stream = container.add_stream(
-            codec, rate=30, options={"preset": "ultrafast", "crf": "4"} if codec == "libx264" else {}
+            codec,
+            rate=30,
+            options={"preset": "ultrafast", "crf": "4"} if codec == "libx264" else {},
         )
         stream.bit_rate = 4_000_000
-        stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = width, height, pixels, gop
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = (
+            width,
+            height,
+            pixels,
+            gop,
+        )
         for index, image in enumerate(pictures(count, height, width)):
             frame = av.VideoFrame.from_ndarray(image)
             if times is not None:
@@ -49,7 +56,9 @@ def write_video(
 def write_audio(path):
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 16000), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -81,4 +90,6 @@ def over_report(path, frames=10_000):
 def indices(frames):
     """Which frame of `pictures` each one is, from its lower right quarter."""
     height, width = frames.shape[1:3]
-    return np.rint(frames[:, height // 2 :, width // 2 :].mean((1, 2, 3)) / STEP).astype(int).tolist()
+    return (
+        np.rint(frames[:, height // 2 :, width // 2 :].mean((1, 2, 3)) / STEP).astype(int).tolist()
+    )

@@ -1,5 +1,5 @@
 """Data: annotations, decoding, the frame store, text and loaders."""
 
-from tvrkit.data.adapters import load_annotations
+from tvrkit.data.annotations import load_annotations
 
 __all__ = ["load_annotations"]

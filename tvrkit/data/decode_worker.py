@@ -1,11 +1,12 @@
 """What reads one video file, in a process of its own.
 
-decord reads what it is right about: plain MP4, Matroska and AVI whose header and packets agree. PyAV reads the
-rest (MPEG-TS, whose frames decord mixes up; wrong frame counts, at which decord hangs; rotation; 10-bit, 4:4:4
-and odd sizes; several video streams), and whatever decord fails on or hangs at.
+decord reads what it is right about: plain MP4, Matroska and AVI whose header and packets agree.
+PyAV reads the rest (MPEG-TS, whose frames decord mixes up; wrong frame counts, at which decord
+hangs; rotation; 10-bit, 4:4:4 and odd sizes; several video streams), and whatever decord fails on
+or hangs at.
 
-Run as a program, this file is the worker. It imports nothing of the package: it starts in a third of a second,
-holds no torch, and costs little to kill and replace.
+Run as a program, this file is the worker. It imports nothing of the package: it starts in a third
+of a second, holds no torch, and costs little to kill and replace.
 """
 
 from __future__ import annotations
@@ -22,12 +23,24 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-BEST, SECOND = "best", "pyav"  # the decoder that fits the file; the one that is left when that one died
+BEST, SECOND = (
+    "best",
+    "pyav",
+)  # the decoder that fits the file; the one that is left when that one died
 READY = b"ready"
 DECORD_FORMATS = {"mov", "matroska", "avi"}
 DECORD_PIXELS = {"yuv420p", "yuvj420p"}
-REFUSED_FORMATS = {"hls", "dash", "concat", "sdp", "tty", "image2"}  # lists of files, addresses, text, stills
-MEMORY_LIMIT = 4 << 30  # bytes of address space: a header that claims absurd sizes costs its worker only
+REFUSED_FORMATS = {
+    "hls",
+    "dash",
+    "concat",
+    "sdp",
+    "tty",
+    "image2",
+}  # lists of files, addresses, text, stills
+MEMORY_LIMIT = (
+    4 << 30
+)  # bytes of address space: a header that claims absurd sizes costs its worker only
 FRAMES_PER_SECOND = 200  # a long video's time limit grows by a second per so many frames
 BATCH = 8  # frames decord holds at a time
 
@@ -62,23 +75,28 @@ SAMPLERS = {
 }
 
 
-def sample(sampling: str, available: int, count: int, rng: np.random.Generator | None = None) -> np.ndarray:
+def sample(
+    sampling: str, available: int, count: int, rng: np.random.Generator | None = None
+) -> np.ndarray:
     """Which of `available` frames are taken.
 
-    uniform: the middle of each of `count` equal segments; segment-random: a random frame of each; random: any
-    `count` distinct ones; head, tail: the first, the last ones.
+    uniform: the middle of each of `count` equal segments; segment-random: a random frame of each;
+    random: any `count` distinct ones; head, tail: the first, the last ones.
 
     Args:
         rng: source of the two random samplings; seeded with 0 where None.
 
     Returns:
-        (min(count, available),) int64, rising. A video with no more frames than asked for gives each of them.
+        (min(count, available),) int64, rising. A video with no more frames than asked for gives
+        each of them.
 
     Raises:
         ValueError: unknown sampling, or a count below 1.
     """
     if sampling not in SAMPLERS:
-        raise ValueError(f"unknown sampling {sampling!r}: expected one of {', '.join(sorted(SAMPLERS))}")
+        raise ValueError(
+            f"unknown sampling {sampling!r}: expected one of {', '.join(sorted(SAMPLERS))}"
+        )
     if count < 1:
         raise ValueError(f"expected a count of frames of at least 1, got {count}")
     if count >= available:
@@ -104,7 +122,7 @@ class Job:
 
 
 def about(**known) -> dict:
-    """What is told of a file; see `tvrkit.data.decode.DecodePool.run`."""
+    """What is told of a file; see `tvrkit.data.decoders.DecodePool.run`."""
     nothing = {"frames": 0, "shape": None, "fps": 0.0, "duration": 0.0, "width": 0, "height": 0}
     return {**nothing, "decoder": "", "reason": "", **known}
 
@@ -117,7 +135,9 @@ class _Unreadable(Exception):
 class _Probe:
     """What the packets of a file say, after decoding only its first frame."""
 
-    times: np.ndarray  # (N,) int64, when each frame is shown, rising; (0,) where the file does not say clearly
+    times: (
+        np.ndarray
+    )  # (N,) int64, when each frame is shown, rising; (0,) where the file does not say clearly
     keys: np.ndarray  # those of `times` that decoding can start at
     count: int  # frames there are
     base: float  # seconds per unit of `times`
@@ -136,7 +156,9 @@ def _open(path: str):
     names = set(container.format.name.split(","))
     if names & REFUSED_FORMATS or any(name.endswith("_pipe") for name in names):
         raise _Unreadable(f"no video ({container.format.long_name})")
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    streams = [
+        s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
+    ]
     if not streams:
         raise _Unreadable("no video stream" + (", only audio" if container.streams.audio else ""))
     streams[0].codec_context.thread_count = 1
@@ -163,9 +185,13 @@ def _decoded(container, stream) -> Iterator:
 def _probe(path: str) -> _Probe:
     container, stream = _open(path)
     with container:
-        # (time, can start here, hidden by an edit list) of each packet; the last one demuxed is an empty mark
-        packets = [(p.pts if p.pts is not None else p.dts, p.is_keyframe, p.is_discard)
-                   for p in _packets(container, stream) if p.size]  # fmt: skip
+        # (time, can start here, hidden by an edit list) of each packet; the last one demuxed is an
+        # empty mark
+        packets = [
+            (p.pts if p.pts is not None else p.dts, p.is_keyframe, p.is_discard)
+            for p in _packets(container, stream)
+            if p.size
+        ]
         promised, base = stream.frames, float(stream.time_base)
         fps = float(stream.average_rate or stream.base_rate or 0) or 25.0
         ordinary = bool(DECORD_FORMATS & set(container.format.name.split(",")))
@@ -182,9 +208,13 @@ def _probe(path: str) -> _Probe:
     ordinary &= clear and promised in (0, len(packets)) and len(shown) == len(packets)
     ordinary &= first.format.name in DECORD_PIXELS and not first.rotation
     ordinary &= first.width % 2 == first.height % 2 == 0
-    damage = f"cut off: {len(packets)} of {promised} frames are there" if promised > len(packets) else ""
+    damage = (
+        f"cut off: {len(packets)} of {promised} frames are there" if promised > len(packets) else ""
+    )
     turns = round(first.rotation / 90) % 4
-    return _Probe(times, keys, len(shown), base, fps, first.width, first.height, turns, ordinary, damage)
+    return _Probe(
+        times, keys, len(shown), base, fps, first.width, first.height, turns, ordinary, damage
+    )
 
 
 def _times(packets: list[tuple]) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -197,7 +227,8 @@ def _times(packets: list[tuple]) -> tuple[np.ndarray, np.ndarray, bool]:
 
 
 def _timeline(times: np.ndarray) -> np.ndarray:
-    """(N,) the frame shown in the middle of each of N equal spans of time: 0..N-1 at a constant rate."""
+    """(N,) the frame shown in the middle of each of N equal spans of time: 0..N-1 at a constant
+    rate."""
     step = (times[-1] - times[0]) / (len(times) - 1)
     middle = times[0] + (np.arange(len(times)) + 0.5) * step
     return np.searchsorted(times, middle, side="right") - 1
@@ -210,7 +241,9 @@ def _scale(frame, probe: _Probe, size: int | None) -> np.ndarray:
     return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
 
 
-def _by_decord(path: str, probe: _Probe, wanted: np.ndarray, size: int | None) -> Iterator[np.ndarray]:
+def _by_decord(
+    path: str, probe: _Probe, wanted: np.ndarray, size: int | None
+) -> Iterator[np.ndarray]:
     import av
     import decord
 
@@ -226,14 +259,21 @@ def _by_decord(path: str, probe: _Probe, wanted: np.ndarray, size: int | None) -
             yield _scale(av.VideoFrame.from_ndarray(picture), probe, size)
 
 
-def _by_pyav(path: str, probe: _Probe, wanted: np.ndarray, size: int | None, seek: bool) -> Iterator[np.ndarray]:
-    """The wanted frames, fewer where the stream ends early. Without `seek` they are counted from the start."""
+def _by_pyav(
+    path: str, probe: _Probe, wanted: np.ndarray, size: int | None, seek: bool
+) -> Iterator[np.ndarray]:
+    """The wanted frames, fewer where the stream ends early. Without `seek` they are counted from
+    the start."""
     container, stream = _open(path)
     position = -1
     with container:
         frames = _decoded(container, stream)
         for index in wanted:
-            key = probe.keys[np.searchsorted(probe.keys, probe.times[index], side="right") - 1] if seek else None
+            key = (
+                probe.keys[np.searchsorted(probe.keys, probe.times[index], side="right") - 1]
+                if seek
+                else None
+            )
             if seek and position < np.searchsorted(probe.times, key) - 1:
                 container.seek(int(key), stream=stream)
                 frames = _decoded(container, stream)
@@ -247,7 +287,9 @@ def _by_pyav(path: str, probe: _Probe, wanted: np.ndarray, size: int | None, see
             yield np.ascontiguousarray(np.rot90(_scale(frame, probe, size), probe.turns))
 
 
-def _read(job: Job, path: str, probe: _Probe, wanted: np.ndarray, decoder: str) -> tuple[str, list, list[bytes]]:
+def _read(
+    job: Job, path: str, probe: _Probe, wanted: np.ndarray, decoder: str
+) -> tuple[str, list, list[bytes]]:
     """The decoder that was right, the frames' shape, and the frames."""
     import simplejpeg
 
@@ -255,7 +297,11 @@ def _read(job: Job, path: str, probe: _Probe, wanted: np.ndarray, decoder: str) 
         shape, blobs = None, []
         for frame in frames:
             shape = list(frame.shape)
-            blobs.append(frame.tobytes() if job.quality is None else simplejpeg.encode_jpeg(frame, quality=job.quality))
+            blobs.append(
+                frame.tobytes()
+                if job.quality is None
+                else simplejpeg.encode_jpeg(frame, quality=job.quality)
+            )
         return shape, blobs
 
     # whatever goes wrong with the faster ways, the next one has its turn
@@ -278,14 +324,20 @@ def _work(job: Job, decoder: str, timeout: float) -> tuple[dict, list[bytes]]:
     if len(wanted) < probe.count and len(probe.times):
         wanted = _timeline(probe.times)[wanted]
     used, shape, blobs = _read(job, path, probe, wanted, decoder)
-    lost = f"damaged: {len(blobs)} of {len(wanted)} frames can be decoded" if len(blobs) < len(wanted) else ""
+    lost = (
+        f"damaged: {len(blobs)} of {len(wanted)} frames can be decoded"
+        if len(blobs) < len(wanted)
+        else ""
+    )
     width, height = (probe.height, probe.width) if probe.turns % 2 else (probe.width, probe.height)
     known = {
         "fps": round(probe.fps, 4),
         "duration": round(probe.count / probe.fps, 4),
         "reason": "; ".join(filter(None, (probe.damage, lost))),
     }
-    return about(frames=len(blobs), shape=shape, decoder=used, width=width, height=height, **known), blobs
+    return about(
+        frames=len(blobs), shape=shape, decoder=used, width=width, height=height, **known
+    ), blobs
 
 
 def _answer(request: dict, timeout: float) -> tuple[dict, list[bytes]]:
@@ -299,19 +351,26 @@ def _answer(request: dict, timeout: float) -> tuple[dict, list[bytes]]:
     except (av.error.FFmpegError, OSError) as error:
         return about(reason=f"can't be read: {error.strerror}"), []
     except Exception as error:  # whatever a library makes of a hostile file is that file's reason
-        return about(reason=f"can't be read: {type(error).__name__} {' '.join(str(error).split())}"[:200]), []
+        return about(
+            reason=f"can't be read: {type(error).__name__} {' '.join(str(error).split())}"[:200]
+        ), []
 
 
 def _serve(connection: Connection, timeout: float) -> None:
-    """Answer jobs until the other side goes. SIGALRM, at its default, ends the process whatever it does."""
+    """Answer jobs until the other side goes. SIGALRM, at its default, ends the process whatever it
+    does."""
     import av  # noqa: F401  imported here so that the first file's time is its own
     import decord  # noqa: F401
     import simplejpeg  # noqa: F401
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then closes the pool
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the main process, which then closes the pool
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     connection.send_bytes(READY)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what libraries say about broken files
+    os.dup2(
+        os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()
+    )  # what libraries say about broken files
     with contextlib.suppress(EOFError, OSError):
         while True:
             request = json.loads(connection.recv_bytes())

@@ -1,7 +1,7 @@
 """Batches: captions drawn and tokenised, frames sampled from the store.
 
-Whatever is random about an item comes from (seed, epoch, item): neither the number of worker processes nor a
-resumed run changes a batch.
+Whatever is random about an item comes from (seed, epoch, item): neither the number of worker
+processes nor a resumed run changes a batch.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import InterpolationMode, v2
 
-from tvrkit.config import Config, DataConfig, choose
-from tvrkit.data.decode import SAMPLERS, sample
+from tvrkit._torchvision import InterpolationMode, v2
+from tvrkit.data.batch import TextVideoBatch
+from tvrkit.data.decoders import SAMPLERS, sample
 from tvrkit.data.manifest import Manifest, Split
-from tvrkit.data.shapes import Truth
 from tvrkit.data.store import FrameStore
 from tvrkit.data.text import KeywordMasker, Tagger, tokenise
-from tvrkit.protocol import TextVideoBatch
+from tvrkit.settings import Config, DataConfig, choose
+from tvrkit.shapes.scenes import Truth
 
 TRAIN_SPLIT = "train"
 tagger = cache(Tagger)  # one per language and process: it remembers what it has tagged
@@ -35,8 +35,8 @@ def augmentation(size: int) -> v2.Transform:
         size: S, of the result.
 
     Returns:
-        A transform (F, 3, H, W) uint8 -> (F, 3, S, S) uint8: random resized crop (0.2 to 1 of the area), colour
-        jitter, grey, blur, horizontal flip.
+        A transform (F, 3, H, W) uint8 -> (F, 3, S, S) uint8: random resized crop (0.2 to 1 of the
+        area), colour jitter, grey, blur, horizontal flip.
     """
     blur = v2.GaussianBlur(2 * (size // 20) + 1, (0.1, 2.0))
     return v2.Compose(
@@ -69,7 +69,7 @@ class Clips:
         counts: stored frames of each video.
         length: F, frames of a clip; a video with fewer is padded.
         size: S, height and width of a frame.
-        sampling: name, see `tvrkit.data.decode.sample`.
+        sampling: name, see `tvrkit.data.decoders.sample`.
         augment: see `augmentation`.
     """
 
@@ -82,15 +82,22 @@ class Clips:
     augment: bool
 
     @classmethod
-    def of(cls, manifest: Manifest, split: Split, data: DataConfig, size: int, training: bool) -> Clips:
-        """The clips a recipe's `data` section asks for; `max_frames` or what the longest video has."""
+    def of(
+        cls, manifest: Manifest, split: Split, data: DataConfig, size: int, training: bool
+    ) -> Clips:
+        """The clips a recipe's `data` section asks for; `max_frames` or what the longest video
+        has."""
         counts = manifest.videos.set_index("video_id")["frames"][split.video_ids].tolist()
-        sampling = choose("sampling", data.train_sampling if training else data.eval_sampling, SAMPLERS)
+        sampling = choose(
+            "sampling", data.train_sampling if training else data.eval_sampling, SAMPLERS
+        )
         length = min(data.max_frames, max(counts))
         augment = training and data.augmentation
         return cls(manifest.frames, split.video_ids, counts, length, size, sampling, augment)
 
-    def read(self, rows: Sequence[int], draws: Sequence[np.random.Generator | None]) -> tuple[Tensor, Tensor]:
+    def read(
+        self, rows: Sequence[int], draws: Sequence[np.random.Generator | None]
+    ) -> tuple[Tensor, Tensor]:
         """Clips of the videos `rows`, each with its own random draw.
 
         Returns:
@@ -115,9 +122,11 @@ class Clips:
 
 
 def tags(manifest: Manifest, split: Split) -> list[str]:
-    """A second text for each caption of the split: its video's tags, or the caption itself where those are empty.
+    """A second text for each caption of the split: its video's tags, or the caption itself where
+    those are empty.
 
-    They are the column `tags` of the captions (CHVTT); in shapes, what `Truth.tags` makes of the first caption.
+    They are the column `tags` of the captions (CHVTT); in shapes, what `Truth.tags` makes of the
+    first caption.
 
     Raises:
         ValueError: the data set has none.
@@ -127,11 +136,14 @@ def tags(manifest: Manifest, split: Split) -> list[str]:
         return captions["tags"].where(captions["tags"] != "", captions["caption"]).tolist()
     if manifest.card.get("protocol") == "shapes":
         return Truth.open(manifest.root).tags(captions)
-    raise ValueError(f"data.captions is 'tagged', but {manifest.root.name} has no tags: expected 'one' or 'all'")
+    raise ValueError(
+        f"data.captions is 'tagged', but {manifest.root.name} has no tags: expected 'one' or 'all'"
+    )
 
 
 class TrainData(Dataset):
-    """Training items: a video with a random one of its captions (and its tags), or each caption with its video.
+    """Training items: a video with a random one of its captions (and its tags), or each caption
+    with its video.
 
     The loader asks for whole batches of (epoch, item), see `EpochOrder`.
     """
@@ -175,14 +187,17 @@ class TrainData(Dataset):
             text = _tokenise(texts, self.tokenizer, self.data)
         clips = self.clips.read(videos, draws)
         extras = {name: part[captions] for name, part in self.extras.items()}
-        return TextVideoBatch(*text, *clips, torch.from_numpy(videos), torch.tensor(captions), extras)
+        return TextVideoBatch(
+            *text, *clips, torch.from_numpy(videos), torch.tensor(captions), extras
+        )
 
     def _caption(self, item: int, draw: np.random.Generator) -> int:
         return item if self.data.captions == "all" else int(draw.choice(self.of_video[item]))
 
 
 class EpochOrder(Sampler):
-    """(epoch, item) in the epoch's own random order. Workers learn the epoch from what they are asked for."""
+    """(epoch, item) in the epoch's own random order. Workers learn the epoch from what they are
+    asked for."""
 
     def __init__(self, data: TrainData):
         self.data = data
@@ -209,7 +224,8 @@ class _VideoData(Dataset):
 
 
 def train_loader(manifest: Manifest, config: Config, backbone, *, seed: int) -> DataLoader:
-    """Batches of the training split, in another order each epoch (`loader.dataset.set_epoch(epoch)`).
+    """Batches of the training split, in another order each epoch
+    (`loader.dataset.set_epoch(epoch)`).
 
     A last batch that is not full is dropped, unless it is the only one.
 
@@ -228,11 +244,14 @@ def video_loader(split: Split, config: Config, backbone, manifest: Manifest) -> 
 
 
 def text_loader(split: Split, config: Config, backbone, manifest: Manifest) -> DataLoader:
-    """Batches of a split's captions in order: tokens, token_mask, token_weight, video_index, caption_index."""
+    """Batches of a split's captions in order: tokens, token_mask, token_weight, video_index,
+    caption_index."""
     text = _tokenise(split.captions["caption"].tolist(), backbone.tokenizer, config.data)
     videos, captions = torch.from_numpy(split.video_of_caption), torch.arange(len(split.captions))
     whole = TextVideoBatch(*text, video_index=videos, caption_index=captions)
-    return DataLoader(range(len(whole)), config.eval.batch_size, collate_fn=lambda rows: whole[torch.tensor(rows)])
+    return DataLoader(
+        range(len(whole)), config.eval.batch_size, collate_fn=lambda rows: whole[torch.tensor(rows)]
+    )
 
 
 def _tokenise(captions: list[str], tokenizer, data: DataConfig) -> tuple[Tensor, Tensor, Tensor]:

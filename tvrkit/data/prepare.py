@@ -9,13 +9,20 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from tvrkit.data import manifest, shapes
-from tvrkit.data.adapters import load_annotations, resolve
-from tvrkit.data.frames import NO_FILE, FrameStore, extract, find_videos
+from tvrkit.data import manifest
+from tvrkit.data.annotations import load_annotations, resolve
+from tvrkit.data.extract import NO_FILE, FrameStore, extract, find_videos
 from tvrkit.data.splits import SplitReport, check_splits
-from tvrkit.reproducibility import write_text
+from tvrkit.files import write_text
+from tvrkit.shapes import scenes as shapes
 
-FRAMES = {"msrvtt": 30, "vatex": 30, "chvtt": 48, "didemo": 64, "activitynet": 64}  # HMMC's stores; 64 for paragraphs
+FRAMES = {
+    "msrvtt": 30,
+    "vatex": 30,
+    "chvtt": 48,
+    "didemo": 64,
+    "activitynet": 64,
+}  # HMMC's stores; 64 for paragraphs
 FRAMES_ELSEWHERE = 12
 SHORT_SIDE = 256  # pixels: enough for a random crop to any 224-pixel backbone
 
@@ -33,13 +40,14 @@ def prepare(
     allow_partial: bool = False,
     workers: int = 2,
 ) -> tuple[manifest.Manifest, SplitReport]:
-    """Read and check the annotations, find and extract the videos, write the folder that recipes name.
+    """Read and check the annotations, find and extract the videos, write the folder that recipes
+    name.
 
     Args:
         name: data set ("msrvtt", its default protocol) or protocol ("msrvtt/full").
         root: folder of the annotation files.
-        videos: any tree of video files; or an LMDB frame store that is there already, in the kit's key layout or HMMC's
-            (`<id>_<i>`), which is linked to and not copied.
+        videos: any tree of video files; or an LMDB frame store that is there already, in the kit's
+            key layout or HMMC's (`<id>_<i>`), which is linked to and not copied.
         out: folder of the prepared data set.
         language: of the captions; the protocol's first where None.
         splits: only their files are read and checked; all of the protocol's where None.
@@ -61,15 +69,19 @@ def prepare(
         found = find_videos(videos, split_of.index)
         count = frames or FRAMES.get(dataset, FRAMES_ELSEWHERE)
         files = {video_id: found.get(video_id) for video_id in split_of.index}
-        rows = extract(files, out / manifest.STORE, frames=count, short_side=short_side, workers=workers)
+        rows = extract(
+            files, out / manifest.STORE, frames=count, short_side=short_side, workers=workers
+        )
     rows = rows.assign(split=rows["video_id"].map(split_of))
     return manifest.write(out, captions, rows, _card(report)), report
 
 
 def adopt_store(store: Path, out: Path, ids: Iterable[str]) -> pd.DataFrame:
-    """Link `out`/frames.lmdb to a frame store of other making; a row per id, as `extract` returns them.
+    """Link `out`/frames.lmdb to a frame store of other making; a row per id, as `extract` returns
+    them.
 
-    What only the video file knows (fps, duration, bytes) is 0; `requested` is the most frames any video has.
+    What only the video file knows (fps, duration, bytes) is 0; `requested` is the most frames any
+    video has.
 
     Raises:
         ValueError: `out` has another store, or none of the ids has frames in this one.
@@ -81,22 +93,34 @@ def adopt_store(store: Path, out: Path, ids: Iterable[str]) -> pd.DataFrame:
     if link.resolve() != store.resolve():
         raise ValueError(f"{link} is another store than {store}: choose another folder")
     source = FrameStore(link)
-    counts = {video_id: source.count(video_id) for video_id in tqdm(ids, desc="counting frames", delay=2)}
+    counts = {
+        video_id: source.count(video_id) for video_id in tqdm(ids, desc="counting frames", delay=2)
+    }
     if not any(counts.values()):
-        raise ValueError(f"{store}: expected frames of {len(counts)} videos, such as {next(iter(counts))}, found none")
-    return pd.DataFrame([_adopted(source, *entry, max(counts.values())) for entry in counts.items()])
+        raise ValueError(
+            f"{store}: expected frames of {len(counts)} videos, such as {next(iter(counts))}, found none"
+        )
+    return pd.DataFrame(
+        [_adopted(source, *entry, max(counts.values())) for entry in counts.items()]
+    )
 
 
 def _adopted(store: FrameStore, video_id: str, count: int, most: int) -> dict:
     height, width = store.read(video_id, [0]).shape[1:3] if count else (0, 0)
     status, reason = ("ok", "") if count else ("failed", NO_FILE)
-    about = {"video_id": video_id, "file": str(store.path.resolve().name), "status": status, "reason": reason}
+    about = {
+        "video_id": video_id,
+        "file": str(store.path.resolve().name),
+        "status": status,
+        "reason": reason,
+    }
     sizes = {"width": width, "height": height, "fps": 0.0, "duration": 0.0, "bytes": 0}
     return about | sizes | {"requested": most, "frames": count}
 
 
 def _card(report: SplitReport) -> dict:
-    """What the check found; `shared_sources` counts test videos, and is None where the sources are not known."""
+    """What the check found; `shared_sources` counts test videos, and is None where the sources are
+    not known."""
     repeated = report.table.set_index("split")["repeated_captions"]
     return {
         "protocol": report.protocol,
@@ -115,7 +139,12 @@ def prepare_shapes(out: Path, seed: int = 0, workers: int = 2) -> manifest.Manif
 
 
 def extract_folder(
-    folder: Path, out: Path, *, frames: int = FRAMES_ELSEWHERE, short_side: int | None = SHORT_SIDE, workers: int = 2
+    folder: Path,
+    out: Path,
+    *,
+    frames: int = FRAMES_ELSEWHERE,
+    short_side: int | None = SHORT_SIDE,
+    workers: int = 2,
 ) -> pd.DataFrame:
     """Every file of a tree into `out`/frames.lmdb, and a row for each in `out`/videos.jsonl.
 
@@ -130,7 +159,9 @@ def extract_folder(
     if not files:
         raise ValueError(f"{folder}: expected videos, found no file")
     out.mkdir(parents=True, exist_ok=True)
-    rows = extract(files, out / manifest.STORE, frames=frames, short_side=short_side, workers=workers)
+    rows = extract(
+        files, out / manifest.STORE, frames=frames, short_side=short_side, workers=workers
+    )
     rows["file"] = [str(file.relative_to(folder)) for file in files.values()]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_dict("records"))
     write_text(out / manifest.VIDEOS, "".join(lines))

@@ -1,4 +1,5 @@
-"""Annotation files read strictly: exactly what is in them, or one error that names the file and the place."""
+"""Annotation files read strictly: exactly what is in them, or one error that names the file and the
+place."""
 
 from __future__ import annotations
 
@@ -43,13 +44,15 @@ def read_json(path: Path, kind: Any):
     """A JSON file of the type `kind`.
 
     Raises:
-        ValueError: malformed, a key twice in one object, NaN, a missing field or a wrong type; says where.
+        ValueError: malformed, a key twice in one object, NaN, a missing field or a wrong type; says
+            where.
     """
     return _checked(_parse(_read_text(path), path.name), kind, path.name)
 
 
 def read_json_lines(path: Path, kind: Any) -> list:
-    """One JSON value of the type `kind` a line; blank lines count for nothing. Errors as `read_json`."""
+    """One JSON value of the type `kind` a line; blank lines count for nothing. Errors as
+    `read_json`."""
     lines = enumerate(read_lines(path), start=1)
     rows = [_parse(line, f"{path.name} line {number}") for number, line in lines if line.strip()]
     return _checked(rows, list[kind], path.name)
@@ -66,10 +69,14 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{path.name}: expected a csv with a header, got {error}") from None
     if missing := [name for name in columns if name not in header]:
-        raise ValueError(f"{path.name}: expected columns {', '.join(columns)}, missing {', '.join(missing)}")
+        raise ValueError(
+            f"{path.name}: expected columns {', '.join(columns)}, missing {', '.join(missing)}"
+        )
     for number, row in enumerate(rows, start=2):
         if row and len(row) != len(header):
-            raise ValueError(f"{path.name} line {number}: expected {len(header)} fields, got {len(row)}")
+            raise ValueError(
+                f"{path.name} line {number}: expected {len(header)} fields, got {len(row)}"
+            )
     return [dict(zip(header, row, strict=True)) for row in rows if row]
 
 
@@ -82,7 +89,9 @@ def read_table(path: Path, columns: int) -> list[list[str]]:
     rows = [line.split("\t") for line in read_lines(path) if line.strip()]
     for number, row in enumerate(rows, start=1):
         if len(row) != columns:
-            raise ValueError(f"{path.name} row {number}: expected {columns} tab-separated fields, got {len(row)}")
+            raise ValueError(
+                f"{path.name} row {number}: expected {columns} tab-separated fields, got {len(row)}"
+            )
     return rows
 
 
@@ -95,7 +104,9 @@ def read_pickle(path: Path, kind: Any):
     try:
         value = _BuiltinsUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
     except Exception as error:  # as the pickle module documents, a damaged file may raise anything
-        raise ValueError(f"{path.name}: expected a pickle of builtin types, got {error!r:.200}") from None
+        raise ValueError(
+            f"{path.name}: expected a pickle of builtin types, got {error!r:.200}"
+        ) from None
     return _checked(value, kind, path.name)
 
 
@@ -104,7 +115,9 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in _read_text(path).split("\n")]
 
 
-class _BuiltinsUnpickler(pickle._Unpickler):  # the one in Python: C's allocates whatever a damaged index asks for
+class _BuiltinsUnpickler(
+    pickle._Unpickler
+):  # the one in Python: C's allocates whatever a damaged index asks for
     ALLOWED = ("list", "dict", "tuple", "set", "str", "int", "float", "bool")
 
     def find_class(self, module, name):
@@ -143,4 +156,6 @@ def _checked(value, kind, where: str):
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the top"
-        raise ValueError(f"{where}: at {place}: {first['msg']}, got {first['input']!r:.80}") from None
+        raise ValueError(
+            f"{where}: at {place}: {first['msg']}, got {first['input']!r:.80}"
+        ) from None

@@ -1,4 +1,5 @@
-"""Is this the protocol it says it is? Counts, id hashes, overlaps and shared sources, against a table."""
+"""Is this the protocol it says it is? Counts, id hashes, overlaps and shared sources, against a
+table."""
 
 from __future__ import annotations
 
@@ -9,19 +10,21 @@ from itertools import combinations
 
 import pandas as pd
 
-from tvrkit import paths
+from tvrkit import files
 
-PROTOCOL_TABLE = paths.ASSETS / "protocols.csv"
+PROTOCOL_TABLE = files.ASSETS / "protocols.csv"
 NAMED = 5  # ids named in a message
 
 
 def id_hash(video_ids: Iterable[str]) -> str:
-    """SHA-256 of the sorted distinct ids, one a line: the same for the same set of videos in any order."""
+    """SHA-256 of the sorted distinct ids, one a line: the same for the same set of videos in any
+    order."""
     return hashlib.sha256("\n".join(sorted(set(video_ids))).encode()).hexdigest()
 
 
 def expected_counts() -> pd.DataFrame:
-    """A row per protocol, language and split: videos, captions, ids_sha256, source; empty where not known."""
+    """A row per protocol, language and split: videos, captions, ids_sha256, source; empty where not
+    known."""
     types = {"videos": "Int64", "captions": "Int64"}
     return pd.read_csv(PROTOCOL_TABLE, dtype=types, comment="#").fillna({"ids_sha256": ""})
 
@@ -32,13 +35,14 @@ class SplitReport:
 
     Attributes:
         protocol: full name.
-        table: a row per split: videos, captions, repeated_captions (rows whose text the split had before),
-            ids_sha256, expected_videos, expected_captions, expected_ids_sha256, source.
+        table: a row per split: videos, captions, repeated_captions (rows whose text the split had
+            before), ids_sha256, expected_videos, expected_captions, expected_ids_sha256, source.
         overlaps: ids in two splits, by the pair of splits.
-        shared_sources: test videos cut from a source that training has too; None where no file tells the
-            sources, or one of the two splits was not read.
+        shared_sources: test videos cut from a source that training has too; None where no file
+            tells the sources, or one of the two splits was not read.
         notes: what the reader left out or mended.
-        mismatches: what differs from the protocol, one line each. Results of such a run are not comparable.
+        mismatches: what differs from the protocol, one line each. Results of such a run are not
+            comparable.
     """
 
     protocol: str
@@ -64,7 +68,10 @@ class SplitReport:
             f"{self.protocol}: {'PARTIAL, not comparable' if self.partial else 'as expected'}",
             shown.to_string(index=False, na_rep="-"),
             f"test videos that share their source with training: {shared}",
-            *(f"in {first} and {second}: {len(ids)}" for (first, second), ids in self.overlaps.items()),
+            *(
+                f"in {first} and {second}: {len(ids)}"
+                for (first, second), ids in self.overlaps.items()
+            ),
             *(f"mismatch: {line}" for line in self.mismatches),
             *(f"note: {line}" for line in self.notes),
             *(f"source of {row.split}: {row.source}" for row in self.table.itertuples()),
@@ -73,7 +80,8 @@ class SplitReport:
 
 
 def check_splits(captions: pd.DataFrame, protocol: str, allow_partial: bool = False) -> SplitReport:
-    """Compare the splits in `captions` with what their protocol should have; those not read are not checked.
+    """Compare the splits in `captions` with what their protocol should have; those not read are not
+    checked.
 
     Args:
         captions: table of `load_annotations`, one language.
@@ -84,7 +92,11 @@ def check_splits(captions: pd.DataFrame, protocol: str, allow_partial: bool = Fa
         ValueError: a count or an id hash differs, or splits overlap; says expected and found.
     """
     language = captions["language"].iloc[0]
-    expected = expected_counts().query("protocol == @protocol and language == @language").set_index("split")
+    expected = (
+        expected_counts()
+        .query("protocol == @protocol and language == @language")
+        .set_index("split")
+    )
     groups = dict(iter(captions.groupby("split", sort=False)))
     table = pd.DataFrame([_count(split, group, expected) for split, group in groups.items()])
     ids = {split: set(group["video_id"]) for split, group in groups.items()}
@@ -92,9 +104,13 @@ def check_splits(captions: pd.DataFrame, protocol: str, allow_partial: bool = Fa
     mismatches = [line for row in table.itertuples() for line in _differences(row)]
     for (first, second), both in overlaps.items():
         named = ", ".join(both[:NAMED])
-        mismatches.append(f"{first} and {second}: expected no video in both, found {len(both)}: {named}")
+        mismatches.append(
+            f"{first} and {second}: expected no video in both, found {len(both)}: {named}"
+        )
     if mismatches and not allow_partial:
-        raise ValueError(f"{protocol} {language}: {'; '.join(mismatches)} (--allow-partial goes on and labels the run)")
+        raise ValueError(
+            f"{protocol} {language}: {'; '.join(mismatches)} (--allow-partial goes on and labels the run)"
+        )
     shared, notes = _shared(ids, captions.attrs.get("sources")), captions.attrs.get("notes", [])
     return SplitReport(protocol, table, overlaps, shared, list(notes), mismatches)
 

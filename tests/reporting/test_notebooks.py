@@ -1,0 +1,212 @@
+"""Headless reproduction: order, skipping, failures that are kept and named."""
+
+import os
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from tvrkit import files
+from tvrkit.recipes import load_profile
+from tvrkit.reporting import notebooks as reproduce
+from tvrkit.reporting import pages as report
+from tvrkit.settings import Profile
+
+PARAMETERS = "recipe = None\nprofile = None\nrun = None\nseed = 0\ndevice = None"
+RECIPE = "dmae_shapes"
+TASKS = ("01_data_preparation", "02_training", "03_evaluation")
+
+
+@pytest.fixture
+def kit(tmp_path, monkeypatch):
+    """Three notebooks that only print what they were asked to do."""
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    (tmp_path / "notebooks").mkdir()
+    for name in TASKS:
+        write(tmp_path, name, f"print('{name}', recipe, profile, run, seed, device)")
+    root = files.run("mine")
+
+    def plan(profile, run):
+        return [
+            reproduce.Task("01_data_preparation", root, RECIPE, 0),
+            reproduce.Task("02_training", root / RECIPE / "seed0", RECIPE, 0),
+            reproduce.Task("03_evaluation", root, RECIPE, 0),
+        ]
+
+    monkeypatch.setattr(reproduce, "plan", plan)
+    monkeypatch.setattr(report, "write_index", lambda run: None)
+    monkeypatch.setattr(report, "write_leaderboard", lambda: None)
+    ran = []
+    execute = reproduce.execute
+    monkeypatch.setattr(
+        reproduce, "execute", lambda task, p: (ran.append(task.notebook), execute(task, p))
+    )
+    return tmp_path, root, ran
+
+
+def write(home, name, source, parameters=PARAMETERS):
+    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), new_code_cell(source)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), home / "notebooks" / f"{name}.ipynb")
+
+
+def output(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(
+        out.get("text", "") for cell in cells if cell.cell_type == "code" for out in cell.outputs
+    )
+
+
+def test_notebooks_run_with_their_parameters_then_are_skipped_then_repeated(kit):
+    home, root, ran = kit
+    reproduce.reproduce("smoke", "mine")
+    assert ran == list(TASKS)
+    result = root / RECIPE / "seed0" / "02_training.ipynb"
+    assert output(result) == f"02_training {RECIPE} smoke mine 0 cpu\n"
+    assert f"02_training {RECIPE} smoke mine 0 cpu" in result.with_suffix(".html").read_text(
+        encoding="utf-8"
+    )
+    assert str(home) not in result.read_text(encoding="utf-8")
+    assert not list(root.rglob("*.partial.*"))
+    ran.clear()
+    reproduce.reproduce("smoke", "mine")
+    assert ran == []
+    write(home, "02_training", "print('changed')")
+    reproduce.reproduce("smoke", "mine")
+    assert ran == ["02_training", "03_evaluation"]  # 03 looks into what 02 makes
+    ran.clear()
+    reproduce.reproduce("smoke", "mine", force=True)
+    assert ran == list(TASKS)
+
+
+def test_what_was_trained_again_makes_older_comparisons_outdated(kit):
+    """Training that was repeated, then interrupted before the comparison, is not forgotten."""
+    _, root, ran = kit
+    reproduce.reproduce("smoke", "mine")
+    ran.clear()
+    result = root / RECIPE / "seed0" / "02_training.ipynb"
+    later = result.stat().st_mtime + 60
+    os.utime(result, (later, later))
+    reproduce.reproduce("smoke", "mine")
+    assert ran == ["03_evaluation"]
+
+
+def test_a_finished_sweep_makes_the_ablations_outdated(kit):
+    _, root, _ = kit
+    task = reproduce.Task("06_ablations", root, RECIPE, 0)
+    reproduction = load_profile("reference")
+    run = root / "ablations" / "sweep" / "variant" / RECIPE / "seed0" / "run.json"
+    for path in (task.result, run):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}", encoding="utf-8")
+    for moved, expected in ((60, True), (-60, False)):
+        later = task.result.stat().st_mtime + moved
+        os.utime(run, (later, later))
+        assert reproduce.outdated(task, [task], reproduction) == expected
+
+
+def test_force_refuses_a_name_that_is_no_run(kit):
+    home, _, _ = kit
+    with pytest.raises(ValueError, match="run name"):
+        reproduce.reproduce("smoke", "..", force=True)
+    assert (home / "notebooks").exists()
+
+
+def test_a_failed_notebook_is_kept_and_the_cell_is_named(kit):
+    home, root, ran = kit
+    write(home, "02_training", "print('before')\n1 / 0")
+    with pytest.raises(
+        reproduce.NotebookFailed,
+        match=r"02_training .* failed in cell \d+ .*ZeroDivisionError: division",
+    ):
+        reproduce.reproduce("smoke", "mine")
+    folder = root / RECIPE / "seed0"
+    assert "before" in output(folder / "02_training.failed.ipynb")
+    assert not (folder / "02_training.ipynb").exists()
+    write(home, "02_training", "print('mended')")
+    ran.clear()
+    reproduce.reproduce("smoke", "mine")
+    assert ran == ["02_training", "03_evaluation"]
+    assert not (folder / "02_training.failed.ipynb").exists()
+
+
+def test_a_notebook_without_a_parameter_is_refused(kit):
+    home, _, _ = kit
+    write(home, "01_data_preparation", "pass", parameters="recipe = None")
+    with pytest.raises(
+        ValueError, match=r"01_data_preparation\.ipynb has no parameter device, profile, run, seed"
+    ):
+        reproduce.reproduce("smoke", "mine")
+
+
+def test_progress_bars_do_not_stay_in_the_result(kit):
+    home, root, _ = kit
+    write(home, "01_data_preparation", "import sys\nprint('bar', file=sys.stderr)\nprint('kept')")
+    reproduce.reproduce("smoke", "mine")
+    assert output(root / "01_data_preparation.ipynb") == "kept\n"
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "reference", "full"])
+def test_the_plan_runs_each_notebook_for_what_it_is_about(profile):
+    settings = load_profile(profile)
+    tasks = reproduce.plan(profile, "any")
+    names = [task.notebook for task in tasks]
+    assert list(dict.fromkeys(names)) == settings.notebooks == sorted(settings.notebooks)
+    assert names == sorted(names), "trained before it is compared"
+    for notebook in settings.notebooks:
+        of = [(task.recipe, task.seed) for task in tasks if task.notebook == notebook]
+        if notebook == "02_training":
+            assert of == [(recipe, seed) for seed in settings.seeds for recipe in settings.recipes]
+        elif notebook in ("04_hard_negatives", "05_attention_maps"):
+            assert of == [(recipe, settings.seeds[0]) for recipe in settings.inspect]
+        else:
+            assert of == [(settings.recipes[0], settings.seeds[0])]
+    assert len({task.result for task in tasks}) == len(tasks)
+
+
+def test_another_recipe_in_the_profile_repeats_only_what_reads_it(tmp_path, monkeypatch):
+    """A method that joins is trained and compared; what looks into the others stays."""
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    monkeypatch.setattr(report, "write_index", lambda run: None)
+    monkeypatch.setattr(report, "write_leaderboard", lambda: None)
+    names = ["01_data_preparation", "02_training", "03_evaluation", "05_attention_maps"]
+    (tmp_path / "notebooks").mkdir()
+    for name in names:
+        write(tmp_path, name, "pass")
+    ran = []
+
+    def execute(task, parameters):
+        ran.append((task.notebook[:2], task.recipe))
+        task.folder.mkdir(parents=True, exist_ok=True)
+        made = new_notebook(metadata={"tvrkit": reproduce._made_from(task, parameters)})
+        nbformat.write(made, task.result)
+
+    monkeypatch.setattr(reproduce, "execute", execute)
+
+    def reproduce_with(*recipes):
+        profile = Profile(names, list(recipes), ["dmae_shapes"], [0])
+        monkeypatch.setattr(reproduce, "load_profile", lambda _: profile)
+        ran.clear()
+        reproduce.reproduce("smoke", "mine")
+        return ran
+
+    two = ["clip4clip_shapes", "dmae_shapes"]
+    assert [name for name, _ in reproduce_with(*two)] == ["01", "02", "02", "03", "05"]
+    assert reproduce_with(*two) == []
+    assert reproduce_with(*two, "hmmc_shapes") == [
+        ("02", "hmmc_shapes"),
+        ("03", "clip4clip_shapes"),
+    ]
+    assert reproduce_with(*two) == [("03", "clip4clip_shapes")]
+    assert reproduce_with("dmae_shapes")[1:] == [
+        ("03", "dmae_shapes"),
+        ("05", "dmae_shapes"),
+    ]  # another baseline
+
+
+def test_a_notebook_that_is_not_there_is_named(kit):
+    home, _, ran = kit
+    (home / "notebooks" / "03_evaluation.ipynb").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no 03_evaluation\.ipynb in "):
+        reproduce.reproduce("smoke", "mine")
+    assert ran == []

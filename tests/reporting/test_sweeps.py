@@ -1,0 +1,351 @@
+"""Sweeps: what is run, what a failure and an interruption leave behind, and tables that say what
+was measured."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tvrkit import cli, files
+from tvrkit.evaluation import statistics
+from tvrkit.figures import style as viz
+from tvrkit.recipes import load_recipe, to_dict
+from tvrkit.reporting import sweeps as sweep
+from tvrkit.training import runs
+
+TINY = ["backbone.pretrained=null", "data.max_frames=2", "train.epochs=1", "eval.bootstrap=20"]
+FILE = """
+seeds: [0]
+common: [data.prepared=shapes-smoke]
+sweeps:
+  parts:
+    question: Which?
+    recipe: clip4clip_shapes
+    reference: a-b
+    grid: {{a: {{a: [], "": [method.layers=1]}}, b: {{b: [], "": [method.head=meanP]}}}}
+  layers:
+    question: How many?
+    recipe: clip4clip_shapes
+    reference: "4"
+    key: method.layers
+    values: [1, 4]
+  broken:
+    question: Who falls?
+    recipe: clip4clip_shapes
+    reference: good
+    common: [{tiny}]
+    variants: {{good: [], bad: [backbone.pretrained=nowhere.safetensors]}}
+"""
+
+
+@pytest.fixture
+def recipes(monkeypatch, tmp_path):
+    """A sweep file of three sweeps, beside the recipe and the profiles."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    for name in ("clip4clip_shapes", "profiles"):
+        (folder / f"{name}.yaml").write_text((files.RECIPES / f"{name}.yaml").read_text())
+    (folder / "sweeps.yaml").write_text(FILE.format(tiny=", ".join(TINY)))
+    monkeypatch.setattr(files, "RECIPES", folder)
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    sweep.homes.cache_clear()
+    yield folder
+    sweep.homes.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The smoke data set, made once."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TVRKIT_HOME", str(tmp_path_factory.mktemp("data")))
+    yield runs.prepared(load_recipe("clip4clip_shapes", profile="smoke")).root
+    patch.undo()
+
+
+def write_run(task, ranks, seconds=10.0, counts=3):
+    """A finished run folder with these text-to-video ranks of two captions a video."""
+    files.write_text(task.folder / "config.yaml", json.dumps(to_dict(task.config)))
+    np.savez(
+        task.folder / "ranks.npz", t2v=np.array(ranks), video_of_caption=np.arange(len(ranks)) // 2
+    )
+    recall = 100 * float(np.mean(np.array(ranks) == 1))
+    metrics = {"t2v": {"R@1": recall}, "v2t": {"R@1": 0.0}, "rsum": recall}
+    card = {"seed": task.seed, "train_seconds": seconds, "peak_memory_mb": 700, "torch_threads": 1}
+    files.write_json(task.folder / "metrics.json", metrics)
+    files.write_json(task.folder / "sweep.json", {"jobs": 2})
+    files.write_json(task.folder / "run.json", {**card, "data": {"videos": counts}})
+
+
+# What is run
+#  ------------------------------------------------------------------------------------------------
+
+
+def test_every_sweep_of_the_package_is_of_valid_settings():
+    for name, one in sweep.load_all().items():
+        tasks = sweep.plan(name, run="test")
+        assert len(tasks) == len(one.overrides) * len(one.seeds)
+        assert len({task.variant for task in tasks}) >= 2
+        assert all(task.config.data.prepared == "shapes-sweep" for task in tasks)
+
+
+def test_a_grid_is_every_combination_and_a_key_each_value(recipes):
+    parts = sweep.load("parts").overrides
+    assert list(parts) == ["a-b", "a", "b", "none"]
+    assert parts["none"] == ["method.layers=1", "method.head=meanP"]
+    assert sweep.load("layers").overrides == {"1": ["method.layers=1"], "4": ["method.layers=4"]}
+
+
+def test_equal_variants_of_two_sweeps_are_one_run(recipes):
+    tasks = [task for name in ("parts", "layers") for task in sweep.plan(name, run="test")]
+    assert len({task.folder for task in tasks}) == 4  # "4" is "a-b", "1" is "b"
+    assert sweep.run_name("test", "layers", "4") == "test/ablations/parts/a-b"
+    assert len({json.dumps(to_dict(task.config)) for task in tasks}) == 4
+
+
+def test_profile_overrides_win_over_the_sweeps_and_lose_to_the_variants(recipes):
+    config = sweep.plan("layers", run="test", profile="smoke", variants=["1"])[0].config
+    assert (config.train.epochs, config.method.layers) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "question: Which?",
+            "questions: Which?",
+            "sweep parts.questions: Unexpected keyword argument",
+        ),
+        (
+            'reference: "4"',
+            'reference: "5"',
+            "unknown reference of sweep layers '5': expected one of 1, 4",
+        ),
+        ("values: [1, 4]", "values: [1, many]", "sweep layers.values.1"),
+        (
+            "key: method.layers",
+            "key: method.layer",
+            "sweep layers, variant 1: method.layer: Unexpected keyword",
+        ),
+    ],
+)
+def test_a_wrong_sweep_file_is_named(recipes, old, new, message):
+    file = recipes / "sweeps.yaml"
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        sweep.plan("layers", run="test")
+
+
+def test_unknown_names_are_refused_with_the_choices(recipes):
+    with pytest.raises(
+        ValueError, match="unknown sweep 'part': expected one of broken, layers, parts"
+    ):
+        sweep.plan("part", run="test")
+    with pytest.raises(ValueError, match="unknown variant of layers '2': expected one of 1, 4"):
+        sweep.plan("layers", run="test", variants=["2"])
+    with pytest.raises(ValueError, match="jobs: expected at least 1, got 0"):
+        sweep.execute([], jobs=0)
+
+
+# What is left behind
+#  ----------------------------------------------------------------------------------------
+
+
+def test_one_failure_is_named_and_the_others_go_on(recipes, data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / data.name).symlink_to(data)
+    monkeypatch.setattr(
+        "sys.argv",
+        ["tvrkit", "sweep", "broken", "--run", "test", "--jobs", "2", "--profile", "smoke"],
+    )
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert any(line.startswith("failed: broken/bad seed 0: error: ") for line in errors)
+    assert errors[-1] == "error: 1 of 2 runs failed: broken/bad seed 0"
+    assert set(sweep.results("broken", "test").index) == {"good"}
+    monkeypatch.setattr(sweep, "_start", lambda task, *_: pytest.fail(f"{task} was finished"))
+    assert sweep.execute(sweep.plan("broken", run="test", profile="smoke", variants=["good"])) == {}
+
+
+def test_interrupted_it_ends_its_processes_and_goes_on_when_called_again(recipes, monkeypatch):
+    monkeypatch.setattr(runs, "prepared", lambda config: None)
+    started = []
+
+    def start(task, jobs, device):
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        started.append((task, process))
+        return process, open(os.devnull)
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    tasks = sweep.plan("parts", run="test")
+    monkeypatch.setattr(sweep, "_start", start)
+    monkeypatch.setattr(time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.execute(tasks, jobs=2)
+    assert len(started) == 2
+    assert all(process.poll() is not None for _, process in started)
+
+    def train(task, jobs, device):
+        write_run(task, [1, 2])
+        started.append((task, process := subprocess.Popen([sys.executable, "-c", ""])))
+        return process, open(os.devnull)
+
+    monkeypatch.setattr(sweep, "_start", train)
+    monkeypatch.setattr(time, "sleep", lambda seconds: started[-1][1].wait())
+    assert sweep.execute(tasks, jobs=2) == {}
+    assert [task for task, _ in started[2:]] == tasks  # the two that were ended again, and the rest
+    assert sweep.execute(tasks, jobs=2) == {}
+    assert len(started) == 2 + len(tasks)
+
+
+def test_what_is_finished_is_skipped_and_what_is_not_is_started(recipes, monkeypatch):
+    monkeypatch.setattr(runs, "prepared", lambda config: None)
+    tasks, started = sweep.plan("parts", run="test"), []
+    write_run(tasks[0], [1, 1])
+
+    def start(task, jobs, device):
+        started.append(task.variant)
+        return subprocess.Popen([sys.executable, "-c", "import sys; sys.exit('no')"]), open(
+            os.devnull
+        )
+
+    monkeypatch.setattr(sweep, "_start", start)
+    failed = sweep.execute(tasks, jobs=3)
+    assert started == ["a", "b", "none"]
+    assert failed == {f"parts/{name} seed 0": "ended with code 1" for name in started}
+
+
+# What the tables say
+#  ----------------------------------------------------------------------------------------
+
+
+def test_results_are_means_over_seeds_and_paired_with_the_reference(recipes):
+    random = np.random.default_rng(0)
+    ranks = {(v, seed): random.integers(1, 3, 40) for v in ("a-b", "a", "b") for seed in (0, 1)}
+    for task in sweep.plan("parts", run="test", seeds=[0, 1], variants=["a-b", "a", "b"]):
+        write_run(task, ranks[task.variant, task.seed], seconds=10 + task.seed)
+    table = sweep.results("parts", "test")
+    assert list(table.index) == ["a-b", "a", "b"]
+    hits = {key: 100 * np.mean(of == 1) for key, of in ranks.items()}
+    for variant in table.index:
+        values = [hits[variant, 0], hits[variant, 1]]
+        assert table["R@1"][variant] == pytest.approx(np.mean(values))
+        assert table["deviation"][variant] == pytest.approx(np.std(values, ddof=1))
+        assert table["R@1 low"][variant] < np.mean(values) < table["R@1 high"][variant]
+    assert (table["seconds"] == 10.5).all()
+    assert set(table["jobs"]) == {"2"}
+    assert np.isnan(table["difference"]["a-b"])
+    gains = [np.sum(ranks["a", s] == 1) - np.sum(ranks["a-b", s] == 1) for s in (0, 1)]
+    assert table["effect"]["a"] == pytest.approx(np.mean(gains))
+    assert table["queries"]["a"] == 40
+    by_video = (
+        sum((ranks["a", s] == 1).astype(int) - (ranks["a-b", s] == 1) for s in (0, 1))
+        .reshape(20, 2)
+        .sum(1)
+    )
+    assert table["p_value"]["a"] == statistics.sign_flip_test(by_video)
+    assert (table["p_holm"].dropna() >= table["p_value"].dropna()).all()
+
+
+def test_verdicts_over_seeds_are_adjusted_for_the_number_of_variants(recipes):
+    found = {
+        "a-b": [30, 34],
+        "a": [10, 14],
+        "b": [7, 7, 8, 8],
+        "none": [29, 33],
+    }  # R@1 of each seed, of 50 captions
+    for variant, hits in found.items():
+        tasks = sweep.plan("parts", run="test", seeds=range(len(hits)), variants=[variant])
+        for task, of in zip(tasks, hits, strict=True):
+            write_run(task, [1] * of + [2] * (50 - of))
+    tests = {
+        name: statistics.compare_seeds(hits, found["a-b"])
+        for name, hits in found.items()
+        if name != "a-b"
+    }
+    assert tests["a"]["verdict"] == "worse"
+    told = sweep.results("parts", "test")["over_seeds"]
+    adjusted = statistics.holm([test["p_value"] for test in tests.values()])
+    for (name, test), p in zip(tests.items(), adjusted, strict=True):
+        assert told[name] == statistics.verdict(test["difference"], p)
+    assert told["a"] == "can't tell"
+
+
+def test_a_large_difference_is_told_and_main_effects_find_its_part(recipes):
+    good, poor = [1] * 60, [1] * 20 + [2] * 40
+    for task in sweep.plan("parts", run="test"):
+        write_run(task, good if task.variant.startswith("a") else poor)
+    table = sweep.results("parts", "test")
+    assert table["verdict"].tolist()[1:] == ["can't tell", "worse", "worse"]
+    parts = sweep.main_effects("parts", "test")
+    assert parts["verdict"].to_dict() == {"a": "better", "b": "can't tell"}
+    assert parts["pairs"].tolist() == [2, 2]
+    assert parts["difference"]["a"] == pytest.approx(100 * 40 / 60)
+
+
+def test_results_without_runs_are_empty_and_without_the_reference_untested(recipes):
+    assert sweep.results("parts", "test").empty
+    assert sweep.main_effects("parts", "test").empty
+    write_run(sweep.plan("parts", run="test", variants=["a"])[0], [1, 2])
+    assert "verdict" not in sweep.results("parts", "test")
+
+
+def test_runs_of_other_settings_or_other_data_are_refused(recipes):
+    tasks = sweep.plan("parts", run="test", variants=["a-b", "a"])
+    write_run(tasks[0], [1, 2])
+    write_run(tasks[1], [1, 2], counts=4)
+    with pytest.raises(ValueError, match="was trained on other data than"):
+        sweep.results("parts", "test")
+    write_run(tasks[1], [1, 2])
+    config = tasks[1].folder / "config.yaml"
+    config.write_text(config.read_text().replace('"meanP"', '"seqTransf"'))
+    with pytest.raises(ValueError, match=r"is a run without method\.head=meanP: remove the folder"):
+        sweep.results("parts", "test")
+
+
+@pytest.mark.parametrize(
+    "variants", [["a", "a-b"], ["a", "b"]]
+)  # with the reference, and without it
+def test_runs_that_differ_in_more_than_their_variants_are_refused(recipes, variants):
+    first, other = sweep.plan("parts", run="test", variants=variants)
+    for task in (first, other):
+        write_run(task, [1, 2])
+    assert len(sweep.results("parts", "test")) == 2
+    write_run(replace(other, overrides=[*other.overrides, "train.epochs=7"]), [1, 2])
+    with pytest.raises(
+        ValueError, match=r"differs from .* in more than method\..*: not comparable"
+    ):
+        sweep.results("parts", "test")
+
+
+@pytest.mark.parametrize("x", [None, [0, 128, 512]])
+def test_the_figure_shows_the_table(x):
+    recall, intervals, seconds = (
+        [30.0, 31.0, 28.0],
+        [[28, 32], [29, 34], [25, 30]],
+        [40.0, 41.0, 40.5],
+    )
+    names = ["0", "128", "512"]
+    figure = viz.ablation(
+        names, recall, intervals, seconds, reference="128", ylabel="R@1", x=x, xlabel="K", log=True
+    )
+    left, right = figure.axes
+    points = left.lines[0].get_xydata()
+    assert points[:, 0 if x is None else 1].tolist() == recall
+    assert points[:, 1 if x is None else 0].tolist() == (x or [0, 1, 2])
+    ends = np.array([bar.get_segments() for bar in right.containers[0].lines[2]])[0]
+    assert ends[:, :, 1].tolist() == intervals
+    assert right.lines[0].get_xdata().tolist() == seconds
+    assert [text.get_text() for text in right.texts] == (["a", "b", "c"] if x is None else names)
+    filled = left.lines[-1].get_xydata().tolist()
+    assert filled == [[31.0, 1.0] if x is None else [128.0, 31.0]]

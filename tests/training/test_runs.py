@@ -1,0 +1,253 @@
+"""A recipe from files to numbers: found again, refused when settings differ, resumed when cut
+off."""
+
+import json
+import multiprocessing
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tvrkit import files
+from tvrkit.reporting import pages as report
+from tvrkit.training import runs
+from tvrkit.training import trainer as training
+
+OVERRIDES = ["backbone.pretrained=null", "data.max_frames=2", "train.epochs=2", "eval.bootstrap=50"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home of its own, with the smoke data set (made by the first run) and one finished run."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TVRKIT_HOME", str(tmp_path_factory.mktemp("home")))
+    yield runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="test")
+    patch.undo()
+
+
+def test_the_run_folder_has_everything_a_reader_needs(home):
+    assert {path.name for path in home.folder.iterdir() if not path.name.startswith(".")} == {
+        "config.yaml",
+        "run.json",
+        "history.csv",
+        "curve.csv",
+        "metrics.json",
+        "ranks.npz",
+        "similarity.npz",
+        "mined.csv.gz",
+        "checkpoint.safetensors",
+    }
+    card = home.card
+    assert card["seed"] == 0
+    assert card["versions"]["torch"] == torch.__version__
+    assert card["data"]["protocol"] == "shapes"
+    assert card["data"]["split_hash"] == home.manifest.card["split_hash"]
+    assert (card["selection"], card["ties"], card["postprocess"]) == (
+        "last",
+        "pessimistic",
+        ["raw"],
+    )
+    assert str(files.home()) not in json.dumps(card)
+
+
+def test_the_history_has_a_row_per_step_and_the_curve_one_per_epoch(home):
+    videos = home.manifest.card["counts"]["train"]["videos"]
+    assert len(home.history) == 2 * -(-videos // home.config.train.batch_size)
+    assert home.history["loss"].notna().all()
+    assert home.curve["epoch"].tolist() == [1, 2]
+    assert set(home.curve["split"]) == {"val"}
+
+
+def test_the_mined_pairs_of_each_epoch_are_those_that_beat_a_match(home):
+    from tvrkit.evaluation.evaluate import evaluate
+
+    mined = home.mined
+    assert set(mined["epoch"]) == {1, 2}
+    last = evaluate(home.method(), home.manifest, home.config, split="val")  # select is "last"
+    own = last.similarity[np.arange(len(last.caption_ids)), last.video_of_caption]
+    lower = [
+        [
+            min(own[row], max(own[last.video_of_caption == column]))
+            for column in range(len(last.video_ids))
+        ]
+        for row in range(len(own))
+    ]
+    expected = (last.similarity > lower) & ~last.positives
+    of_last = mined[mined["epoch"] == 2]
+    found = np.zeros_like(expected)
+    found[of_last["row"], of_last["column"]] = True
+    assert (found != expected).mean() < 1e-3  # scores repeat to rounding only
+    excess = (last.similarity - np.array(lower))[of_last["row"], of_last["column"]]
+    np.testing.assert_allclose(of_last["excess"], excess, atol=2e-5)
+
+
+def test_the_checkpoint_gives_the_similarity_that_was_scored(home):
+    from tvrkit.evaluation.evaluate import evaluate
+
+    again = evaluate(home.method(), home.manifest, home.config)
+    assert abs(again.similarity - home.evaluation.similarity).max() < 1e-5
+    assert again.metrics["t2v"] == home.evaluation.metrics["t2v"]
+
+
+def test_a_finished_run_is_found_and_not_trained_again(home, monkeypatch):
+    monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("trained again"))
+    assert runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="test") == home
+    assert runs.find("test") == [home]
+
+
+def test_a_run_without_its_weights_is_not_taken_for_whole(home):
+    kept = home.folder / "similarity.npz"
+    moved = kept.rename(home.folder / "elsewhere.npz")
+    with pytest.raises(
+        ValueError, match=r"seed0 is a finished run without similarity.npz.*choose another run name"
+    ):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="test")
+    moved.rename(kept)
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(home):
+    overrides = [*OVERRIDES, "train.lr=0.5"]
+    with pytest.raises(
+        ValueError, match=r"train\.lr is 0\.001 there, 0\.5 asked\. Choose another run name"
+    ):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="test")
+
+
+def test_other_settings_are_refused_for_another_seed_too(home):
+    overrides = [*OVERRIDES, "train.lr=0.5"]
+    with pytest.raises(ValueError, match=r"seed0 holds a run with other settings: train\.lr"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="test", seed=1)
+
+
+def test_several_processes_and_wrong_splits_are_refused_before_anything_is_trained(
+    home, monkeypatch
+):
+    overrides = [*OVERRIDES, "eval.split=tset"]
+    with pytest.raises(ValueError, match=r"unknown split 'tset': expected one of test, train, val"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="split")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="expected WORLD_SIZE 1, got 2"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="two")
+
+
+def _ensure(_):
+    runs.ensure("clip4clip_shapes", run="mine")
+
+
+def test_a_worker_that_imports_an_unguarded_script_is_told_so():
+    """It would wait for ever for the lock that the process it works for holds."""
+    with (
+        multiprocessing.get_context("spawn").Pool(1) as pool,
+        pytest.raises(RuntimeError, match="__main__"),
+    ):
+        pool.map(_ensure, [0])
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/abs", "a/../b", "a//b", "a b"])
+def test_a_run_name_cannot_lead_out_of_the_reports(name):
+    with pytest.raises(ValueError, match="run name"):
+        files.run(name)
+
+
+def test_an_interrupted_run_is_not_found_and_continues_to_the_same_numbers(home, monkeypatch):
+    epoch = training.Trainer._epoch
+
+    def interrupted(self, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        epoch(self, number)
+
+    monkeypatch.setattr(training.Trainer, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="cut")
+    assert runs.find("cut") == []
+    monkeypatch.setattr(training.Trainer, "_epoch", epoch)
+    again = runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="cut")
+    assert (again.evaluation.similarity == home.evaluation.similarity).all()
+    pd.testing.assert_frame_equal(again.history, home.history)
+    pd.testing.assert_frame_equal(again.mined, home.mined)
+    assert not (again.folder / "resume.pt").exists()
+
+
+@pytest.mark.parametrize("ending", ["", "_zh"])
+def test_pretraining_on_titles_and_tags_and_fine_tuning_from_it(home, ending):
+    less = ["method.temporal_layers=1", "train.epochs=1"]
+    sizes = ["method.queue_size=20", "method.frame_queue_size=50", "method.projector_width=16"]
+    first = runs.ensure(
+        f"hmmc_pretrain_shapes{ending}",
+        profile="smoke",
+        overrides=[*OVERRIDES, *less, *sizes],
+        run="test/pre",
+    )
+    queues, steps = first.method().queues, len(first.history)
+    for name, queue in queues.items():
+        per_step = 16 if name in ("video", "title", "tag") else 16 * 2
+        assert queue.pointer == steps * per_step % queue.keys.shape[1]
+    assert not torch.equal(queues["tag"].keys, queues["title"].keys)
+    assert {"fam", "vtm", "ftm", "mlm"} <= set(first.history.columns)
+    assert first.metrics["queries"]["t2v"] == len(
+        first.manifest.split("test", first.config.data.language).captions
+    )
+    start = f"train.start_from=test/pre/{first.recipe}/seed0"
+    frozen = ["train.lr=0.0", "train.clip_lr=0.0"]
+    second = runs.ensure(
+        f"hmmc_shapes{ending}",
+        profile="smoke",
+        overrides=[*OVERRIDES, *less, *frozen, start],
+        run="test/fine",
+    )
+    np.testing.assert_allclose(second.evaluation.similarity, first.evaluation.similarity, atol=1e-5)
+
+
+def test_selection_on_a_split_that_is_not_there_is_refused(home, monkeypatch):
+    captions = home.manifest.captions
+    without = captions[captions["split"] != "val"]
+    monkeypatch.setattr(
+        runs,
+        "prepared",
+        lambda config: type(home.manifest)(
+            home.manifest.root, without, home.manifest.videos, home.manifest.card
+        ),
+    )
+    with pytest.raises(
+        ValueError, match=r"train\.select is 'val', but shapes-smoke has no such split"
+    ):
+        runs.ensure(
+            "clip4clip_shapes",
+            profile="smoke",
+            overrides=[*OVERRIDES, "train.select=val"],
+            run="select",
+        )
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_line(home):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match=r"device 'cuda' asked for, but torch .* sees no GPU"):
+        runs.ensure(
+            "clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="gpu", device="cuda"
+        )
+    with pytest.raises(ValueError, match=r"unknown device 'gpu': expected cpu, cuda or cuda:k"):
+        runs.ensure(
+            "clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="gpu", device="gpu"
+        )
+
+
+def test_an_unprepared_data_set_names_the_command(home):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no prepared data set .*see data/README\.md for the `tvrkit data prepare` command",
+    ):
+        runs.ensure("clip4clip_shapes", overrides=["data.prepared=msrvtt"], run="missing")
+
+
+def test_pages_are_made_from_run_folders_alone(home):
+    page, board = (
+        report.write_index("test").read_text(encoding="utf-8"),
+        report.write_leaderboard().read_text(),
+    )
+    recall = home.evaluation.metrics["t2v"]["R@1"]
+    assert f">{recall:.1f}<" in page
+    assert f"| clip4clip_shapes | [test](test/index.html) | {recall:.1f} |" in board
+    assert str(files.home()) not in page + board

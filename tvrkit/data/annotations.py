@@ -1,0 +1,460 @@
+"""Community annotation layouts to one captions table.
+
+One small function per data set: files in, (split, video, caption) rows out. Which captions are
+queries of a video is data, the `video_id` column. Whatever a reader leaves out or mends is a line
+in `attrs["notes"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Annotated, NotRequired
+
+import pandas as pd
+from annotated_types import Len
+
+from tvrkit.data import records
+from tvrkit.data.extract import check_id
+from tvrkit.data.records import fields
+from tvrkit.settings import choose
+
+COLUMNS = ["video_id", "caption_id", "caption", "language", "split"]
+MAX_LISTED = 20  # ids named in one note
+
+Row = tuple[str, ...]  # split, video id, caption and, where a data set has them, the video's tags
+
+# What is read of each record; other fields are ignored.
+MSRVTT_VIDEO = fields(video_id=str, split=str, url=NotRequired[str])
+MSRVTT = fields(videos=list[MSRVTT_VIDEO], sentences=list[fields(video_id=str, caption=str)])
+MSRVTT_CLIP = fields(clip_name=str, caption=str)
+TIMES = list[Annotated[list[float], Len(2, 2)]]
+DIDEMO_MOMENT = fields(video=str, description=str, times=NotRequired[TIMES])
+ACTIVITYNET_EVENTS = fields(duration=float, timestamps=TIMES, sentences=list[str])
+VATEX_CAPTIONS = fields(enCap=NotRequired[list[str]], chCap=NotRequired[list[str]])
+VATEX_VIDEO = fields(videoID=str, enCap=NotRequired[list[str]], chCap=NotRequired[list[str]])
+CHVTT_DOC = fields(docid=str, title=str, title_eng=str)
+CHVTT_VIDEO = fields(docid=str, title=str, title_eng=str, tag=str, tag_eng=str)
+CHVTT_QUERY = fields(query=str, query_eng=str, videolist=Annotated[list[CHVTT_DOC], Len(1)])
+KIT_CAPTION = fields(video_id=str, caption=str, language=str, split=str)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a reader is asked for; it appends to `notes` whatever it leaves out or mends."""
+
+    root: Path
+    protocol: str
+    language: str
+    splits: tuple[str, ...]
+    notes: list[str] = field(default_factory=list)
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.root / name).is_file()
+
+    def path(self, *names: str) -> Path:
+        """The first of `names` that is there."""
+        for name in names:
+            if self.has(name):
+                return self.root / name
+        raise FileNotFoundError(
+            f"{self.protocol}: expected {' or '.join(names)} in {self.root}, found none"
+        )
+
+    def note(self, what: str, ids: Sequence[str]) -> None:
+        """Note the `ids`, if there are any."""
+        if ids:
+            more = f" and {len(ids) - MAX_LISTED} more" if len(ids) > MAX_LISTED else ""
+            self.notes.append(f"{len(ids)} {what}: {', '.join(ids[:MAX_LISTED])}{more}")
+
+    def by_list(
+        self, split: str, ids: Sequence[str], captions: dict[str, list[str]]
+    ) -> Iterator[Row]:
+        """The captions of the listed videos, in the list's order."""
+        absent = [video for video in ids if video not in captions]
+        self.note(f"listed {split} ids without captions, left out", absent)
+        return ((split, video, caption) for video in ids for caption in captions.get(video, ()))
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for video, caption in pairs:
+        groups.setdefault(video, []).append(caption)
+    return groups
+
+
+_MSRVTT_LISTS = {
+    "msrvtt/1k-A": {"train": "MSRVTT_train.9k.csv", "test": "MSRVTT_JSFUSION_test.csv"},
+    "msrvtt/7k": {"train": "MSRVTT_train.7k.csv", "test": "MSRVTT_JSFUSION_test.csv"},
+    "msrvtt/full": {split: f"MSRVTT_{split}.full.csv" for split in ("train", "val", "test")},
+}
+
+
+def _msrvtt(request: Request) -> Iterator[Row]:
+    """Ids from csv lists, captions from MSRVTT_data.json or {split}.jsonl; the 1k-A test csv holds
+    both."""
+    whole = None
+    for split in request.splits:
+        name = _MSRVTT_LISTS[request.protocol][split]
+        if name == "MSRVTT_JSFUSION_test.csv" and request.has(name):
+            for row in records.read_csv(request.path(name), ["video_id", "sentence"]):
+                yield split, row["video_id"], row["sentence"]
+            continue
+        if request.has("MSRVTT_data.json"):
+            whole = whole or records.read_json(request.path("MSRVTT_data.json"), MSRVTT)
+            captions = _grouped((row["video_id"], row["caption"]) for row in whole["sentences"])
+            words = (split, "validate") if split == "val" else (split,)  # some copies say 'val'
+            own = [row["video_id"] for row in whole["videos"] if row["split"] in words]
+            ids = own if request.protocol == "msrvtt/full" and not request.has(name) else None
+        else:
+            clips = records.read_json_lines(
+                request.path(f"{split}.jsonl", "MSRVTT_data.json"), MSRVTT_CLIP
+            )
+            captions = _grouped((row["clip_name"], row["caption"]) for row in clips)
+            ids = None if request.has(name) else list(captions)
+        yield from request.by_list(split, ids or records.read_ids(request.path(name)), captions)
+
+
+def _msrvtt_sources(root: Path, videos: Iterable[str]) -> dict[str, str] | None:
+    """YouTube id of each clip; None where MSRVTT_data.json is absent."""
+    path = root / "MSRVTT_data.json"
+    if not path.is_file():
+        return None
+    urls = {
+        row["video_id"]: row["url"]
+        for row in records.read_json(path, MSRVTT)["videos"]
+        if "url" in row
+    }
+    return {video: urls[video].rpartition("v=")[2] for video in videos if video in urls}
+
+
+def _msvd(request: Request) -> Iterator[Row]:
+    """{split}_list.txt; captions_msvd.json, or raw-captions.pkl with token lists; Chinese:
+    MSVD-CN.csv."""
+    if request.language == "zh":
+        captions = _msvd_chinese(request)
+    elif request.has("captions_msvd.json"):
+        captions = records.read_json(request.path("captions_msvd.json"), dict[str, list[str]])
+    else:
+        path = request.path("raw-captions.pkl", "captions_msvd.json")
+        tokens = records.read_pickle(path, dict[str, list[list[str]]])
+        captions = {
+            video: [" ".join(words) for words in sentences] for video, sentences in tokens.items()
+        }
+    for split in request.splits:
+        yield from request.by_list(
+            split, records.read_ids(request.path(f"{split}_list.txt")), captions
+        )
+
+
+def _msvd_chinese(request: Request) -> dict[str, list[str]]:
+    rows = [
+        line.split()
+        for line in records.read_lines(request.path("youtube_mapping.txt"))
+        if line.strip()
+    ]
+    if odd := [row for row in rows if len(row) != 2]:
+        raise ValueError(
+            f"youtube_mapping.txt: expected '<id> vidN' on each line, got {' '.join(odd[0])!r}"
+        )
+    names = {name: video for video, name in rows}
+    sentences = records.read_csv(request.path("MSVD-CN.csv"), ["video_id", "sentence"])
+    pairs = [(row["video_id"].removesuffix(".mp4"), row["sentence"]) for row in sentences]
+    request.note("names of MSVD-CN.csv not in youtube_mapping.txt, left out", _absent(pairs, names))
+    return _grouped((names[name], sentence) for name, sentence in pairs if name in names)
+
+
+def _absent(pairs: Iterable[tuple[str, str]], known) -> list[str]:
+    return [video for video in dict.fromkeys(video for video, _ in pairs) if video not in known]
+
+
+def _note_reversed(request: Request, split: str, times: Iterable[tuple[str, TIMES]]) -> None:
+    found = [video for video, pairs in times for start, end in pairs if start > end]
+    # Paragraph retrieval pairs a text with its whole video, so that no row depends on the order.
+    request.note(f"{split} segments that end before they start, taken from end to start, of", found)
+
+
+def _didemo(request: Request) -> Iterator[Row]:
+    """{split}_data.json in file order, {split}_list.txt of file names, with endings or without.
+
+    A few videos stand in the JSON under two endings. As in CLIP4Clip's loader only what is filed
+    under the listed one counts, so that paragraphs are its; a video is called by its stem, as
+    containers change.
+    """
+    for split in request.splits:
+        moments = records.read_json(request.path(f"{split}_data.json"), list[DIDEMO_MOMENT])
+        names = records.read_ids(request.path(f"{split}_list.txt"))
+        listed = [_stem(name) for name in names]
+        if len(set(listed)) < len(listed):
+            raise ValueError(
+                f"{split}_list.txt: expected names that differ in more than their ending"
+            )
+        _note_reversed(request, split, ((row["video"], row.get("times", [])) for row in moments))
+        pairs = [(row["video"], row["description"]) for row in moments]
+        wanted = set(names)
+        known = wanted | {
+            name for name, _ in pairs if _stem(name) in wanted
+        }  # a list without endings
+        request.note(f"{split} file names that are not listed, left out", _absent(pairs, known))
+        parts = _grouped((_stem(name), description) for name, description in pairs if name in known)
+        paragraphs = {video: [" ".join(sentences)] for video, sentences in parts.items()}
+        yield from request.by_list(split, listed, paragraphs)
+
+
+def _stem(name: str) -> str:
+    return name.rstrip(".") if name.endswith(".") else name.removesuffix(PurePosixPath(name).suffix)
+
+
+def _activitynet(request: Request) -> Iterator[Row]:
+    """train.json and, as test, val_1.json; order and choice by train_ids.json and val_ids.json."""
+    files = {"train": ("train.json", "train_ids.json"), "test": ("val_1.json", "val_ids.json")}
+    for split in request.splits:
+        name, list_name = files[split]
+        events = records.read_json(request.path(name), dict[str, ACTIVITYNET_EVENTS])
+        ids = records.read_ids(request.path(list_name))
+        for video, row in events.items():
+            if len(row["timestamps"]) != len(row["sentences"]):
+                got = f"{len(row['timestamps'])} and {len(row['sentences'])}"
+                raise ValueError(
+                    f"{name}: at {video}: expected as many timestamps as sentences, got {got}"
+                )
+        request.note(f"videos not in {list_name}, left out", sorted(events.keys() - set(ids)))
+        _note_reversed(
+            request, split, ((video, row["timestamps"]) for video, row in events.items())
+        )
+        paragraphs = {video: [" ".join(row["sentences"])] for video, row in events.items()}
+        yield from request.by_list(split, ids, paragraphs)
+
+
+def _lsmdc(request: Request) -> Iterator[Row]:
+    """Tab-separated. `lsmdc` keeps every sentence of a repeated clip, `lsmdc/last-sentence` its
+    last."""
+    files = {
+        "train": "LSMDC16_annos_training.csv",
+        "val": "LSMDC16_annos_val.csv",
+        "test": "LSMDC16_challenge_1000_publictect.csv",
+    }
+    for split in request.splits:
+        rows = [
+            (row[0], row[5]) for row in records.read_table(request.path(files[split]), columns=6)
+        ]
+        if request.protocol == "lsmdc/last-sentence":
+            kept = dict(rows)
+            if len(kept) < len(rows):
+                request.notes.append(
+                    f"{len(rows) - len(kept)} {split} sentences of repeated clips left out"
+                )
+            rows = list(kept.items())
+        for video, sentence in rows:
+            yield split, video, sentence
+
+
+def _vatex(request: Request) -> Iterator[Row]:
+    """HGR's {split}_list.txt; vatex_data.json, or the official files, whichever are there."""
+    official = ("vatex_training_v1.0.json", "vatex_validation_v1.0.json")
+    if request.has("vatex_data.json"):
+        videos = records.read_json(request.path("vatex_data.json"), dict[str, VATEX_CAPTIONS])
+    else:
+        request.path("vatex_data.json", *official)
+        videos = {}
+        for name in filter(request.has, official):
+            for row in records.read_json(request.path(name), list[VATEX_VIDEO]):
+                if row["videoID"] in videos:
+                    raise ValueError(
+                        f"{name}: expected each videoID once, got {row['videoID']!r} twice"
+                    )
+                videos[row["videoID"]] = row
+    key = {"en": "enCap", "zh": "chCap"}[request.language]
+    captions = {video: row[key] for video, row in videos.items() if key in row}
+    for split in request.splits:
+        yield from request.by_list(
+            split, records.read_ids(request.path(f"{split}_list.txt")), captions
+        )
+
+
+def _chvtt(request: Request) -> Iterator[Row]:
+    """`chvtt` trains on titles with tags, `chvtt/query` on queries; both are tested on the
+    validation queries.
+
+    A video is called "Video" + docid, as in HMMC's frame store. A test query has its list's first
+    video only.
+    """
+    ending = {"zh": "", "en": "_eng"}[request.language]
+    for split in request.splits:
+        if split == "train" and request.protocol == "chvtt":
+            videos = records.read_json_lines(request.path("videoinfo_bilingual.json"), CHVTT_VIDEO)
+            if repeated := len(videos) - len({video["docid"] for video in videos}):
+                raise ValueError(
+                    f"videoinfo_bilingual.json: expected each docid once, {repeated} repeat"
+                )
+            for video in videos:
+                yield (
+                    split,
+                    f"Video{video['docid']}",
+                    video["title" + ending],
+                    video["tag" + ending],
+                )
+            continue
+        name = {
+            "train": "query_data_train_bilingual.json",
+            "test": "query_data_val_bilingual.json",
+        }[split]
+        for row in records.read_json_lines(request.path(name), CHVTT_QUERY):
+            for video in row["videolist"] if split == "train" else row["videolist"][:1]:
+                yield split, f"Video{video['docid']}", row["query" + ending]
+
+
+def _shapes(request: Request) -> Iterator[Row]:
+    """captions.jsonl of the prepared folder, as the kit writes it."""
+    rows = records.read_json_lines(request.path("captions.jsonl"), KIT_CAPTION)
+    for row in rows:
+        if row["split"] in request.splits and row["language"] == request.language:
+            yield row["split"], row["video_id"], row["caption"]
+
+
+def _by_name(cut: Callable[[str], str]):
+    return lambda root, videos: {video: cut(video) for video in videos}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The splits and languages of a named protocol; the first language is the default."""
+
+    splits: tuple[str, ...]
+    languages: tuple[str, ...] = ("en",)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set the kit can read.
+
+    Attributes:
+        read: its reader.
+        protocols: by full name; the first is the default.
+        sources: (root, video ids) -> what each clip was cut from, or None where no file tells.
+    """
+
+    read: Callable[[Request], Iterable[Row]]
+    protocols: dict[str, Protocol]
+    sources: Callable[[Path, Iterable[str]], dict[str, str] | None]
+
+
+_ALL = ("train", "val", "test")
+_EACH_ITS_OWN = _by_name(str)
+_YOUTUBE = _by_name(
+    lambda video: video.rsplit("_", 2)[0]
+)  # <id>_<start>_<end>; the id may hold _ and -
+
+DATASETS: dict[str, Dataset] = {
+    "msrvtt": Dataset(
+        _msrvtt,
+        {name: Protocol(tuple(lists)) for name, lists in _MSRVTT_LISTS.items()},
+        _msrvtt_sources,
+    ),
+    "msvd": Dataset(_msvd, {"msvd": Protocol(_ALL, ("en", "zh"))}, _YOUTUBE),
+    "didemo": Dataset(_didemo, {"didemo/paragraph": Protocol(_ALL)}, _EACH_ITS_OWN),
+    "activitynet": Dataset(
+        _activitynet, {"activitynet/val1-paragraph": Protocol(("train", "test"))}, _EACH_ITS_OWN
+    ),
+    "lsmdc": Dataset(
+        _lsmdc,
+        {"lsmdc": Protocol(_ALL), "lsmdc/last-sentence": Protocol(_ALL)},
+        _by_name(lambda clip: clip.split(".")[0][:-3]),
+    ),
+    "vatex": Dataset(
+        _vatex,
+        {"vatex/hgr-en": Protocol(_ALL, ("en",)), "vatex/hgr-zh": Protocol(_ALL, ("zh",))},
+        _YOUTUBE,
+    ),
+    "chvtt": Dataset(
+        _chvtt,
+        {name: Protocol(("train", "test"), ("zh", "en")) for name in ("chvtt", "chvtt/query")},
+        _EACH_ITS_OWN,
+    ),
+    "shapes": Dataset(_shapes, {"shapes": Protocol(_ALL, ("en", "zh"))}, _EACH_ITS_OWN),
+}
+
+
+def resolve(dataset: str, protocol: str | None = None) -> tuple[str, str]:
+    """Name and full protocol of ("msrvtt", "1k-A"), ("msrvtt", "msrvtt/1k-A") or ("msrvtt/1k-A",
+    None).
+
+    Raises:
+        ValueError: unknown data set or protocol; the choices are listed.
+    """
+    name, slash, _ = dataset.partition("/")
+    protocols = DATASETS[choose("data set", name, DATASETS)].protocols
+    if protocol is None:
+        protocol = dataset if slash else next(iter(protocols))
+    elif protocol not in protocols:
+        protocol = f"{name}/{protocol}"
+    return name, choose("protocol", protocol, protocols)
+
+
+def load_annotations(
+    dataset: str,
+    root: Path | str,
+    protocol: str | None = None,
+    language: str | None = None,
+    splits: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """The captions of a data set.
+
+    Args:
+        dataset: a key of `DATASETS`.
+        root: folder of its annotation files.
+        protocol: "1k-A" or "msrvtt/1k-A"; the data set's first where None.
+        language: of the captions; the protocol's first where None.
+        splits: only their files are read; all of the protocol's where None.
+
+    Returns:
+        Rows [video_id, caption_id, caption, language, split] in the files' order, captions with
+        single blanks; also `tags`, a second text of the video, where the data set has them (CHVTT).
+        `attrs`: "protocol"; "notes", lines that say what was left out or mended; "sources", what
+        each video was cut from, or None.
+
+    Raises:
+        ValueError: unknown name, split or language; a malformed file; an id that could leave its
+            folder.
+        FileNotFoundError: names the missing file.
+    """
+    name, protocol = resolve(dataset, protocol)
+    known = DATASETS[name].protocols[protocol]
+    language = choose("language", language or known.languages[0], known.languages)
+    wanted = tuple(choose("split", split, known.splits) for split in splits or known.splits)
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"annotations of {name}: expected a folder at {root}, found none")
+    request = Request(Path(root), protocol, language, wanted)
+    table = _table(DATASETS[name].read(request), request)
+    table.attrs = {
+        "protocol": protocol,
+        "notes": request.notes,
+        "sources": DATASETS[name].sources(request.root, table["video_id"].unique()),
+    }
+    return table
+
+
+def _table(rows: Iterable[Row], request: Request) -> pd.DataFrame:
+    rows = list(rows)
+    texts = ["caption", "tags"][: max(map(len, rows), default=3) - 2]
+    padded = [(*row, "")[: 2 + len(texts)] for row in rows]
+    table = pd.DataFrame(padded, columns=["split", "video_id", *texts], dtype=object)
+    for video in table["video_id"].unique():
+        check_id(video)
+    if empty := [split for split in request.splits if split not in set(table["split"])]:
+        wanted = f"{request.language} captions in {', '.join(empty)}"
+        raise ValueError(f"{request.protocol}: expected {wanted}, got none")
+    table[texts] = table[texts].map(_clean)
+    blank = table.loc[table["caption"] == "", "video_id"]
+    request.note("empty captions kept, of", list(blank))
+    table["language"] = request.language
+    number = table.groupby("video_id").cumcount().astype(str)
+    table["caption_id"] = table["video_id"] + "-" + request.language + number
+    return table[COLUMNS + texts[1:]]
+
+
+def _clean(caption: str) -> str:
+    """Single blanks, and no lone surrogates: JSON allows them, UTF-8 files do not."""
+    return " ".join(caption.encode("utf-8", "replace").decode("utf-8").split())

@@ -1,0 +1,136 @@
+"""The protocol every data set, method and evaluation shares.
+
+Shapes: B batch, N_t texts, N_v videos, L words, F frames, D width. Masks are bool, True = valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+
+class _Tensors:
+    """Dataclasses of tensors that share their first dimension; moved, indexed and joined field by
+    field."""
+
+    def _map(self, function):
+        def apply(value):
+            if isinstance(value, dict):
+                return {key: function(entry) for key, entry in value.items()}
+            return None if value is None else function(value)
+
+        return replace(self, **{f.name: apply(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device: torch.device | str):
+        """The same on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def detach(self):
+        """The same without gradient history."""
+        return self._map(Tensor.detach)
+
+    def __getitem__(self, index):
+        """The rows `index` (slice, or tensor of indices) of every field."""
+        return self._map(lambda tensor: tensor[index])
+
+    @classmethod
+    def cat(cls, parts: Sequence):
+        """Join along the first dimension. Every part has the same fields present."""
+
+        def join(values):
+            if isinstance(values[0], dict):
+                return {key: torch.cat([value[key] for value in values]) for key in values[0]}
+            return None if values[0] is None else torch.cat(values)
+
+        return cls(**{f.name: join([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+
+
+@dataclass
+class TextVideoBatch(_Tensors):
+    """What a loader yields and a method reads. A one-sided batch (evaluation) has None on the other
+    side.
+
+    Attributes:
+        tokens: (B, L) int64 token ids of the backbone's tokenizer, or None.
+        token_mask: (B, L) bool, True on real tokens (SOT and EOT included).
+        token_weight: (B, L) int64 in {0, 1, 2}: 0 padding, 2 noun/verb/adjective that is no stop
+            word, else 1.
+        frames: (B, F, 3, H, W) uint8, normalised by the backbone on the device; float32 counts as
+            normalised.
+        frame_mask: (B, F) bool, True on real frames.
+        video_index: (B,) int64 row of the video in the split. Equal indices are positives of each
+            other.
+        caption_index: (B,) int64 row of the caption in the split.
+        extras: further tensors of one method, first dimension B: a second text, "tag_tokens" and
+            "tag_mask" (B, L).
+    """
+
+    tokens: Tensor | None = None
+    token_mask: Tensor | None = None
+    token_weight: Tensor | None = None
+    frames: Tensor | None = None
+    frame_mask: Tensor | None = None
+    video_index: Tensor | None = None
+    caption_index: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens if self.tokens is not None else self.frames)
+
+
+@dataclass
+class TextFeatures(_Tensors):
+    """One side of the similarity: everything that depends on the texts only.
+
+    Attributes:
+        sentence: (N_t, D) float, the EOT token after projection, not normalised.
+        words: (N_t, L, D) float, all tokens after `ln_final` and projection, not normalised.
+        mask: (N_t, L) bool.
+        weight: (N_t, L) int64 in {0, 1, 2}, see `TextVideoBatch.token_weight`.
+        extras: what the method computes once per text (concepts, token weights), first dimension
+            N_t.
+    """
+
+    sentence: Tensor
+    words: Tensor
+    mask: Tensor
+    weight: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.sentence)
+
+
+@dataclass
+class VideoFeatures(_Tensors):
+    """The other side: everything that depends on the videos only.
+
+    Attributes:
+        video: (N_v, D) float, one vector per video where the method has one, else None.
+        frames: (N_v, F, D) float, not normalised unless the method says so.
+        mask: (N_v, F) bool.
+        extras: what the method computes once per video (concepts, Gram matrices), first dimension
+            N_v.
+    """
+
+    video: Tensor | None
+    frames: Tensor
+    mask: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def positives(video_index: Tensor) -> Tensor:
+    """(B, B) bool, True where text i and video j show the same video.
+
+    Two captions of one video in a batch are never each other's negatives.
+
+    Args:
+        video_index: (B,) int64.
+    """
+    return video_index[:, None] == video_index[None, :]

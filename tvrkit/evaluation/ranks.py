@@ -1,0 +1,258 @@
+"""Ranks first, then what is read off them; nDCG; and the post-processing of scores, by name.
+
+Ranks are counted, not found by looking a score up again, so a tie costs a stated amount and can
+never add a query or lose one.
+"""
+
+import numpy as np
+import torch
+from scipy.special import log_softmax, logsumexp
+
+from tvrkit.settings import choose
+
+TIES = {
+    "pessimistic": 1.0,
+    "optimistic": 0.0,
+    "mean": 0.5,
+}  # share of the tied candidates that goes first
+RECALLS = (1, 5, 10, 50)
+CHUNK = 2**22  # matrix entries compared at a time
+
+
+def retrieval_ranks(similarity, positives=None, *, ties: str = "pessimistic") -> np.ndarray:
+    """Rank of each query's best match: 1 + number of better candidates + share of the tied ones.
+
+    Scores are compared in float32. Of several matches the best one is ranked; the others are not in
+    its way. Only what `positives` names is a match: a candidate of the same meaning counts against
+    it like any other.
+
+    Args:
+        similarity: (N_q, N_c) scores of queries (rows) and candidates, array or tensor, higher is
+            better.
+        positives: the matches: None = the diagonal; (N_q, N_c) bool; (N_q,) int, one candidate
+            each; or a sequence of N_q int arrays.
+        ties: of the candidates that score exactly like the match, all go first ("pessimistic"),
+            none ("optimistic"), or half ("mean": expected when ties are broken at random).
+
+    Returns:
+        (N_q,) ranks from 1, int64; float64 for "mean".
+
+    Raises:
+        ValueError: NaN (its first query is named), a query without a match, or positives that do
+            not fit.
+    """
+    share = TIES[choose("tie rule", ties, TIES)]
+    scores = _matrix(similarity)
+    queries, candidates = _pairs(positives, scores.shape)
+    starts = np.searchsorted(queries, np.arange(len(scores)))
+    matches = scores[queries, candidates]
+    best = np.maximum.reduceat(matches, starts)
+    better, tied = np.empty((2, len(scores)), np.int64)
+    for rows in _chunks(scores):
+        block, own = scores[rows], best[rows, None]
+        bad = np.isnan(block).any(1)
+        if bad.any():
+            raise ValueError(
+                f"similarity of query {rows.start + int(bad.argmax())} holds NaN: it has no rank"
+            )
+        better[rows], tied[rows] = (block > own).sum(1), (block == own).sum(1)
+    tied -= np.add.reduceat(
+        (matches == best[queries]).astype(np.int64), starts
+    )  # a match is in nobody's way
+    ranks = 1 + better + share * tied
+    return ranks if ties == "mean" else ranks.astype(np.int64)
+
+
+def retrieval_metrics(ranks) -> dict[str, float]:
+    """What papers print: R@1, R@5, R@10, R@50 in percent of queries, MdR and MnR (median, mean
+    rank).
+
+    MdR is the usual median, the mean of the two middle ranks of an even count; released HMMC and
+    GLSCL take the lower one on multi-caption sets. Ranks 1, 2, 7, 30 give R@1 25, R@5 50, R@10 75,
+    MdR 4.5, MnR 10.
+
+    Args:
+        ranks: (N_q,) of `retrieval_ranks`.
+
+    Raises:
+        ValueError: no ranks, or one below 1.
+    """
+    ranks = np.asarray(ranks)
+    if ranks.size == 0 or not ranks.min() >= 1:
+        raise ValueError(
+            f"expected one rank or more, none below 1, got {ranks.size} from {ranks.min(initial=1)}"
+        )
+    recalls = {f"R@{k}": 100.0 * int((ranks <= k).sum()) / ranks.size for k in RECALLS}
+    return {**recalls, "MdR": float(np.median(ranks)), "MnR": float(ranks.mean())}
+
+
+def max_over_captions(scores, video_of_caption, *, ties: str = "pessimistic") -> np.ndarray:
+    """Video-to-text ranks among N_v caption groups, each scoring as its best caption (CLIP4Clip,
+    HMMC).
+
+    Args:
+        scores: (N_v, N_t) of videos (queries) and captions.
+        video_of_caption: (N_t,) int, the video of each caption; every video has one.
+        ties: see `retrieval_ranks`.
+
+    Returns:
+        (N_v,) ranks in 1..N_v.
+    """
+    order, starts = _by_video(video_of_caption, len(scores))
+    return retrieval_ranks(
+        np.maximum.reduceat(_matrix(scores)[:, order], starts, axis=1), ties=ties
+    )
+
+
+def first_hit(scores, video_of_caption, *, ties: str = "pessimistic") -> np.ndarray:
+    """Video-to-text ranks among all N_t captions, of a video's best own one; else as
+    `max_over_captions`."""
+    order, starts = _by_video(video_of_caption, len(scores))
+    return retrieval_ranks(scores, np.split(order, starts[1:]), ties=ties)
+
+
+V2T = {
+    "max over captions": max_over_captions,
+    "first hit": first_hit,
+}  # equal where a video has one caption
+
+
+def ndcg(similarity, relevance, *, k: int | None = None) -> np.ndarray:
+    """Normalised discounted cumulative gain per query, for graded relevance.
+
+    DCG = sum over places r of relevance_r / log2(1 + r), divided by the DCG of the best order
+    (Järvelin and Kekäläinen, 2002, linear gain). Of tied candidates the least relevant goes first
+    (pessimistic).
+
+    Args:
+        similarity: (N_q, N_c).
+        relevance: (N_q, N_c), 0 = irrelevant, higher is better.
+        k: only the first k places count; None = all.
+
+    Returns:
+        (N_q,) float64 in 0..1.
+
+    Raises:
+        ValueError: NaN, a negative relevance, or a query to which nothing is relevant.
+    """
+    scores, relevance = _matrix(similarity), np.asarray(relevance, dtype=np.float64)
+    if scores.shape != relevance.shape:
+        raise ValueError(f"expected relevance of shape {scores.shape}, got {relevance.shape}")
+    discount = 1 / np.log2(2 + np.arange(scores.shape[1]))[:k]
+    values = np.empty(len(scores))
+    for rows in _chunks(scores):
+        block, gain = scores[rows], relevance[rows]
+        bad = np.isnan(block).any(1) | ~(gain >= 0).all(1) | ~(gain > 0).any(1)
+        if bad.any():
+            raise ValueError(
+                f"query {rows.start + int(bad.argmax())}: NaN, negative or no relevance"
+            )
+        found = np.take_along_axis(gain, np.lexsort((gain, -block))[:, :k], 1) @ discount
+        values[rows] = found / (-np.sort(-gain, axis=1)[:, :k] @ discount)
+    return values
+
+
+def dual_softmax(scores, *, scale: float = 100.0) -> np.ndarray:
+    """Scores times their softmax over the queries (CAMoE, arXiv 2109.04290): S_qc * softmax_q(scale
+    * S_qc).
+
+    It looks at all test queries at once, which a search engine can't: never compare it with raw
+    numbers.
+
+    Args:
+        scores: (N_q, N_c), cosine scale.
+        scale: inverse temperature of the softmax.
+
+    Returns:
+        (N_q, N_c) float64.
+    """
+    scores = _matrix(scores).astype(np.float64)
+    return scores * np.exp(log_softmax(scale * scores, axis=0))
+
+
+def qb_norm(scores, bank, *, beta: float = 20.0) -> np.ndarray:
+    """Querybank normalisation, dynamic inverted softmax (Bogolin et al., CVPR 2022, arXiv
+    2112.12777).
+
+    A hub is a candidate that some bank query ranks first. A query whose best candidate is a hub
+    gets the row beta * S_qc - log sum_b exp(beta * B_bc), the logarithm of the paper's quotient.
+    Other rows stay.
+
+    Args:
+        scores: (N_q, N_c), cosine scale.
+        bank: (N_b, N_c), scores of training queries with the same candidates.
+        beta: inverse temperature.
+
+    Returns:
+        (N_q, N_c) float64; only the order within a row means something.
+    """
+    scores, bank = _matrix(scores).astype(np.float64), _matrix(bank).astype(np.float64)
+    if scores.shape[1] != bank.shape[1]:
+        raise ValueError(f"expected a bank with {scores.shape[1]} candidates, got {bank.shape[1]}")
+    hub = np.isin(scores.argmax(1), bank.argmax(1))
+    return np.where(hub[:, None], beta * scores - logsumexp(beta * bank, axis=0), scores)
+
+
+POSTPROCESS = {
+    "dsl": lambda scores, bank: dual_softmax(scores),
+    "qbnorm": qb_norm,
+}  # (scores, bank) -> scores
+NEEDS_BANK = {"qbnorm"}
+
+
+def _matrix(similarity) -> np.ndarray:
+    if isinstance(similarity, torch.Tensor):
+        similarity = similarity.detach().float().cpu().numpy()
+    scores = np.asarray(similarity, dtype=np.float32)
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(
+            f"expected a similarity matrix (N_q, N_c), not empty, got shape {scores.shape}"
+        )
+    return scores
+
+
+def _chunks(matrix: np.ndarray):
+    """Slices of rows, CHUNK entries each: comparisons need memory for one of them only."""
+    rows = max(1, CHUNK // matrix.shape[1])
+    return [slice(start, start + rows) for start in range(0, len(matrix), rows)]
+
+
+def _by_video(video_of_caption, videos: int) -> tuple[np.ndarray, np.ndarray]:
+    """Captions sorted by video, and where each video's begin."""
+    counts = np.bincount(video_of_caption, minlength=videos)
+    if len(counts) != videos or not counts.all():
+        raise ValueError(
+            f"expected captions of each of {videos} videos, got {np.count_nonzero(counts)} with some"
+        )
+    return np.argsort(video_of_caption, kind="stable"), np.cumsum(counts) - counts
+
+
+def _pairs(positives, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Every (query, match) once, sorted by query."""
+    if positives is None:
+        if shape[0] != shape[1]:
+            raise ValueError(
+                f"{shape[0]} queries, {shape[1]} candidates: not one-to-one, name the positives"
+            )
+        return np.arange(shape[0]), np.arange(shape[0])
+    if isinstance(positives, torch.Tensor):
+        positives = positives.cpu().numpy()
+    if len(positives) != shape[0]:
+        raise ValueError(f"expected positives of {shape[0]} queries, got {len(positives)}")
+    if isinstance(positives, np.ndarray) and positives.dtype == bool:
+        if positives.shape != shape:
+            raise ValueError(f"expected bool positives of shape {shape}, got {positives.shape}")
+        queries, candidates = np.nonzero(positives)
+    elif np.ndim(positives[0]) == 0:
+        queries, candidates = np.arange(shape[0]), np.asarray(positives)
+    else:
+        queries = np.repeat(np.arange(shape[0]), [len(group) for group in positives])
+        candidates = np.concatenate(positives)
+    if len(candidates) and not (candidates.min() >= 0 and candidates.max() < shape[1]):
+        raise ValueError(
+            f"positives must be in 0..{shape[1] - 1}, got {candidates.min()}..{candidates.max()}"
+        )
+    alone = np.bincount(queries, minlength=shape[0]) == 0
+    if alone.any():
+        raise ValueError(f"query {int(alone.argmax())} has no match among the candidates")
+    return tuple(np.unique(np.stack([queries, candidates]), axis=1).astype(np.int64))

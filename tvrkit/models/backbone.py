@@ -1,0 +1,341 @@
+"""Any open_clip model as a backbone: word, sentence and frame features, and attention over
+patches."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import open_clip
+import torch
+from open_clip import CustomTextCLIP
+from open_clip.hf_model import HFTextEncoder
+from open_clip.transformer import (
+    ResidualAttentionBlock,
+    TextTransformer,
+    VisionTransformer,
+    text_global_pool,
+)
+from open_clip.utils import to_2tuple
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from tvrkit import files
+from tvrkit.models import hub
+from tvrkit.settings import BackboneConfig
+
+PROBE = "a small crimson circle slowly drifts past two striped squares; 一个红色的圆慢慢移动"
+EMBEDDED = "tvrkit"  # `pretrained` of the weights that come with the kit
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The files of a model that comes with the kit: open_clip config, BPE merges, weights."""
+
+    config: Path
+    merges: Path
+    weights: Path
+
+
+BACKBONES = {
+    "tvrkit-tiny": Embedded(
+        config=files.ASSETS / "tvrkit-tiny.json",
+        merges=files.ASSETS / "tvrkit-tiny-merges.txt.gz",
+        weights=files.ASSETS / "tvrkit-tiny.safetensors",
+    )
+}
+
+
+class Backbone(nn.Module):
+    """An open_clip model with one interface for all text and image towers.
+
+    Parameters are told apart by name: `clip.text.*`, `clip.visual.*`, and `clip.logit_scale`.
+
+    Args:
+        clip: open_clip model with separate towers, as `create_model(..., force_custom_text=True)`
+            builds it.
+        tokenizer: open_clip tokenizer (SimpleTokenizer or HFTokenizer).
+        name: exact name of the architecture, kept in checkpoints.
+        pretrained: where the weights come from, None = random.
+
+    Attributes:
+        image_size: S, height and width of a frame.
+        width: D of the joint space.
+        context_length: largest number of tokens, SOT and EOT included.
+        text_width: width of the text tower's blocks.
+
+    Raises:
+        ValueError: a model whose towers give no token features or whose frames are not square.
+    """
+
+    def __init__(self, clip: CustomTextCLIP, tokenizer, name: str, pretrained: str | None = None):
+        super().__init__()
+        if not isinstance(clip, CustomTextCLIP) or not isinstance(
+            clip.text, TextTransformer | HFTextEncoder
+        ):
+            raise ValueError(
+                f"backbone {name}: expected an image and a text tower, got {type(clip).__name__}"
+            )
+        height, width = to_2tuple(clip.visual.image_size)
+        if height != width:
+            raise ValueError(f"backbone {name}: expected square frames, got {height} x {width}")
+        self.clip, self.tokenizer, self.name, self.pretrained = clip, tokenizer, name, pretrained
+        self.image_size, self.context_length = height, clip.context_length
+        text = clip.text
+        self.is_hf = isinstance(text, HFTextEncoder)
+        self.text_width = text.transformer.config.hidden_size if self.is_hf else text.width
+        self.width = text.output_dim
+        preprocess = clip.visual.preprocess_cfg
+        for key in (
+            "mean",
+            "std",
+        ):  # of the pre-training's RGB values in [0, 1]; not part of checkpoints
+            self.register_buffer(key, torch.tensor(preprocess[key]).view(3, 1, 1), persistent=False)
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """Logarithm of the factor on cosines in the loss, a trained scalar."""
+        return self.clip.logit_scale
+
+    @property
+    def tokenizer_id(self) -> str:
+        """Short hash of the tokens of a probe text, "none" without a tokenizer: another vocabulary,
+        another hash."""
+        if self.tokenizer is None:
+            return "none"
+        tokens = self.tokenizer([PROBE])
+        return hashlib.sha256(str(tokens[tokens != 0].tolist()).encode()).hexdigest()[:12]
+
+    @property
+    def text_positions(self) -> nn.Parameter | None:
+        """(context_length, text_width) positions of CLIP's text tower, None in a transformers
+        tower."""
+        return None if self.is_hf else self.clip.text.positional_embedding
+
+    @property
+    def text_blocks(self) -> nn.ModuleList | None:
+        """Transformer blocks of CLIP's text tower, first to last, None in a transformers tower."""
+        return None if self.is_hf else self.clip.text.transformer.resblocks
+
+    def encode_text(
+        self, tokens: Tensor, mask: Tensor, mask_padding: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Word and sentence features, from one pass through the text tower.
+
+        The tower runs at the length of `tokens`, with CLIP's positions cut to it. Nothing after EOT
+        reaches
+        the features before it: CLIP's text tower is causal, and a transformers tower is given the
+            mask.
+
+        Args:
+            tokens: (B, L) int64 of the backbone's tokenizer.
+            mask: (B, L) bool, True on real tokens.
+            mask_padding: CLIP's tower masks padded keys besides what is causal. Only the padded
+                rows of `words` differ (GLSCL's released decoders read them).
+
+        Returns:
+            words (B, L, D) float: all tokens through the last LayerNorm and the projection;
+            sentence (B, D) float: the tower's own pooling (CLIP: the EOT token), projected. Not
+            normalised.
+
+        Raises:
+            ValueError: L exceeds the context length, or is not that length in a tower that is not
+                causal.
+        """
+        length = tokens.shape[1]
+        if length > self.context_length:
+            raise ValueError(
+                f"{self.name}: expected at most {self.context_length} tokens, got {length}"
+            )
+        text = self.clip.text
+        if self.is_hf:
+            output = text.transformer(input_ids=tokens, attention_mask=mask.long())
+            return text.proj(output.last_hidden_state), text.proj(text.pooler(output, mask.long()))
+        if (
+            text.attn_mask is None and length < self.context_length
+        ):  # bidirectional: trained with its padding
+            raise ValueError(
+                f"{self.name}: expected exactly {self.context_length} tokens, got {length}"
+            )
+        causal = None if text.attn_mask is None else text.attn_mask[:length, :length]
+        if mask_padding and causal is not None:
+            causal = causal.expand(len(mask), -1, -1).masked_fill(~mask[:, None], -torch.inf)
+            causal = causal.repeat_interleave(self.text_blocks[0].attn.num_heads, dim=0)
+        x = text.token_embedding(tokens) + text.positional_embedding[:length]
+        words = text.ln_final(text.transformer(x, attn_mask=causal))
+        if isinstance(text.text_projection, nn.Linear):
+            words = text.text_projection(words)
+        elif text.text_projection is not None:
+            words = words @ text.text_projection
+        return words, text_global_pool(words, tokens, text.pool_type, eos_token_id=text.eos_id)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """(B, F, D) float features, not normalised, of frames (B, F, 3, S, S), uint8 or normalised
+        float.
+
+        Raises:
+            ValueError: frames of another size.
+        """
+        batch, count = frames.shape[:2]
+        return self.clip.visual(self.normalise(frames.flatten(0, 1))).unflatten(0, (batch, count))
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """(..., 3, S, S) float as the image tower takes it: uint8 is scaled and standardised on its
+        device.
+
+        Raises:
+            ValueError: frames of another size.
+        """
+        expected = (3, self.image_size, self.image_size)
+        if tuple(frames.shape[-3:]) != expected:
+            raise ValueError(
+                f"{self.name}: expected frames (..., {expected}), got {tuple(frames.shape)}"
+            )
+        return (
+            (frames.float() / 255 - self.mean) / self.std if frames.dtype == torch.uint8 else frames
+        )
+
+    @torch.no_grad()
+    def patch_attention(self, frames: Tensor, rollout: bool = False) -> Tensor:
+        """What a vision transformer's tokens attend to: first the class token, then patches row by
+        row.
+
+        Args:
+            frames: (N, 3, S, S), uint8 or normalised float.
+            rollout: follow the attention of the class token through all layers, see
+                `attention_rollout`.
+
+        Returns:
+            (N, layers, heads, tokens, tokens) float, rows sum to 1; with `rollout` (N, grid, grid).
+
+        Raises:
+            ValueError: the image tower is no vision transformer with plain attention.
+        """
+        visual = self.clip.visual
+        blocks = visual.transformer.resblocks if isinstance(visual, VisionTransformer) else []
+        if not all(isinstance(block, ResidualAttentionBlock) for block in blocks) or not blocks:
+            raise ValueError(f"{self.name}: patch attention needs a plain VisionTransformer")
+        x, layers = visual._embeds(self.normalise(frames)), []
+        for block in blocks:
+            normed = block.ln_1(x)
+            layers.append(block.attn(normed, normed, normed, average_attn_weights=False)[1])
+            x = block(x)
+        attention = torch.stack(layers, dim=1)
+        return attention_rollout(attention).unflatten(1, visual.grid_size) if rollout else attention
+
+
+def attention_rollout(attention: Tensor) -> Tensor:
+    """Attention of the class token traced to the patches: R = A_n ... A_1, A_l = (mean over heads +
+    I) / 2.
+
+    Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020.
+
+    Args:
+        attention: (N, layers, heads, tokens, tokens) float, rows sum to 1.
+
+    Returns:
+        (N, tokens - 1) float >= 0: each patch's share of the class token. The token's own share is
+        left out.
+    """
+    mixed = (attention.mean(dim=2) + torch.eye(attention.shape[-1], device=attention.device)) / 2
+    flow = mixed[:, 0]
+    for layer in mixed.unbind(dim=1)[1:]:
+        flow = layer @ flow
+    return flow[:, 0, 1:]
+
+
+def create_backbone(config: BackboneConfig) -> Backbone:
+    """Build a backbone by its open_clip name, with the weights that `config.pretrained` names.
+
+    Raises:
+        ValueError: unknown name or tag (close choices are listed), a tag trained with another
+            activation, or a weights file of another model.
+        FileNotFoundError: weights, or a transformers tower's files, that are neither here nor
+            reachable; the message says which file to fetch and where to put it.
+    """
+    name, tag = config.name, config.pretrained
+    _check_name(name)
+    if name in BACKBONES and name not in open_clip.list_models():
+        open_clip.add_model_config(BACKBONES[name].config)
+    architecture = open_clip.get_model_config(name)
+    weights, info = _find_weights(name, tag, architecture)
+    text = architecture["text_cfg"]
+    if (
+        "hf_model_name" in text
+    ):  # the checkpoint has the tower's weights, so only its configuration is needed
+        folder = hub.folder(text["hf_model_name"], "config.json")
+        text |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
+    try:
+        clip = open_clip.create_model(
+            name,
+            str(weights) if weights else None,
+            force_custom_text=True,
+            force_preprocess_cfg={key: info[key] for key in ("mean", "std") if key in info},
+            text_cfg=text,
+        )
+    except (RuntimeError, SafetensorError, UnpicklingError) as error:
+        if weights is None:
+            raise
+        raise ValueError(f"{weights}: expected weights of {name}: {error}") from error
+    return Backbone(clip, _tokenizer(name, text), name, tag)
+
+
+def _check_name(name: str) -> None:
+    known = dict.fromkeys([*BACKBONES, *open_clip.list_models()])
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=6, cutoff=0.3) or list(BACKBONES)
+        choices = f"{', '.join(BACKBONES)} or an open_clip name, such as {', '.join(close)}"
+        raise ValueError(f"unknown backbone {name!r}: expected {choices}")
+
+
+def _tokenizer(name: str, text: dict):
+    if name in BACKBONES:
+        merges = str(BACKBONES[name].merges)
+        return open_clip.SimpleTokenizer(bpe_path=merges, context_length=text["context_length"])
+    if "hf_tokenizer_name" not in text:
+        return open_clip.get_tokenizer(name)
+    return open_clip.tokenizer.HFTokenizer(
+        str(hub.folder(text["hf_tokenizer_name"], "tokenizer_config.json")),
+        context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
+        tokenizer_mode=text.get("tokenizer_mode"),
+        **text.get("tokenizer_kwargs", {}),
+    )
+
+
+def _find_weights(
+    name: str, pretrained: str | None, architecture: dict
+) -> tuple[Path | None, dict]:
+    """The weights file, and open_clip's facts about its tag (mean, std) where it is one."""
+    if pretrained is None:
+        return None, {}
+    if pretrained == EMBEDDED and name in BACKBONES:
+        weights = BACKBONES[name].weights
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"{weights.name} is missing: `tvrkit backbone pretrain` makes it"
+            )
+        return weights, {}
+    info = open_clip.get_pretrained_cfg(name, pretrained)
+    if info:
+        quick = info.get("quick_gelu", False)
+        if quick != architecture.get("quick_gelu", False):
+            right = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
+            raise ValueError(
+                f"weights {pretrained!r} of {name} were trained with another GELU: use {right}"
+            )
+        return hub.weights(info["hf_hub"]), info
+    path = Path(pretrained).expanduser()
+    if path.is_file():
+        return path, {}
+    if path.suffix:
+        raise FileNotFoundError(f"{path}: no such weights file for {name}")
+    tags = [
+        *([EMBEDDED] if name in BACKBONES else []),
+        *open_clip.list_pretrained_tags_by_model(name),
+    ]
+    raise ValueError(
+        f"unknown weights {pretrained!r} of {name}: expected a path, null, or {', '.join(tags)}"
+    )

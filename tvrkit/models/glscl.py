@@ -1,0 +1,226 @@
+"""GLSCL: "Text-Video Retrieval with Global-Local Semantic Consistent Learning" (Zhang et al.,
+2024).
+
+The score is a global interaction (the sentence weighs the frames) plus half a local one (a few
+learned queries read concepts out of the words and out of the frames). The loss is InfoNCE plus two
+terms on the
+concepts: those of one query agree across the sides, those of different queries differ.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, positives
+from tvrkit.losses.contrastive import concept_consistency, concept_diversity, info_nce
+from tvrkit.models.method import Method
+from tvrkit.models.similarity import concept_similarity, conditioned_pooling
+from tvrkit.models.temporal import TemporalTransformer
+from tvrkit.settings import settings
+
+Side = Literal["text", "video"]
+
+
+@settings
+class Settings:
+    """GLSCL's choices. The paper's MSR-VTT setting is the default.
+
+    Attributes:
+        queries: Q, concepts per text and per video.
+        decoder_layers, decoder_heads, feedforward, dropout: of the transformer decoder that reads
+        concepts.
+        shared_queries: both sides use the same queries.
+        shared_decoder: both sides use the same decoder.
+        temporal_layers: blocks of the temporal transformer before both interactions.
+        temperature: of the frame weights in the global interaction.
+        local_weight: of the local score, in training and test alike.
+        diversity_weight: alpha.
+        diversity_margin: by how much a concept is closer to itself than to the others, in cosine.
+        consistency_weight: beta.
+        consistency_target: cosine that matched concepts are drawn to.
+        fidelity: "released" = the numbers of the released code, "corrected" = findings 14 to 16
+            repaired.
+    """
+
+    queries: int = 8
+    decoder_layers: int = 3
+    decoder_heads: int = 8
+    feedforward: int = 2048
+    dropout: float = 0.1
+    shared_queries: bool = True
+    shared_decoder: bool = True
+    temporal_layers: int = 4
+    temperature: float = 3.0
+    local_weight: float = 0.5
+    diversity_weight: float = 1.0e-4
+    diversity_margin: float = 0.1
+    consistency_weight: float = 0.005
+    consistency_target: float = 0.75
+    fidelity: Literal["released", "corrected"] = "corrected"
+
+
+class GLSCL(Method):
+    """The method; see the module and `Settings`. Concepts depend on one side only: they are
+    features."""
+
+    Settings = Settings
+
+    def __init__(self, backbone: nn.Module, settings: Settings):
+        super().__init__(backbone, settings)
+        self.corrected = settings.fidelity == "corrected"
+        self.temporal = TemporalTransformer.from_clip(backbone, settings.temporal_layers)
+        width = backbone.width
+        # The released model also holds the unshared half, spare layers and a head: 23.1 M unused
+        # weights.
+        self.queries = _per_side(settings.shared_queries, lambda: _queries(settings.queries, width))
+        self.decoder = _per_side(settings.shared_decoder, lambda: ConceptDecoder(width, settings))
+
+    def encode_text(self, batch: TextVideoBatch) -> TextFeatures:
+        """Sentence, words and `extras["concepts"]` (B, Q, D), none of them normalised."""
+        # Released decoders read padded words too: they must hold what the released tower puts
+        # there.
+        words, sentence = self.backbone.encode_text(
+            batch.tokens, batch.token_mask, mask_padding=not self.corrected
+        )
+        concepts, _ = self.concepts("text", words, batch.token_mask)
+        return TextFeatures(
+            sentence, words, batch.token_mask, batch.token_weight, {"concepts": concepts}
+        )
+
+    def encode_video(self, batch: TextVideoBatch) -> VideoFeatures:
+        """Frames after the temporal transformer and `extras["concepts"]` (B, Q, D), not
+        normalised."""
+        frames = self.temporal(self.backbone.encode_frames(batch.frames), batch.frame_mask)
+        concepts, _ = self.concepts("video", frames, batch.frame_mask)
+        return VideoFeatures(None, frames, batch.frame_mask, {"concepts": concepts})
+
+    def concepts(
+        self, side: Side, tokens: Tensor, mask: Tensor, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """What each query reads out of one side's tokens.
+
+        Args:
+            side: whose queries and decoder, where they are not shared.
+            tokens: (B, L, D) float, words or frames.
+            mask: (B, L) bool, True = read. Released decoders read padding too (finding 15).
+            need_weights: return the last layer's attention too.
+
+        Returns:
+            concepts (B, Q, D) float, and attention (B, Q, L), rows summing to 1, or None.
+        """
+        queries = self.queries["both" if self.settings.shared_queries else side].weight
+        decoder = self.decoder["both" if self.settings.shared_decoder else side]
+        return decoder(queries, tokens, ~mask if self.corrected else None, need_weights)
+
+    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
+        """Global plus `local_weight` x local score."""
+        temperature = self.settings.temperature
+        glob = conditioned_pooling(text.sentence, video.frames, video.mask, temperature=temperature)
+        local = concept_similarity(text.extras["concepts"], video.extras["concepts"])
+        return glob + self.settings.local_weight * local
+
+    def loss(
+        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
+    ) -> dict[str, Tensor]:
+        """InfoNCE + alpha diversity + consistency.
+
+        Diversity is the mean of both sides; the released code takes the video side twice, never the
+        text side (finding 16). Consistency averages over the batch, the released code sums (finding
+        14).
+        """
+        choice, scale = self.settings, self.backbone.logit_scale.exp()
+        texts, videos = text.extras["concepts"], video.extras["concepts"]
+        sides = (texts, videos) if self.corrected else (videos,)
+        diversity = sum(concept_diversity(side, margin=choice.diversity_margin) for side in sides)
+        scores = self.similarity(text, video)
+        parts = {
+            "info_nce": info_nce(scores, logit_scale=scale, positives=positives(batch.video_index)),
+            "diversity": choice.diversity_weight * diversity / len(sides),
+            "consistency": concept_consistency(
+                texts,
+                videos,
+                target=choice.consistency_target,
+                weight=choice.consistency_weight,
+                reduction="batch_mean" if self.corrected else "batch_sum",
+            ),
+        }
+        return {"loss": sum(parts.values()), **parts}
+
+    @torch.no_grad()
+    def explain(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Tensor]:
+        """What the score looks at, for B matched pairs.
+
+        Returns:
+            `frame_weight` (B, F): the sentence's weights of the frames, 0 at padding;
+            `concept_words` (B, Q, L) and `concept_frames` (B, Q, F): each query's attention in the
+            last decoder layer; `concept_score` (B, Q): cosine of the two sides' concepts.
+        """
+        logits = torch.einsum("bd,bfd->bf", text.sentence, video.frames) / self.settings.temperature
+        texts, words = self.concepts("text", text.words, text.mask, need_weights=True)
+        videos, frames = self.concepts("video", video.frames, video.mask, need_weights=True)
+        return {
+            "frame_weight": logits.masked_fill(~video.mask, -torch.inf).softmax(dim=1),
+            "concept_words": words,
+            "concept_frames": frames,
+            "concept_score": torch.cosine_similarity(texts, videos, dim=-1),
+        }
+
+
+def _per_side(shared: bool, make) -> nn.ModuleDict:
+    return nn.ModuleDict({side: make() for side in (("both",) if shared else ("text", "video"))})
+
+
+def _queries(count: int, width: int) -> nn.Embedding:
+    queries = nn.Embedding(count, width)
+    nn.init.uniform_(queries.weight)  # the released start
+    return queries
+
+
+class ConceptDecoder(nn.Module):
+    """Queries attend to each other and to one side's tokens, layer after layer (post-norm, no final
+    norm).
+
+    Parameters are named as in `nn.TransformerDecoder`.
+    """
+
+    def __init__(self, width: int, settings: Settings):
+        super().__init__()
+        sizes = (width, settings.decoder_heads, settings.feedforward, settings.dropout)
+        self.layers = nn.ModuleList(
+            ConceptLayer(*sizes, batch_first=True) for _ in range(settings.decoder_layers)
+        )
+
+    def forward(
+        self, queries: Tensor, tokens: Tensor, padding: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Concepts (B, Q, D) of queries (Q, D) and tokens (B, L, D), and attention (B, Q, L) or
+        None.
+
+        `padding` (B, L) bool is True where tokens are left out; None = all are attended to.
+        """
+        concepts, attention = queries[None], None
+        if (
+            self.training
+        ):  # dropout draws for each item; else the first self-attention is the same for all
+            concepts = concepts.expand(len(tokens), -1, -1)
+        for layer in self.layers:
+            concepts, attention = layer(concepts, tokens, padding, need_weights)
+        return concepts, attention
+
+
+class ConceptLayer(nn.TransformerDecoderLayer):
+    """torch's decoder layer, but it also returns its attention to the tokens."""
+
+    def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None, need_weights: bool):
+        """(B, Q, D) and the attention (B, Q, L), mean over heads, or None; x has B rows, or one for
+        all."""
+        x = self.norm1(x + self.dropout1(self.self_attn(x, x, x, need_weights=False)[0]))
+        x = x.expand(len(tokens), -1, -1)
+        read, attention = self.multihead_attn(
+            x, tokens, tokens, key_padding_mask=padding, need_weights=need_weights
+        )
+        x = self.norm2(x + self.dropout2(read))
+        return self.norm3(x + self._ff_block(x)), attention

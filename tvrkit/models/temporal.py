@@ -1,0 +1,109 @@
+"""The temporal transformer over frame features ("seqTransf"), shared by CLIP4Clip, DMAE, GLSCL and
+HMMC."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+HEAD_WIDTH = 64  # of CLIP's attention heads
+LAYER_NORM_EPS = 1e-12  # inside the root, as in the released code
+MASKED_KEY = -1e6  # added to the attention logits of padded frames
+
+
+class QuickGELU(nn.Module):
+    """CLIP's activation, x sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)). Parameters are named as CLIP's
+    are."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        layers = {
+            "c_fc": nn.Linear(width, 4 * width),
+            "gelu": QuickGELU(),
+            "c_proj": nn.Linear(4 * width, width),
+        }
+        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.ln_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
+        normed = self.ln_1(x)
+        x = x + self.attn(normed, normed, normed, key_padding_mask=key_bias, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class TemporalTransformer(nn.Module):
+    """Frames attend to each other: y = blocks(f + position) + f (CLIP4Clip's seqTransf; Luo et al.,
+    2021).
+
+    Padded frames get -1e6 as attention keys, so that they change nothing in valid frames; their own
+    outputs are defined all the same.
+
+    Args:
+        width: D of the frame features.
+        layers: number of blocks.
+        heads: attention heads; `width` is a multiple of it.
+        positions: the largest number of frames.
+    """
+
+    def __init__(self, width: int, layers: int, heads: int, positions: int):
+        super().__init__()
+        self.frame_position_embeddings = nn.Embedding(positions, width)
+        self.resblocks = nn.ModuleList(ResidualBlock(width, heads) for _ in range(layers))
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @classmethod
+    def from_clip(
+        cls, backbone: nn.Module, layers: int, positions: int | None = None
+    ) -> TemporalTransformer:
+        """Start from CLIP's text positions and first text blocks, as far as they go.
+
+        Random weights where the text tower's width is not the joint one, or the tower is not
+        CLIP's.
+
+        Args:
+            backbone: `tvrkit.models.backbone.Backbone`.
+            layers: as of the class.
+            positions: as of the class; None = CLIP's context length.
+        """
+        width, blocks = backbone.width, backbone.text_blocks
+        positions = positions or backbone.context_length
+        if blocks is None or backbone.text_width != width:
+            return cls(width, layers, max(1, width // HEAD_WIDTH), positions)
+        temporal = cls(width, layers, blocks[0].attn.num_heads, positions)
+        known = backbone.text_positions[:positions].detach()
+        temporal.frame_position_embeddings.weight.data[: len(known)] = known
+        for own, block in zip(temporal.resblocks, blocks, strict=False):
+            own.load_state_dict(block.state_dict())
+        return temporal
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, F, D) float from frames (B, F, D) float and mask (B, F), non-zero where valid (None =
+        all).
+
+        Raises:
+            ValueError: more frames than positions.
+        """
+        count, known = frames.shape[1], self.frame_position_embeddings.num_embeddings
+        if count > known:
+            raise ValueError(f"temporal transformer: expected at most {known} frames, got {count}")
+        valid = frames.new_ones(frames.shape[:2]) if mask is None else mask.to(frames.dtype)
+        key_bias = (1 - valid) * MASKED_KEY
+        x = frames + self.frame_position_embeddings.weight[:count]
+        for block in self.resblocks:
+            x = block(x, key_bias)
+        return x + frames

@@ -1,0 +1,216 @@
+"""Recipes: frozen, strict configuration read from YAML.
+
+A recipe is one claimed result. It is read strictly: an unknown key, a wrong type, or a string where
+a number belongs is an error that names the key. A default lives here, or in a method's own
+`Settings`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass
+
+LISTED = 40
+
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+settings = dataclass(
+    frozen=True, config=STRICT
+)  # the decorator of every settings class, the methods' included
+
+
+@settings
+class DataConfig:
+    """What is trained and tested on.
+
+    Attributes:
+        prepared: folder under `data/` that `tvrkit data prepare` wrote.
+        language: of the captions, "en" or "zh".
+        max_words: tokens per caption, SOT and EOT included.
+        max_frames: frames per video.
+        train_sampling: how frames are chosen in training: uniform, random, segment-random, head or
+            tail.
+        eval_sampling: the same for validation and test.
+        captions: "one" random caption per video and epoch, "all" captions once per epoch, or
+            "tagged": as "one", with the video's tags as a second text (HMMC pre-training; CHVTT and
+            shapes have tags).
+        keyword_masking: drop words of low TF-IDF from training captions (DMAE).
+        augmentation: random crop, colour, grey, blur and flip of training frames (HMMC
+            pre-training).
+    """
+
+    prepared: str
+    language: Literal["en", "zh"] = "en"
+    max_words: PositiveInt = 32
+    max_frames: PositiveInt = 12
+    train_sampling: str = "segment-random"
+    eval_sampling: str = "uniform"
+    captions: Literal["one", "all", "tagged"] = "one"
+    keyword_masking: bool = False
+    augmentation: bool = False
+
+
+@settings
+class BackboneConfig:
+    """Any open_clip model.
+
+    Attributes:
+        name: open_clip model name, or "tvrkit-tiny", the embedded model.
+        pretrained: open_clip tag, path of a weights file, "tvrkit" for the embedded weights, or
+            None for random ones.
+    """
+
+    name: str = "tvrkit-tiny"
+    pretrained: str | None = "tvrkit"
+
+
+@settings
+class TrainConfig:
+    """How the method is optimised.
+
+    Attributes:
+        lr: learning rate of the parts the method adds.
+        clip_lr: learning rate of the backbone.
+        text_lr: learning rate of the backbone's text tower, `clip_lr` where None.
+        warmup: share of all steps with a linearly rising rate; then cosine to zero.
+        decay_all: weight decay on LayerNorm gains, logit scale and embeddings too, as the released
+            codes do.
+        max_logit_scale: the scale is clamped to it after each step.
+        chunk_size: rows encoded at a time with the gradient replayed (large batches on one device);
+            None = all.
+        precision: "fp32", or "bf16" where the device has it.
+        workers: loader processes.
+        start_from: "RUN/RECIPE/seedK" of a finished run that holds all parts of this method, whose
+            weights it starts from (HMMC from its pre-training); None = backbone as pre-trained, new
+            parts as initialised.
+        select: which epoch is kept: "last", best on "val", or best on "test" (optimistic, and
+            labelled so).
+    """
+
+    epochs: PositiveInt = 5
+    batch_size: PositiveInt = 128
+    optimizer: Literal["adamw", "bertadam"] = "adamw"
+    lr: float = 1.0e-4
+    clip_lr: float = 1.0e-7
+    text_lr: float | None = None
+    weight_decay: float = 0.2
+    decay_all: bool = False
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    max_logit_scale: float = 100.0
+    chunk_size: PositiveInt | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = 2
+    start_from: str | None = None
+    select: Literal["last", "val", "test"] = "last"
+
+
+@settings
+class EvalConfig:
+    """How the method is scored.
+
+    Attributes:
+        split: the split that is reported.
+        batch_size: rows encoded at a time.
+        ties: rank of a tied match: "pessimistic", "optimistic" or "mean".
+        postprocess: extra, separately named columns: "dsl", "qbnorm".
+        bootstrap: resamples behind each interval.
+    """
+
+    split: str = "test"
+    batch_size: PositiveInt = 128
+    ties: Literal["pessimistic", "optimistic", "mean"] = "pessimistic"
+    postprocess: list[Literal["dsl", "qbnorm"]] = dataclasses.field(default_factory=list)
+    bootstrap: PositiveInt = 2000
+
+
+@settings
+class Config:
+    """One recipe, whole: see the classes of its parts. `method` is the method's own `Settings`."""
+
+    recipe: str
+    data: DataConfig
+    backbone: BackboneConfig
+    method_name: str
+    method: Any
+    train: TrainConfig
+    eval: EvalConfig
+
+
+Notebook = Literal[
+    "01_data_preparation",
+    "02_training",
+    "03_evaluation",
+    "04_hard_negatives",
+    "05_attention_maps",
+    "06_ablations",
+    "07_pretraining",
+    "08_paper_vs_code",
+]
+
+
+@settings
+class Profile:
+    """What `tvrkit reproduce` runs.
+
+    Attributes:
+        notebooks: in the order in which they run.
+        recipes: trained, evaluated and compared with each other; the first is the baseline.
+        inspect: those of them whose hard negatives and attention are looked into.
+        seeds: of each recipe.
+        overrides: what makes the profile small or large, over every recipe.
+    """
+
+    notebooks: list[Notebook]
+    recipes: list[str]
+    inspect: list[str]
+    seeds: list[int]
+    overrides: list[str] = dataclasses.field(default_factory=list)
+
+
+SECTIONS = {
+    "data": DataConfig,
+    "backbone": BackboneConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+}
+
+
+def choose(kind: str, name: str, choices) -> str:
+    """`name`, if it is one of `choices`; else a ValueError that names the nearest and lists the
+    first `LISTED`."""
+    if name not in choices:
+        near, known = difflib.get_close_matches(name, choices, n=3), sorted(choices)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        more = f" and {len(known) - LISTED:,} more" if len(known) > LISTED else ""
+        raise ValueError(
+            f"unknown {kind} {name!r}: expected one of {', '.join(known[:LISTED])}{more}{hint}"
+        )
+    return name
+
+
+def parse(cls, values: dict, section: str):
+    """A settings class from the keys of one section; its errors name section and key."""
+    try:
+        return cls(**values)
+    except pydantic.ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join([section, *map(str, problem["loc"])])
+            hint = (
+                " (YAML reads 1e-4 as text: write 1.0e-4)"
+                if problem["type"] == "float_type"
+                else ""
+            )
+            known = ""
+            if problem["type"] == "unexpected_keyword_argument":
+                known = f"; known keys: {', '.join(f.name for f in dataclasses.fields(cls))}"
+            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}{hint}{known}")
+        raise ValueError("; ".join(lines)) from None

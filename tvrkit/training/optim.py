@@ -1,0 +1,169 @@
+"""Optimisers, parameter groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from tvrkit.models.method import Method
+from tvrkit.settings import TrainConfig, choose
+
+ADAM = {"betas": (0.9, 0.98), "eps": 1.0e-6}
+BERT_SCHEDULES = {  # share of the peak rate after the warm-up, by progress x and warm-up share w
+    "cosine": lambda x, w: 0.5 * (1.0 + math.cos(math.pi * x)),
+    "linear": lambda x, w: max((x - 1.0) / (w - 1.0), 0.0),
+    "constant": lambda x, w: 1.0,
+}
+
+
+class BertAdam(Optimizer):
+    """The optimiser of the released codes: Adam with its schedule inside and without bias
+    correction.
+
+    g <- g min(1, max_grad_norm / (|g| + 1e-6)) for each parameter; m, v moving averages of g, g^2;
+    p <- p - lr schedule(step / total_steps) (m / (sqrt(v) + eps) + weight_decay p).
+    Steps count from 0: the first step of a warm-up moves nothing. Past `total_steps` the cosine
+        rises again.
+
+    Args:
+        params: parameters, or groups that may override any of the other arguments.
+        lr: peak learning rate.
+        warmup: share of `total_steps` with a linearly rising rate, in [0, 1).
+        total_steps: length of the schedule.
+        schedule: "cosine", "linear" or "constant", what follows the warm-up.
+        max_grad_norm: largest norm of each single parameter's gradient.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float,
+        warmup: float,
+        total_steps: int,
+        schedule: str = "cosine",
+        *,
+        betas=ADAM["betas"],
+        eps=ADAM["eps"],
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+    ):
+        if not 0.0 <= warmup < 1.0 or total_steps < 1:
+            raise ValueError(
+                f"expected warmup in [0, 1), total_steps >= 1, got {warmup}, {total_steps}"
+            )
+        choose("schedule", schedule, BERT_SCHEDULES)
+        settings = {"lr": lr, "warmup": warmup, "total_steps": total_steps, "schedule": schedule}
+        optimiser = {
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "max_grad_norm": max_grad_norm,
+        }
+        super().__init__(params, settings | optimiser)
+
+    def rates(self) -> list[float]:
+        """Learning rate of the next step, per group."""
+        steps = [
+            max((self.state[p]["step"] for p in g["params"] if p in self.state), default=0)
+            for g in self.param_groups
+        ]
+        return [
+            self._rate(group, step) for group, step in zip(self.param_groups, steps, strict=True)
+        ]
+
+    @staticmethod
+    def _rate(group: dict, step: int) -> float:
+        x, warmup = step / group["total_steps"], group["warmup"]
+        return group["lr"] * (
+            x / warmup if x < warmup else BERT_SCHEDULES[group["schedule"]](x, warmup)
+        )
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of every parameter with a gradient; `closure` re-evaluates the loss and
+        returns it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, group)
+        return loss
+
+    def _update(self, p: nn.Parameter, group: dict) -> None:
+        state = self.state[p]
+        if not state:
+            state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+        gradient = p.grad * (group["max_grad_norm"] / (p.grad.norm() + 1.0e-6)).clamp(max=1.0)
+        beta1, beta2 = group["betas"]
+        m = state["m"].lerp_(gradient, 1 - beta1)
+        v = state["v"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        p.sub_(
+            self._rate(group, state["step"])
+            * (m / (v.sqrt() + group["eps"]) + group["weight_decay"] * p)
+        )
+        state["step"] += 1
+
+
+def parameter_groups(method: Method, train: TrainConfig) -> list[dict]:
+    """Groups by learning rate (new parts, backbone, its text tower) and by weight decay.
+
+    Only weight matrices decay: no LayerNorm gain, bias, logit scale or embedding. With
+        `train.decay_all` all
+    but biases do: the released codes exclude "LayerNorm.weight" by name, and CLIP's is called
+        `ln_1.weight`.
+
+    Returns:
+        Groups with `name` ("new", "backbone" or "text", perhaps with "-no-decay"), `params`, `lr`,
+        `weight_decay`. Every parameter that takes a gradient is in exactly one.
+    """
+    text_lr = train.clip_lr if train.text_lr is None else train.text_lr
+    rates = {"new": train.lr, "backbone": train.clip_lr, "text": text_lr}
+    kept = {
+        id(module.weight)
+        for module in method.modules()
+        if isinstance(module, nn.Embedding | nn.LayerNorm)
+    }
+    groups: dict[str, dict] = {}
+    for name, p in method.named_parameters():
+        if not p.requires_grad:
+            continue
+        text = name.startswith("backbone.clip.text.")
+        part = "text" if text else "backbone" if name.startswith("backbone.") else "new"
+        matrix = p.ndim > 1 and id(p) not in kept and not name.endswith("embedding")
+        decays = not name.endswith("bias") and (train.decay_all or matrix)
+        key, decay = (part, train.weight_decay) if decays else (f"{part}-no-decay", 0.0)
+        group = {"name": key, "params": [], "lr": rates[part], "weight_decay": decay}
+        groups.setdefault(key, group)["params"].append(p)
+    return list(groups.values())
+
+
+def schedule(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
+    """Linear warm-up over the share `warmup` of `total_steps`, its first step moving; then cosine
+    to zero."""
+    rising = round(warmup * total_steps)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        progress = min((step - rising) / max(total_steps - rising, 1), 1.0)
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def build_optimizer(
+    method: Method, train: TrainConfig, total_steps: int
+) -> tuple[Optimizer, LambdaLR | None]:
+    """The recipe's optimiser, and its scheduler (None for BertAdam, which has it inside)."""
+    groups = parameter_groups(method, train)
+    if train.optimizer == "bertadam":
+        return BertAdam(groups, train.lr, train.warmup, total_steps), None
+    optimizer = AdamW(groups, **ADAM)
+    return optimizer, schedule(optimizer, total_steps, train.warmup)
