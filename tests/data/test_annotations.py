@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tvrkit.data import load_annotations
-from tvrkit.data.annotations import DATASETS, resolve
+from tvrkit.data.annotations import DATASETS, load_annotations, resolve
 from tvrkit.data.records import read_ids, read_json, read_json_lines, read_pickle
 from tvrkit.data.splits import check_splits, expected_counts, id_hash
 

@@ -5,20 +5,10 @@ import av
 import numpy as np
 import pytest
 from fuzz_decode import damaged_files
-from hypothesis import given
-from hypothesis import strategies as st
 from video_files import COUNT, indices, over_report, pictures, rotate, write_audio, write_video
 
 from tvrkit.data import decode_worker
-from tvrkit.data.decoders import (
-    SAMPLERS,
-    DecodeError,
-    DecodePool,
-    Job,
-    _Worker,
-    read_frames,
-    sample,
-)
+from tvrkit.data.decoders import DecodeError, DecodePool, Job, _Worker, read_frames
 
 TWELVE = [4 * segment + 2 for segment in range(12)]  # the middles of twelve segments of 48 frames
 
@@ -232,33 +222,6 @@ def test_memory_stays_bounded_for_a_long_video(tmp_path):
         status = Path(f"/proc/{pool.workers[0].process.pid}/status").read_text()
     assert (info["frames"], info["duration"]) == (48, 50.0)
     assert int(status.split("VmHWM:")[1].split()[0]) < 300 * 1024
-
-
-@given(
-    st.sampled_from(sorted(SAMPLERS)),
-    st.integers(1, 300),
-    st.integers(1, 60),
-    st.integers(0, 2**32),
-)
-def test_samplings(sampling, available, count, seed):
-    chosen = sample(sampling, available, count, np.random.default_rng(seed))
-    assert len(chosen) == min(count, available)
-    assert (np.diff(chosen) > 0).all()
-    assert 0 <= chosen[0] <= chosen[-1] < available
-    if count < available and sampling in ("uniform", "segment-random"):
-        for segment, index in enumerate(chosen):  # one of each segment
-            assert segment * available // count <= index < (segment + 1) * available / count
-    if count < available and sampling in ("head", "tail"):
-        assert chosen[0 if sampling == "head" else -1] == (
-            0 if sampling == "head" else available - 1
-        )
-
-
-def test_sampling_errors():
-    with pytest.raises(ValueError, match="unknown sampling 'middle': expected one of head, random"):
-        sample("middle", 10, 2)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        sample("uniform", 10, 0)
 
 
 def test_damaged_files_end_in_bounded_time(tmp_path):

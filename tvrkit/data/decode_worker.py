@@ -5,8 +5,8 @@ PyAV reads the rest (MPEG-TS, whose frames decord mixes up; wrong frame counts, 
 hangs; rotation; 10-bit, 4:4:4 and odd sizes; several video streams), and whatever decord fails on
 or hangs at.
 
-Run as a program, this file is the worker. It imports nothing of the package: it starts in a third
-of a second, holds no torch, and costs little to kill and replace.
+Run as a program, this file is the worker. It imports nothing heavy: it starts in a third of a
+second, holds no torch, and costs little to kill and replace.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
+
+from tvrkit.data.sampling import sample
 
 BEST, SECOND = (
     "best",
@@ -43,65 +45,6 @@ MEMORY_LIMIT = (
 )  # bytes of address space: a header that claims absurd sizes costs its worker only
 FRAMES_PER_SECOND = 200  # a long video's time limit grows by a second per so many frames
 BATCH = 8  # frames decord holds at a time
-
-
-def _uniform(available: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    return ((np.arange(count) + 0.5) * available / count).astype(np.int64)
-
-
-def _random(available: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    return np.sort(rng.choice(available, count, replace=False))
-
-
-def _segment_random(available: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    edges = np.arange(count + 1) * available // count
-    return rng.integers(edges[:-1], edges[1:])
-
-
-def _head(available: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    return np.arange(count)
-
-
-def _tail(available: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    return np.arange(available - count, available)
-
-
-SAMPLERS = {
-    "uniform": _uniform,
-    "random": _random,
-    "segment-random": _segment_random,
-    "head": _head,
-    "tail": _tail,
-}
-
-
-def sample(
-    sampling: str, available: int, count: int, rng: np.random.Generator | None = None
-) -> np.ndarray:
-    """Which of `available` frames are taken.
-
-    uniform: the middle of each of `count` equal segments; segment-random: a random frame of each;
-    random: any `count` distinct ones; head, tail: the first, the last ones.
-
-    Args:
-        rng: source of the two random samplings; seeded with 0 where None.
-
-    Returns:
-        (min(count, available),) int64, rising. A video with no more frames than asked for gives
-        each of them.
-
-    Raises:
-        ValueError: unknown sampling, or a count below 1.
-    """
-    if sampling not in SAMPLERS:
-        raise ValueError(
-            f"unknown sampling {sampling!r}: expected one of {', '.join(sorted(SAMPLERS))}"
-        )
-    if count < 1:
-        raise ValueError(f"expected a count of frames of at least 1, got {count}")
-    if count >= available:
-        return np.arange(available)
-    return SAMPLERS[sampling](available, count, rng or np.random.default_rng(0))
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from tvrkit.data import decode_worker
-from tvrkit.data.decode_worker import SAMPLERS, Job, sample
+from tvrkit.data.decode_worker import Job
+from tvrkit.files import PACKAGE
 
-__all__ = [
-    "SAMPLERS",
-    "DecodeError",
-    "DecodePool",
-    "Job",
-    "decoder_versions",
-    "read_frames",
-    "sample",
-]
+__all__ = ["DecodeError", "DecodePool", "Job", "decoder_versions", "read_frames"]
 
 START_LIMIT = 120.0  # seconds a worker may take to import its libraries
 WINDOW = 64  # results that may wait for an earlier, slower one: bounds memory
@@ -60,7 +53,7 @@ def read_frames(
 
     Args:
         count: frames asked for; a shorter video gives all it has.
-        sampling: see `sample`; over the video's time, so a variable frame rate does no harm.
+        sampling: see `tvrkit.data.sampling`; over the video's time, so a variable frame rate does no harm.
         size: short side of the result; never enlarged; None keeps the video's.
         timeout: see `DecodePool`.
 
@@ -77,6 +70,12 @@ def read_frames(
     return np.stack([np.frombuffer(blob, np.uint8).reshape(info["shape"]) for blob in blobs])
 
 
+def _environment() -> dict[str, str]:
+    """This process's, with the package to be found and one thread for each worker."""
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
 class _Worker:
     """A process and the job it holds."""
 
@@ -91,7 +90,7 @@ class _Worker:
         self.process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

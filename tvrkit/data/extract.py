@@ -26,7 +26,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from tvrkit.data.decoders import SAMPLERS, DecodePool, Job, decoder_versions
+from tvrkit.data.decoders import DecodePool, Job, decoder_versions
+from tvrkit.data.sampling import SAMPLERS
 from tvrkit.data.store import (
     LAYOUTS,
     ROW,

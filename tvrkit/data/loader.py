@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tvrkit._torchvision import InterpolationMode, v2
 from tvrkit.data.batch import TextVideoBatch
-from tvrkit.data.decoders import SAMPLERS, sample
 from tvrkit.data.manifest import Manifest, Split
+from tvrkit.data.sampling import SAMPLERS, sample
 from tvrkit.data.store import FrameStore
 from tvrkit.data.text import KeywordMasker, Tagger, tokenise
 from tvrkit.settings import Config, DataConfig, choose
@@ -69,7 +69,7 @@ class Clips:
         counts: stored frames of each video.
         length: F, frames of a clip; a video with fewer is padded.
         size: S, height and width of a frame.
-        sampling: name, see `tvrkit.data.decoders.sample`.
+        sampling: name, see `tvrkit.data.sampling.sample`.
         augment: see `augmentation`.
     """
 

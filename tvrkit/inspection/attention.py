@@ -15,8 +15,8 @@ from scipy import stats
 from torch import Tensor
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.data.decoders import sample
 from tvrkit.data.manifest import Manifest
+from tvrkit.data.sampling import sample
 from tvrkit.evaluation import ranks as metrics
 from tvrkit.models.method import Method
 from tvrkit.settings import DataConfig
