@@ -1,0 +1,152 @@
+"""The plan of the house: which room may import which, how large it is, and how long a function gets."""
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "tvrkit"
+# From the ground up: a room imports from its own floor only within itself, and from lower ones.
+FLOORS = (
+    ("__init__", "_torchvision", "settings", "files"),
+    ("data",),
+    ("shapes", "losses"),
+    ("models",),
+    ("recipes",),
+    ("evaluation",),
+    ("training",),
+    ("inspection", "figures"),
+    ("reporting",),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+BUDGET = 5200  # code lines of the whole package
+LONGEST, MEDIAN = 40, 8  # code lines of a function
+NOT_CODE = {
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
+    *(tokenize.ENCODING, tokenize.ENDMARKER),
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+@cache
+def modules() -> dict[str, Path]:
+    return {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports, anywhere in it."""
+    known, found = modules(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name in known}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "") in known:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            inner = {name for name in names if name in known}
+            found |= inner or {node.module}
+    return found - {"tvrkit"}
+
+
+def code_lines(path: Path) -> set[int]:
+    """Numbers of the lines that hold code: no docstring, no comment, no blank."""
+    text = path.read_text(encoding="utf-8")
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in NOT_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = getattr(body[0], "value", None)
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                lines -= set(range(body[0].lineno, body[0].end_lineno + 1))
+    return lines
+
+
+def functions(path: Path) -> dict[str, int]:
+    """Code lines of each function."""
+    code = code_lines(path)
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {
+        f"{module_name(path)}:{node.name}:{node.lineno}": len(
+            code & set(range(node.lineno, node.end_lineno + 1))
+        )
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def test_every_room_has_its_floor():
+    assert {room(module) for module in modules()} == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_arrows_go_down(module):
+    own = room(module)
+    up = {
+        other
+        for other in imports(modules()[module])
+        if room(other) != own and FLOOR[room(other)] >= FLOOR[own]
+    }
+    assert not up, f"{module} imports {', '.join(sorted(up))} of the same floor or a higher one"
+
+
+def test_no_circle():
+    arrows = {module: imports(path) for module, path in modules().items()}
+    while leaves := {module for module, others in arrows.items() if not others & arrows.keys()}:
+        arrows = {module: others for module, others in arrows.items() if module not in leaves}
+    assert not arrows, f"these import each other: {', '.join(sorted(arrows))}"
+
+
+def test_the_package_is_thin():
+    total = sum(len(code_lines(path)) for path in modules().values())
+    assert total <= BUDGET, f"{total} code lines, at most {BUDGET}"
+
+
+def test_functions_are_short():
+    lengths = {name: size for path in modules().values() for name, size in functions(path).items()}
+    assert {name: size for name, size in lengths.items() if size > LONGEST} == {}
+    assert median(lengths.values()) <= MEDIAN
+
+
+def test_no_layout_is_exempt_from_the_formatter():
+    exempt = [name for name, path in modules().items() if "fmt: " in path.read_text("utf-8")]
+    assert exempt == []
+
+
+def test_every_module_has_its_test_file():
+    without = [
+        name
+        for name, path in modules().items()
+        if path.stem not in ("__init__", "__main__") and code_lines(path)
+        if not (
+            ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.stem}.py")
+        ).exists()
+    ]
+    assert without == []
+
+
+LIGHT = (
+    "import sys; {}; print([name for name in ('torch', 'pandas', 'numpy') if name in sys.modules])"
+)
+
+
+@pytest.mark.parametrize("what", ["import tvrkit", "import tvrkit.cli", "import tvrkit.settings"])
+def test_light_modules_load_nothing_heavy(what):
+    run = [sys.executable, "-c", LIGHT.format(what)]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "[]\n"
