@@ -117,7 +117,7 @@ def test_it_says_checks_and_saves(notebook):
     for part in ("say", "**We see**", "**Why"):
         assert part in prose[-1]
     assert "assert " in source
-    assert "viz.save(" in source
+    assert "figures.save(" in source
 
 
 def test_papermill_finds_every_parameter(request, notebook):

@@ -283,9 +283,8 @@ def data_show(
     ] = None,
 ):
     """Print a video's row and captions and draw its film strip."""
-    from tvrkit import files
+    from tvrkit import figures, files
     from tvrkit.data.manifest import Manifest
-    from tvrkit.figures import style as viz
     from tvrkit.settings import choose
 
     manifest = Manifest.open(files.data(data))
@@ -297,7 +296,7 @@ def data_show(
     console.print("\n".join(captions), highlight=False, markup=False)
     frames = manifest.frames.read(video_id, range(manifest.frames.count(video_id)))
     target = out or Path(f"{video_id}.png")
-    viz.film_strip(frames, captions[0] if captions else video_id).savefig(target)
+    figures.film_strip(frames, captions[0] if captions else video_id).savefig(target)
     console.print(target, soft_wrap=True)
 
 

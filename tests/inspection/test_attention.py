@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tvrkit import inspection
 from tvrkit.data.batch import TextFeatures, VideoFeatures
-from tvrkit.inspection import attention as inspection
-from tvrkit.inspection import negatives as mining
 from tvrkit.models.method import Method
 from tvrkit.settings import DataConfig
 from tvrkit.shapes import render as shapes_render
@@ -136,7 +135,7 @@ def test_values_of_one_cluster_share_its_luck():
 
 
 def test_kinds_of_pairs(truth):
-    kinds = mining.pair_kinds(truth, *IDS)
+    kinds = inspection.pair_kinds(truth, *IDS)
     named = [
         [next(kind for kind in kinds if kinds[kind][row, column]) for column in range(5)]
         for row in range(3)
@@ -156,11 +155,11 @@ def test_kinds_of_pairs(truth):
     assert (sum(mask.astype(int) for mask in kinds.values()) == 1).all()
 
 
-def test_telling_words_name_the_factors_in_which_the_videos_differ(truth):
+def test_contradicting_words_name_the_factors_in_which_the_videos_differ(truth):
     caption = "a red circle goes right"
-    assert inspection.telling_words(truth, "a0", caption, "b").tolist() == [0, 1, 0, 0, 0]
-    assert inspection.telling_words(truth, "a0", caption, "c").tolist() == [0, 0, 0, 1, 1]
-    assert not inspection.telling_words(truth, "a0", caption, "d").any()
+    assert inspection.contradicting_words(truth, "a0", caption, "b").tolist() == [0, 1, 0, 0, 0]
+    assert inspection.contradicting_words(truth, "a0", caption, "c").tolist() == [0, 0, 0, 1, 1]
+    assert not inspection.contradicting_words(truth, "a0", caption, "d").any()
 
 
 def test_frames_seen_are_those_an_evaluation_reads():
@@ -203,7 +202,9 @@ def test_the_one_token_that_counts_gives_the_largest_gap():
     hits = table.pivot_table(index="order", columns="share", values="hit")
     assert hits.loc["highest"].tolist() == [100, 0, 0, 0, 0]
     assert hits.loc["lowest"].tolist() == [100] * 5
-    expected = 100 * (1 - np.mean(inspection.SHARES))  # random removal spares the token that often
+    expected = 100 * (
+        1 - np.mean(inspection.attention.SHARES)
+    )  # random removal spares the token that often
     mean, low, high = inspection.mean_interval(inspection.deletion_gap(table, "hit"))
     assert low <= expected <= high
     assert inspection.mean_interval(inspection.deletion_gap(table, "hit", "lowest"))[2] < 0
@@ -225,7 +226,7 @@ def test_weights_that_say_nothing_give_no_gap(equal):
     assert low <= 0 <= high
 
 
-@given(st.integers(1, 20), st.sampled_from((0.0, *inspection.SHARES, 1.0)))
+@given(st.integers(1, 20), st.sampled_from((0.0, *inspection.attention.SHARES, 1.0)))
 def test_removal_takes_the_highest_spares_one_and_takes_one(count, share):
     rng = np.random.default_rng(0)
     priority = rng.permutation(count)
@@ -261,7 +262,7 @@ class Frames(Method):
 
 
 def test_frames_are_removed_as_if_the_clip_were_shorter(monkeypatch):
-    monkeypatch.setattr(inspection, "BLOCK", 1)
+    monkeypatch.setattr(inspection.attention, "BLOCK", 1)
     features = torch.arange(24, dtype=torch.float32).reshape(2, 4, 3)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
     rows = [np.array([False, True, False, True]), np.array([False, True, True])]

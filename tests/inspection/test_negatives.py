@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tvrkit.inspection import negatives as mining
+from tvrkit import inspection
 from tvrkit.losses.contrastive import info_nce, neg_nce
 from tvrkit.losses.miners import margin_negatives
 
@@ -28,7 +28,7 @@ def masks():
 
 def test_quality_is_counted_pair_by_pair(masks):
     mined, kinds = masks
-    found = mining.mining_quality(mined, OWNER, kinds)
+    found = inspection.mining_quality(mined, OWNER, kinds)
     pairs = [(i, j) for i in range(4) for j in range(3) if mined[i, j]]
     wanted = [(i, j) for i in range(4) for j in range(3) if kinds["wanted"][i, j]]
     both = set(pairs) & set(wanted)
@@ -38,7 +38,7 @@ def test_quality_is_counted_pair_by_pair(masks):
     assert found["none, % of mined"] == (0, 0, 0)
     assert np.isnan(found["none, % found"]).all()
     assert np.isnan(
-        mining.mining_quality(np.zeros_like(mined), OWNER, kinds)["wanted, % of mined"]
+        inspection.mining_quality(np.zeros_like(mined), OWNER, kinds)["wanted, % of mined"]
     ).all()
     for value, low, high in list(found.values())[:3]:
         assert low <= value <= high
@@ -55,7 +55,7 @@ def test_over_training_is_each_epoch_by_itself_and_jaccard_between_neighbours():
     )
     wanted = np.zeros((4, 3), bool)
     wanted[0, 2] = wanted[2, 2] = True
-    table = mining.over_training(mined, [1, 2], OWNER, {"wanted": wanted})
+    table = inspection.over_training(mined, [1, 2], OWNER, {"wanted": wanted})
     value = table.set_index(["epoch", "quantity"])["value"]
     assert (value[1, "mined per caption"], value[2, "mined per caption"]) == (0.75, 1.0)
     assert value[1, "excess over the match"] == pytest.approx(0.4)
@@ -68,7 +68,9 @@ def test_over_training_is_each_epoch_by_itself_and_jaccard_between_neighbours():
 
 def test_an_epoch_in_which_nothing_is_mined_counts_as_one(tmp_path):
     mined = pd.DataFrame({"epoch": [1, 3], "row": 0, "column": 1, "excess": 0.2})
-    table = mining.over_training(mined, [1, 2, 3, 4, 5], OWNER, {"wanted": np.zeros((4, 3), bool)})
+    table = inspection.over_training(
+        mined, [1, 2, 3, 4, 5], OWNER, {"wanted": np.zeros((4, 3), bool)}
+    )
     value = table.pivot(index="epoch", columns="quantity", values="value")
     assert value["mined per caption"].tolist() == [0.25, 0, 0.25, 0, 0]
     np.testing.assert_allclose(value["excess over the match"], [0.2, np.nan, 0.2, np.nan, np.nan])
@@ -76,7 +78,7 @@ def test_an_epoch_in_which_nothing_is_mined_counts_as_one(tmp_path):
         value["mined again, %"], [np.nan, 0, 0, 0, np.nan]
     )  # of the neighbour, not of epoch 1
     mined.iloc[:0].to_csv(tmp_path / "mined.csv", index=False)
-    table = mining.over_training(
+    table = inspection.over_training(
         pd.read_csv(tmp_path / "mined.csv"), [1, 2], OWNER, {"wanted": np.ones((4, 3), bool)}
     )
     assert table[table.quantity == "mined per caption"].value.tolist() == [0, 0]
@@ -96,10 +98,10 @@ def cosine(a, b, size):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_likeness_is_the_largest_cosine_of_counted_ngrams(size, monkeypatch):
-    monkeypatch.setattr(mining, "BLOCK", 3)
+    monkeypatch.setattr(inspection.negatives, "BLOCK", 3)
     captions = ["a red dot", "红色的圆", "a red  DOT", "a dog runs", "red", "红色的方"]
     owner = np.array([1, 0, 2, 0, 1, 2])  # not sorted by video
-    found = mining.caption_likeness(captions, owner, size=size)
+    found = inspection.caption_likeness(captions, owner, size=size)
     clean = [" ".join(text.lower().split()) for text in captions]
     for row in range(6):
         for video in range(3):
@@ -115,7 +117,7 @@ def test_likeness_is_the_largest_cosine_of_counted_ngrams(size, monkeypatch):
 
 def test_kinds_by_text_are_a_partition():
     likeness = np.array([[1, 0.95, 0.2], [0.5, 1, 0.9]])
-    kinds = mining.text_kinds(likeness, np.array([0, 1]), 0.9)
+    kinds = inspection.text_kinds(likeness, np.array([0, 1]), 0.9)
     assert kinds["near-duplicate caption"].tolist() == [[False, True, False], [False, False, True]]
     assert (sum(mask.astype(int) for mask in kinds.values()) == 1).all()
 
@@ -123,7 +125,7 @@ def test_kinds_by_text_are_a_partition():
 def test_push_is_the_gradient_by_finite_differences():
     scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).double()
     options = {"logit_scale": 4.0, "margin": 0.1, "clamp": None}
-    alone, added = mining.push(scores, negative_weight=0.5, **options)
+    alone, added = inspection.push(scores, negative_weight=0.5, **options)
     for i in range(5):
         for j in range(5):
             step = torch.zeros_like(scores)
@@ -155,15 +157,15 @@ def test_embed_takes_the_methods_video_vector_or_the_mean_of_its_valid_frames(mo
     )
     batch = SimpleNamespace(to=lambda device: None)
     for name in ("text_loader", "video_loader"):
-        monkeypatch.setattr(mining, name, lambda *_: [batch, batch])
-    texts, videos = mining.embed(method, None, None, None)
+        monkeypatch.setattr(inspection.negatives, name, lambda *_: [batch, batch])
+    texts, videos = inspection.embed(method, None, None, None)
     np.testing.assert_allclose(texts, F.normalize(sentence, dim=1).repeat(2, 1), atol=1e-6)
     unit = F.normalize(frames, dim=2)
     by_hand = F.normalize(torch.stack([(unit[0, 0] + unit[0, 1]) / 2, unit[1].mean(0)]), dim=1)
     np.testing.assert_allclose(videos, by_hand.repeat(2, 1), atol=1e-6)
     features.video = torch.tensor([[3.0, 0, 0, 0], [0, 2, 0, 0]])
     np.testing.assert_allclose(
-        mining.embed(method, None, None, None)[1], np.eye(4)[[0, 1, 0, 1]], atol=1e-6
+        inspection.embed(method, None, None, None)[1], np.eye(4)[[0, 1, 0, 1]], atol=1e-6
     )
 
 
@@ -173,10 +175,10 @@ def test_the_plane_holds_the_most_variance_and_no_gap_between_the_sides():
     axes = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     texts = latent @ axes[:2] + 5 * axes[2]  # shifted: the modality gap
     videos = latent @ axes[:2] - 5 * axes[2] + 0.01 * rng.normal(size=(40, 6))
-    flat_texts, flat_videos, share = mining.plane(texts, videos)
+    flat_texts, flat_videos, share = inspection.plane(texts, videos)
     assert share > 0.999
     np.testing.assert_allclose(flat_texts, flat_videos, atol=0.1)
     between = np.linalg.norm(flat_texts[:, None] - flat_texts, axis=2)
     np.testing.assert_allclose(between, np.linalg.norm(texts[:, None] - texts, axis=2), atol=1e-3)
-    again = mining.plane(texts[::-1], videos[::-1])
+    again = inspection.plane(texts[::-1], videos[::-1])
     np.testing.assert_allclose(again[0][::-1], flat_texts, atol=1e-9)

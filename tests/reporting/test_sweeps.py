@@ -12,9 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tvrkit import cli, files
+from tvrkit import cli, figures, files
 from tvrkit.evaluation import statistics
-from tvrkit.figures import style as viz
 from tvrkit.recipes import load_recipe, to_dict
 from tvrkit.reporting import sweeps as sweep
 from tvrkit.training import runs
@@ -336,7 +335,7 @@ def test_the_figure_shows_the_table(x):
         [40.0, 41.0, 40.5],
     )
     names = ["0", "128", "512"]
-    figure = viz.ablation(
+    figure = figures.ablation(
         names, recall, intervals, seconds, reference="128", ylabel="R@1", x=x, xlabel="K", log=True
     )
     left, right = figure.axes

@@ -20,15 +20,10 @@ from tvrkit.data.sampling import sample
 from tvrkit.evaluation import ranks as metrics
 from tvrkit.models.method import Method
 from tvrkit.settings import DataConfig
-from tvrkit.shapes.scenes import Truth
 
 Span = tuple[int, int]
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of the tokens that a deletion test removes
 BLOCK = 64  # clips, or texts, at a time
-VIVID, PALE = (
-    70,
-    190,
-)  # of 255: shapes' objects are coloured or white, everything else is nearly grey and dim
 
 
 def frames_seen(
@@ -85,14 +80,6 @@ def per_word(values, tokens: Sequence[tuple[int, Span]], words: Sequence[Span]) 
     columns = [column for column, _ in tokens]
     belongs = _shared(words, [span for _, span in tokens])
     return np.tensordot(belongs, np.asarray(values, float)[columns], 1)
-
-
-def telling_words(truth: Truth, caption_id: str, caption: str, video_id: str) -> np.ndarray:
-    """(W,) bool: the caption's words that name a factor in which its own video differs from
-    `video_id`."""
-    own, other = truth.factors.loc[truth.captions.video_id[caption_id]], truth.factors.loc[video_id]
-    named = [span for span in truth.attribute_words(caption_id) if own[span[2]] != other[span[2]]]
-    return overlapping(word_spans(caption), named)
 
 
 def auc(scores, truth) -> float:
@@ -329,13 +316,6 @@ def informative_share(marked, informative) -> float:
     return (
         100 * float(np.asarray(informative, bool)[marked].mean()) if marked.any() else float("nan")
     )
-
-
-def object_pixels(frames: np.ndarray) -> np.ndarray:
-    """(N, H, W) bool: pixels of objects in informative shapes frames (N, H, W, 3) uint8, by their
-    colour."""
-    low, high = (bound(frames.astype(int), axis=3) for bound in (np.min, np.max))
-    return (high - low > VIVID) | (low > PALE)
 
 
 def attention_on(attention, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,26 +22,10 @@ from tvrkit.evaluation.statistics import ratio_interval
 from tvrkit.losses.contrastive import neg_nce
 from tvrkit.models.method import Method
 from tvrkit.settings import Config
-from tvrkit.shapes.scenes import Truth
 
 Interval = tuple[float, float, float]
 Masks = Mapping[str, np.ndarray]
 BLOCK = 256  # captions compared with all others at a time
-
-
-def pair_kinds(truth: Truth, caption_ids, video_ids, video_of_caption) -> dict[str, np.ndarray]:
-    """Kinds of text-video pairs by what is true of them, (N_t, N_v) bool each.
-
-    "match" is the caption's own video; "same meaning" another one of which all is true that the
-    caption says (a duplicate, or a neighbour that differs in what the caption leaves out); "one
-    factor apart" one that differs in one factor, which the caption names; "other" the rest.
-    """
-    match = np.asarray(video_of_caption)[:, None] == np.arange(len(video_ids))[None, :]
-    fits = truth.relevance(caption_ids, video_ids) == 1
-    near = truth.differing_factors(caption_ids, video_ids) == 1
-    return _with_rest(
-        {"match": match, "same meaning": ~match & fits, "one factor apart": ~match & ~fits & near}
-    )
 
 
 def text_kinds(likeness: np.ndarray, video_of_caption, threshold: float) -> dict[str, np.ndarray]:
@@ -55,10 +39,10 @@ def text_kinds(likeness: np.ndarray, video_of_caption, threshold: float) -> dict
             has looked.
     """
     match = np.asarray(video_of_caption)[:, None] == np.arange(likeness.shape[1])[None, :]
-    return _with_rest({"match": match, "near-duplicate caption": ~match & (likeness >= threshold)})
+    return with_rest({"match": match, "near-duplicate caption": ~match & (likeness >= threshold)})
 
 
-def _with_rest(kinds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_rest(kinds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**kinds, "other": ~np.any(list(kinds.values()), axis=0)}
 
 

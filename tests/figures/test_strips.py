@@ -1,0 +1,80 @@
+"""Frames, words and marks behind film strips."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.offsetbox import TextArea
+
+from tvrkit import figures
+
+SIDE = 16
+
+
+def words(ax):
+    """(word, colour) of every word drawn in boxes on `ax`."""
+    texts = [area.get_children()[0] for area in ax.findobj(TextArea)]
+    return [(text.get_text(), text.get_color()) for text in texts]
+
+
+def test_a_strip_shows_every_frame_unchanged(frames):
+    (ax,) = figures.film_strip(frames, "a red circle").axes
+    shown = ax.images[0].get_array()
+    assert shown.shape == (SIDE, 5 * (SIDE + 2), 3)
+    for index, frame in enumerate(frames):
+        left = index * (SIDE + 2) + 1
+        np.testing.assert_array_equal(shown[:, left : left + SIDE], frame)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "2", "3", "4"]
+    assert ax.get_xlabel() == "frame"
+    assert [word for word, _ in words(ax)] == ["a", "red", "circle"]
+
+
+def test_bars_of_a_strip_are_the_weights_and_grey_where_uninformative(frames):
+    weights = np.array([0.1, 0.4, 0.2, 0.0, 0.3])
+    informative = np.array([True, True, False, True, True])
+    (ax,) = figures.film_strip(frames, weights=weights, informative=informative).axes
+    heights = np.array([bar.get_height() for bar in ax.patches])
+    np.testing.assert_allclose(heights / heights.max(), weights / weights.max())
+    grey = [bar.get_facecolor() == to_rgba(figures.NEUTRAL) for bar in ax.patches]
+    assert grey == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((3, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.float32)]
+)
+def test_frames_of_another_kind_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"expected uint8 \(F, H, W, 3\), got"):
+        figures.film_strip(wrong)
+
+
+def test_top_videos_mark_the_right_one(frames):
+    found = [
+        (frames, 0.9, False, "a blue dot", [False, True, False]),
+        (frames, 0.5, True, "a dot", None),
+        (frames, 0.1, False, "z", None),
+    ]
+    assert figures.top_videos("a dot", found).get_suptitle() == "“a dot”"
+    figure = figures.top_videos("a dot", found, "(rank 2)")
+    assert [ax.get_ylabel() for ax in figure.axes] == ["1 ✗\n0.900", "2 ✓\n0.500", "3 ✗\n0.100"]
+    borders = [ax.patches[-1].get_edgecolor() for ax in figure.axes]
+    assert borders == [to_rgba(figures.NEUTRAL), to_rgba(figures.RIGHT), to_rgba(figures.NEUTRAL)]
+    assert figure.get_suptitle() == "“a dot” (rank 2)"
+    assert [word for word, colour in words(figure.axes[0]) if colour == figures.WRONG] == ["blue"]
+
+
+def test_hard_negatives_highlight_differing_words(frames):
+    query, caption = "a small red circle", "a small blue circle"
+    highlight = figures.differing_words(caption, query)
+    figure = figures.hard_negatives(query, (frames, 0.6), [(frames, 0.61, caption, highlight)])
+    own, mined = figure.axes
+    assert {colour for _, colour in words(own)} == {figures.INK}
+    assert [word for word, colour in words(mined) if colour == figures.WRONG] == ["blue"]
+    assert (own.get_ylabel(), mined.get_ylabel()) == ("own ✓\n0.600", "mined\n0.610")
+    with pytest.raises(ValueError, match="zip"):
+        figures.film_strip(frames, caption, highlight=[True])
+
+
+def test_a_swap_of_two_events_counts_as_a_difference():
+    there, back = "red then blue", "blue then red"
+    assert figures.differing_words(there, there) == [False] * 3
+    assert sum(figures.differing_words(back, there)) == 2
+    assert figures.split_words("红色的圆") == ["红", "色", "的", "圆"]

@@ -1,0 +1,135 @@
+"""Attention drawn on words, frames and patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+
+from tvrkit.figures.strips import check_frames, draw_words, side_by_side
+from tvrkit.figures.style import INK, LINE, RIGHT, WIDTH, styled
+
+
+@styled
+def caption_weights(
+    captions: Sequence, weights: Sequence, *, labels: Sequence[str], truth: Sequence | None = None
+) -> Figure:
+    """Captions with a heat background behind each word.
+
+    Args:
+        captions: rows of words (characters, for Chinese).
+        weights: rows of (L,) float >= 0; one colour scale from 0 to the largest of all.
+        labels: text above each row.
+        truth: rows of (L,) bool; words that are True get a frame.
+    """
+    truth = truth or [[False] * len(words) for words in captions]
+    heat = ScalarMappable(cmap=matplotlib.colormaps["YlOrBr"])
+    heat.set_clim(0, max(float(np.max(row)) for row in weights))
+    rows = [1 + len(" ".join(words)) // LINE for words in captions]
+    figure = Figure(figsize=(WIDTH, 0.32 * sum(rows) + 0.3 * len(rows) + 0.8), layout="constrained")
+    grid = figure.add_gridspec(len(rows), 1, height_ratios=rows)
+    for index, words in enumerate(captions):
+        ax = figure.add_subplot(grid[index])
+        pairs = zip(weights[index], truth[index], strict=True)
+        draw_words(ax, words, [_heated(heat, *pair) for pair in pairs], (0.0, 0.0))
+        ax.axis("off")
+        ax.set_title(labels[index], fontsize=10, fontweight="bold")
+    below = {"orientation": "horizontal", "label": "weight", "aspect": 60, "fraction": 0.12}
+    figure.colorbar(heat, ax=figure.axes, **below)
+    return figure
+
+
+def _heated(heat: ScalarMappable, weight: float, framed: bool) -> dict:
+    edge = RIGHT if framed else "none"
+    box = {"facecolor": heat.to_rgba(weight), "edgecolor": edge, "pad": 2.0, "linewidth": 1.8}
+    return {"bbox": box, "color": "white" if weight > 0.65 * heat.get_clim()[1] else INK}
+
+
+@styled
+def word_frame_map(
+    scores: np.ndarray,
+    words: Sequence[str],
+    frames: np.ndarray,
+    *,
+    label: str,
+    ylabel: str = "word",
+) -> Figure:
+    """Scores (L, F) of words (or concepts) below the frames (F, H, W, 3); ● is a row's best."""
+    scores, frames = np.asarray(scores, float), check_frames(frames)
+    if scores.shape != (len(words), len(frames)):
+        expected = f"{(len(words), len(frames))} (words, frames)"
+        raise ValueError(f"scores: expected {expected}, got {scores.shape}")
+    heights = [0.85 * WIDTH / len(frames), 0.28 * len(words)]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 1.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    cell = frames.shape[1] / (frames.shape[2] + 2)
+    above.imshow(side_by_side(frames), extent=(-0.5, len(frames) - 0.5, 0, cell))
+    above.set_anchor("S")
+    above.axis("off")
+    image = below.imshow(scores, cmap="cividis", aspect="auto")
+    rows = np.arange(len(words))
+    below.plot(scores.argmax(axis=1), rows, "o", color="white", markeredgecolor=INK)
+    below.set_yticks(rows, words)
+    below.set_xticks(range(len(frames)))
+    below.set(xlabel="frame", ylabel=ylabel)
+    below.grid(visible=False)
+    figure.colorbar(image, ax=[above, below], label=label, fraction=0.04)
+    return figure
+
+
+@styled
+def heat_map(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    label: str,
+    annotate: np.ndarray | None = None,
+) -> Figure:
+    """Values (R, C) as colours on one scale; written into the cells where `annotate` (R, C)."""
+    values = np.asarray(values, float)
+    size = (min(WIDTH, 0.62 * len(columns) + 2.4), 0.32 * len(rows) + 1.3)
+    figure = Figure(figsize=size, layout="constrained")
+    ax = figure.subplots()
+    image = ax.imshow(values, cmap="cividis", aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    look = {"ha": "center", "va": "center", "fontsize": 9}
+    for row, column in np.argwhere(np.zeros(values.shape) if annotate is None else annotate):
+        value = values[row, column]
+        ax.text(column, row, f"{value:.2g}", color="white" if value < middle else INK, **look)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+    ax.grid(visible=False)
+    figure.colorbar(image, ax=ax, label=label, fraction=0.05)
+    return figure
+
+
+@styled
+def patch_attention_overlay(
+    frames: np.ndarray, attention: np.ndarray, labels: Sequence[str]
+) -> Figure:
+    """Frames (N, H, W, 3), and below, in grey, under patch attention (N, g, g), on one scale."""
+    frames, attention = check_frames(frames), np.asarray(attention, float)
+    if attention.ndim != 3 or len(attention) != len(frames):
+        raise ValueError(f"attention: expected ({len(frames)}, g, g), got {attention.shape}")
+    width = min(WIDTH, 1.9 * len(frames) + 1.2)
+    figure = Figure(figsize=(width, 2 * (width - 1.2) / len(frames) + 0.6), layout="constrained")
+    axes = figure.subplots(2, len(frames), squeeze=False)
+    extent = (-0.5, frames.shape[2] - 0.5, frames.shape[1] - 0.5, -0.5)
+    scale = {"cmap": "inferno", "vmin": 0, "vmax": float(attention.max()), "alpha": 0.65}
+    for column, (frame, patches) in enumerate(zip(frames, attention, strict=True)):
+        above, below = axes[:, column]
+        above.imshow(frame)
+        above.set_title(labels[column], fontsize=10)
+        below.imshow(frame.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+        heat = below.imshow(patches, interpolation="nearest", extent=extent, **scale)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    axes[0, 0].set_ylabel("frame")
+    axes[1, 0].set_ylabel("attention")
+    figure.colorbar(heat, ax=list(axes.flat), label="share of attention", fraction=0.04)
+    return figure

@@ -1,0 +1,276 @@
+"""Curves, bars, histograms, forest plots and point clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from string import ascii_lowercase
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tvrkit.figures.style import INK, NEUTRAL, RIGHT, WIDTH, WRONG, colours, styled
+
+Lines = Mapping[str, np.ndarray]
+RANK_BINS = {"1": (1, 1), "2-5": (2, 5), "6-10": (6, 10), "11-50": (11, 50), "> 50": (51, np.inf)}
+POINTS = {"fmt": "o", "color": RIGHT, "markersize": 7, "markerfacecolor": "white"}
+DASHED = {"linestyle": "--", "color": NEUTRAL, "linewidth": 1}
+
+
+def _axes(width: float = 7.0, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _draw_lines(ax: Axes, x: Sequence, lines: Lines, bands: Lines | None, markers: str) -> None:
+    for (name, colour), marker in zip(colours(lines).items(), cycle(markers), strict=False):
+        ax.plot(x, lines[name], marker=marker, label=name, color=colour)
+        if bands:
+            ax.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
+
+
+@styled
+def loss_curve(steps: np.ndarray, losses: Lines, rates: Lines) -> Figure:
+    """Losses and, on a logarithmic axis of their own, learning rates: name -> (S,) over steps."""
+    figure, axes = _axes(WIDTH, columns=2)
+    for ax, lines, label in zip(axes, (losses, rates), ("loss", "learning rate"), strict=True):
+        _draw_lines(ax, steps, lines, None, ",")
+        ax.set(xlabel="step", ylabel=label)
+        ax.legend()
+    axes[1].set_yscale("log")
+    return figure
+
+
+@styled
+def recall_curve(
+    x: Sequence,
+    recalls: Lines,
+    *,
+    xlabel: str,
+    ylabel: str,
+    bands: Lines | None = None,
+    chance: Sequence | None = None,
+) -> Figure:
+    """Recall (%) over epochs or K: name -> (X,), with bands (2, X) and chance (X,), dashed."""
+    figure, (ax,) = _axes()
+    _draw_lines(ax, x, recalls, bands, "o")
+    if chance is not None:
+        ax.plot(x, chance, label="chance", **DASHED)
+    if xlabel == "K":
+        ax.set_xscale("log")
+    ax.set_xticks(x, [f"{value:g}" for value in x])
+    ax.minorticks_off()
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    ax.legend()
+    return figure
+
+
+@styled
+def panels(draws: Mapping[str, Callable[[Axes], None]], *, height: float = 3.6) -> Figure:
+    """A panel per title, side by side; each function draws into its axes, and labels them."""
+    figure, axes = _axes(WIDTH, height, columns=len(draws))
+    for ax, (heading, draw) in zip(axes, draws.items(), strict=True):
+        ax.set_title(heading)
+        draw(ax)
+    return figure
+
+
+@styled
+def curves(x: Sequence, panels: Mapping[str, tuple[Lines, Lines]], *, xlabel: str) -> Figure:
+    """A panel per quantity, named by its y axis: (name -> (X,), name -> its band (2, X))."""
+    figure, axes = _axes(WIDTH, columns=len(panels))
+    for ax, (ylabel, (lines, bands)) in zip(axes, panels.items(), strict=True):
+        _draw_lines(ax, x, lines, bands, "os^Dv")
+        ax.set(xlabel=xlabel, ylabel=ylabel, xlim=axes[0].get_xlim())
+        whole = np.issubdtype(np.asarray(x).dtype, np.integer)
+        ax.xaxis.get_major_locator().set_params(integer=whole)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@styled
+def bars(
+    groups: Sequence[str],
+    values: Lines,
+    *,
+    xlabel: str,
+    ylabel: str,
+    intervals: Lines | None = None,
+    chance: float | Sequence[float] | None = None,
+) -> Figure:
+    """Bars of G groups (factors, bins): name -> (G,), with intervals (G, 2) and lines at chance."""
+    figure, (ax,) = _axes(min(WIDTH, max(6.0, (0.9 + 0.3 * len(values)) * len(groups) + 1.5)))
+    step, places = 0.8 / len(values), np.arange(len(groups))
+    for index, (name, colour) in enumerate(colours(values).items()):
+        heights = np.asarray(values[name], float)
+        x = places + (index - (len(values) - 1) / 2) * step
+        ax.bar(x, heights, step * 0.92, label=name, color=colour)
+        if intervals:
+            low, high = np.asarray(intervals[name], float).T
+            reach = np.maximum([heights - low, high - heights], 0)
+            ax.errorbar(x, heights, reach, fmt="none", color=INK, linewidth=1.2, capsize=3)
+    if chance is not None:
+        heights = np.broadcast_to(chance, len(groups))
+        look = {"linestyles": "--", "linewidth": 1, "label": "chance"}
+        ax.hlines(heights, places - 0.5, places + 0.5, INK, **look)
+    ax.set_xticks(places, groups)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(visible=False, axis="x")
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    ax.legend(**(beside if len(values) > 2 else {}))
+    return figure
+
+
+def rank_histogram(ranks: Lines) -> Figure:
+    """Share of queries (%) whose right answer has rank 1, 2-5, 6-10, 11-50 or more: name -> (N,)
+    from 1."""
+    bounds = np.array(list(RANK_BINS.values())).T[..., None]
+    inside = {name: (row >= bounds[0]) & (row <= bounds[1]) for name, row in ranks.items()}
+    shares = {name: 100 * row.mean(axis=1) for name, row in inside.items()}
+    return bars(list(RANK_BINS), shares, xlabel="rank of the right answer", ylabel="queries (%)")
+
+
+@styled
+def histogram(values: Lines, bins: int | Sequence[float], *, xlabel: str, ylabel: str) -> Figure:
+    """Shares (%) of each named set of values over common bins, as outlines that may overlap."""
+    figure, (ax,) = _axes()
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
+    for name, colour in colours(values).items():
+        share = 100 * np.histogram(values[name], edges)[0] / max(len(values[name]), 1)
+        ax.stairs(share, edges, label=name, color=colour, linewidth=2)
+        ax.stairs(share, edges, fill=True, color=colour, alpha=0.15)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.legend()
+    return figure
+
+
+@styled
+def forest_plot(
+    names: Sequence[str],
+    differences: Sequence[float],
+    intervals: Sequence,
+    *,
+    significant: Sequence[bool],
+    verdicts: Sequence[str],
+    xlabel: str,
+) -> Figure:
+    """Differences (N,) with intervals (N, 2) and verdicts in words; filled where `significant`."""
+    figure, (ax,) = _axes(8.5, 0.55 * len(names) + 1.2)
+    beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 10}
+    rows = zip(differences, intervals, significant, verdicts, strict=True)
+    for row, (value, interval, sure, verdict) in enumerate(rows):
+        colour = (RIGHT if value > 0 else WRONG) if sure else NEUTRAL
+        face = colour if sure else "white"
+        ax.plot(interval, [row, row], color=colour)
+        ax.plot([value], [row], "o", color=colour, markerfacecolor=face, markersize=8)
+        ax.annotate(verdict, (1.01, row), annotation_clip=False, **beside)
+    ax.axvline(0, color=INK, linewidth=1)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+    ax.grid(visible=False, axis="y")
+    return figure
+
+
+@styled
+def ablation(
+    names: Sequence[str],
+    recall: np.ndarray,
+    intervals: np.ndarray,
+    seconds: np.ndarray,
+    *,
+    reference: str,
+    ylabel: str,
+    x: Sequence | None = None,
+    xlabel: str = "",
+    log: bool = False,
+) -> Figure:
+    """Recall (N,) in % with intervals (N, 2) of variants: by name, or as a line over `x` (N,); and
+    over seconds (N,).
+
+    The reference is filled, its recall a dashed line in both panels. Points of the right panel
+    carry the letter of their variant, or its `x`. A logarithmic axis is linear below the smallest
+    value above 0.
+    """
+    figure, (left, right) = _axes(WIDTH, max(3.2, 0.36 * len(names) + 1.2), columns=2)
+    recall = np.asarray(recall, float)
+    reach = np.abs(np.asarray(intervals, float).T - recall)
+    if x is None:
+        places, marks = np.arange(len(names)), list(ascii_lowercase[: len(names)])
+        left.errorbar(recall, places, xerr=reach, capsize=3, linewidth=1.5, **POINTS)
+        left.set_yticks(
+            places, [f"{name}  {mark}" for name, mark in zip(names, marks, strict=True)]
+        )
+        left.set(xlabel=ylabel, ylim=(len(names) - 0.5, -0.5))
+    else:
+        places, marks = np.asarray(x, float), [f"{value:g}" for value in x]
+        line = {**POINTS, "fmt": "o-", "capsize": 3, "linewidth": 1.5}
+        left.errorbar(places, recall, yerr=reach, **line)
+        if log:
+            left.set_xscale("symlog", linthresh=places[places > 0].min())
+        left.set_xticks(places, marks)
+        left.minorticks_off()
+        left.set(xlabel=xlabel, ylabel=ylabel)
+    _draw_cost(right, np.asarray(seconds, float), recall, reach, marks)
+    right.set(xlabel="training time (s)", ylabel=ylabel)
+    if reference in names:
+        row = list(names).index(reference)
+        for draw in (left.axvline if x is None else left.axhline, right.axhline):
+            draw(recall[row], zorder=0, **DASHED)
+        place = (recall[row], places[row])
+        filled = {"color": RIGHT, "markersize": 7, "zorder": 3}
+        left.plot(*(place if x is None else place[::-1]), "o", **filled)
+        right.plot(seconds[row], recall[row], "o", **filled)
+    return figure
+
+
+def _draw_cost(
+    ax: Axes, seconds: np.ndarray, recall: np.ndarray, reach: np.ndarray, marks: Sequence[str]
+) -> None:
+    """Recall over seconds; equal costs are not to look different, so the axis is never narrow."""
+    ax.errorbar(seconds, recall, yerr=reach, ecolor=NEUTRAL, linewidth=1, **POINTS)
+    for point, mark in zip(zip(seconds, recall, strict=True), marks, strict=True):
+        ax.annotate(mark, point, (6, 5), textcoords="offset points", fontsize=10)
+    around = max(0.6 * np.ptp(seconds), 0.15 * np.mean(seconds))
+    middle = np.min(seconds) + np.ptp(seconds) / 2
+    ax.set_xlim(middle - around, middle + around)
+    ax.margins(y=0.12)
+
+
+@styled
+def embedding(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray]], stories: Sequence[tuple]
+) -> Figure:
+    """Texts (N_t, 2) and videos (N_v, 2) in a panel per title, with some texts joined to videos.
+
+    Args:
+        panels: title -> texts and videos.
+        stories: (text, its own video, mined videos) by number, the same in every panel; ★ the
+            text, ● its own video, ✕ mined ones, joined to it.
+    """
+    figure, axes = _axes(WIDTH, 4.8, columns=len(panels))
+    for ax, (heading, (texts, videos)) in zip(axes, panels.items(), strict=True):
+        ax.plot(*texts.T, ".", color=NEUTRAL, markersize=4, alpha=0.6, label="texts")
+        ax.plot(*videos.T, "s", color="#56B4E9", markersize=4, alpha=0.6, label="videos", zorder=1)
+        for number, (text, own, mined) in enumerate(stories, 1):
+            for columns, marker, colour, line in (
+                ([own], "o", RIGHT, "-"),
+                (mined, "X", WRONG, ":"),
+            ):
+                for column in columns:
+                    ends = np.stack([texts[text], videos[column]])
+                    ax.plot(*ends.T, line, color=colour, linewidth=1.2)
+                ax.plot(*videos[list(columns)].T, marker, color=colour, markersize=8)
+            ax.plot(*texts[text], "*", color=INK, markersize=13)
+            beside = {"textcoords": "offset points", "xytext": (6, 5), "fontweight": "bold"}
+            ax.annotate(str(number), texts[text], **beside)
+        for name, marker, colour in (
+            ("own video", "o", RIGHT),
+            ("mined video", "X", WRONG),
+            ("query", "*", INK),
+        ):
+            ax.plot([], [], marker, color=colour, markersize=9, label=name)
+        ax.set_title(heading)
+        ax.set(xlabel="first main axis", ylabel="second main axis")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure

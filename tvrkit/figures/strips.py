@@ -1,0 +1,174 @@
+"""Film strips: the frames of videos side by side, with what is said and known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
+from matplotlib.patches import Rectangle
+
+from tvrkit.figures.style import LINE, NEUTRAL, RIGHT, WIDTH, WRONG, styled
+
+SMALL = 100  # pixels; narrower frames are enlarged, and stay sharp without smoothing
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One row of film: a video's frames, what is said about it, and what is known of each frame.
+
+    Attributes:
+        frames: (F, H, W, 3) uint8.
+        label: short text left of the strip (rank, score, mark).
+        caption: text above it.
+        highlight: bool per word of the caption (see `split_words`): bold and vermilion.
+        colour: border of the whole strip.
+        weights: (F,) float >= 0, drawn as bars below the frames.
+        informative: (F,) bool; the bar below a frame is blue where True, grey where False.
+        marks: frame number -> word drawn in the frame's corner ("best", "second").
+    """
+
+    frames: np.ndarray
+    label: str = ""
+    caption: str = ""
+    highlight: Sequence[bool] | None = None
+    colour: str | None = None
+    weights: np.ndarray | None = None
+    informative: np.ndarray | None = None
+    marks: Mapping[int, str] | None = None
+
+    def bars(self) -> np.ndarray:
+        """(F,) heights in frames: the weights, or a thin line where only `informative` is known."""
+        if self.weights is None:
+            return np.full(len(self.frames), 0.0 if self.informative is None else 0.06)
+        return 0.36 * np.asarray(self.weights, float) / max(float(np.max(self.weights)), 1e-12)
+
+
+@styled
+def film_strips(strips: Sequence[Strip]) -> Figure:
+    """Strips below each other; an axes' image is the frames side by side with white gaps."""
+    height = min(1.0, *(0.86 * WIDTH / len(strip.frames) for strip in strips))
+    heights = [height * (1.04 + strip.bars().max()) + 0.3 * bool(strip.caption) for strip in strips]
+    size = (WIDTH, sum(heights) + 0.1 * len(strips) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(len(strips), 1, height_ratios=heights)
+    for row, strip in enumerate(strips):
+        ax = figure.add_subplot(grid[row])
+        _draw_strip(ax, strip, check_frames(strip.frames))
+        ax.tick_params(length=0, labelbottom=row == len(strips) - 1)
+    ax.set_xlabel("frame")
+    return figure
+
+
+def film_strip(frames: np.ndarray, caption: str = "", **details) -> Figure:
+    """One strip; `details` are the other fields of `Strip`."""
+    return film_strips([Strip(frames, caption=caption, **details)])
+
+
+def top_videos(query: str, videos: Sequence[tuple], note: str = "") -> Figure:
+    """The videos that a query finds, best first, with rank and ✓ or ✗.
+
+    Args:
+        query: the text.
+        videos: (frames, score, right, caption, highlight) each; `highlight` marks words of the
+            video's caption, for instance those that contradict the query, see `Strip`.
+        note: stands behind the query.
+    """
+    strips = []
+    for rank, (frames, score, right, caption, highlight) in enumerate(videos, 1):
+        label = f"{rank} {'✓' if right else '✗'}\n{score:.3f}"
+        strips.append(Strip(frames, label, caption, highlight, RIGHT if right else NEUTRAL))
+    return film_strips(strips, title=f"“{query}” {note}")
+
+
+def hard_negatives(query: str, positive: tuple, negatives: Sequence[tuple]) -> Figure:
+    """A query with its own video, and the videos that were mined for it.
+
+    Args:
+        query: the text.
+        positive: (frames, score) of its own video.
+        negatives: (frames, score, caption, highlight) each; `highlight` marks the words by which
+            the caption differs from the query, see `Strip`.
+    """
+    strips = [Strip(positive[0], f"own ✓\n{positive[1]:.3f}", query, colour=RIGHT)]
+    for frames, score, caption, highlight in negatives:
+        strips.append(Strip(frames, f"mined\n{score:.3f}", caption, highlight, WRONG))
+    return film_strips(strips)
+
+
+def split_words(caption: str) -> list[str]:
+    """The caption's words; its characters where it has no blanks (Chinese)."""
+    return caption.split() if " " in caption else list(caption)
+
+
+def differing_words(caption: str, reference: str) -> list[bool]:
+    """For each word of a caption, whether it is outside the order common to both captions."""
+    words = split_words(caption)
+    matcher = SequenceMatcher(None, split_words(reference), words, autojunk=False)
+    differs = [True] * len(words)
+    for block in matcher.get_matching_blocks():
+        differs[block.b : block.b + block.size] = [False] * block.size
+    return differs
+
+
+def check_frames(frames: np.ndarray) -> np.ndarray:
+    """The frames as an array; ValueError unless uint8 (F, H, W, 3)."""
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames: expected uint8 (F, H, W, 3), got {frames.dtype} {frames.shape}")
+    return frames
+
+
+def side_by_side(frames: np.ndarray) -> np.ndarray:
+    """(H, F (W + 2), 3): one image of the frames (F, H, W, 3), with a white line at each side."""
+    padded = np.pad(frames, ((0, 0), (0, 0), (1, 1), (0, 0)), constant_values=255)
+    return np.concatenate(list(padded), axis=1)
+
+
+def _draw_strip(ax: Axes, strip: Strip, frames: np.ndarray) -> None:
+    count, height, width = frames.shape[:3]
+    left = np.arange(count) * (width + 2.0) + 0.5
+    bottom = height * (1.04 + strip.bars().max()) - 0.5
+    smooth = "nearest" if width < SMALL else "antialiased"
+    ax.imshow(side_by_side(frames), interpolation=smooth)
+    informative = np.ones(count, bool) if strip.informative is None else strip.informative
+    for x, bar, shows in zip(left, strip.bars() * height, informative, strict=True):
+        colour = RIGHT if shows else NEUTRAL
+        ax.add_patch(Rectangle((x, bottom - bar), width, bar, linewidth=0, color=colour))
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+    for index, mark in (strip.marks or {}).items():
+        ax.text(left[index] + 3, 3, mark, fontsize=8, va="top", bbox=box)
+    if strip.colour:
+        border = {"fill": False, "edgecolor": strip.colour, "linewidth": 3, "clip_on": False}
+        ax.add_patch(Rectangle((-0.5, -0.5), count * (width + 2), height, **border))
+    ax.set_ylim(bottom, -0.5)
+    ax.set_xticks(left + width / 2, range(count), fontsize=9)
+    ax.set_yticks([])
+    ax.set_ylabel(strip.label, rotation=0, ha="right", va="center")
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    words = split_words(strip.caption)
+    highlight = [False] * len(words) if strip.highlight is None else strip.highlight
+    looks = [{"color": WRONG, "fontweight": "bold"} if marked else {} for marked in highlight]
+    draw_words(ax, words, looks, (0.0, 1.0))
+
+
+def draw_words(ax: Axes, words: Sequence[str], looks: Sequence[dict], anchor: tuple) -> None:
+    """Lines of words, each with its own look, above the point `anchor` (in shares of the axes)."""
+    lines: list[list[TextArea]] = [[]]
+    used = 0
+    for word, look in zip(words, looks, strict=True):
+        if used + len(word) > LINE:
+            lines.append([])
+            used = 0
+        lines[-1].append(TextArea(word, textprops=look))
+        used += len(word) + 1
+    rows = [HPacker(children=line, pad=0, sep=6, align="baseline") for line in lines]
+    box = VPacker(children=rows, pad=0, sep=7, align="left")
+    look = {"frameon": False, "pad": 0.2, "borderpad": 0}
+    place = {"bbox_to_anchor": anchor, "bbox_transform": ax.transAxes}
+    ax.add_artist(AnchoredOffsetbox("lower left", child=box, **look, **place))
