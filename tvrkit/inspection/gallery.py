@@ -1,0 +1,93 @@
+"""What a picture of retrieved videos shows: frames, a caption, and the words that do not fit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tvrkit.data.manifest import Manifest, Split
+from tvrkit.evaluation.evaluate import Evaluation
+from tvrkit.inspection.attention import frames_seen, telling_words
+from tvrkit.settings import DataConfig
+from tvrkit.shapes.scenes import Truth
+
+
+class Retrieved(NamedTuple):
+    """One video in the answer to a query.
+
+    Attributes:
+        rank: its place in the answer, from 1.
+        score: of the query and the video.
+        right: whether it is the query's own video.
+        frames: (F, H, W, 3) uint8, as the model sees them.
+        caption: the video's own first caption, which says the most; the query for its own video.
+        highlight: bool per word of the caption, True where the words name what is different in the
+            query's own video; None where no truth is known.
+    """
+
+    rank: int
+    score: float
+    right: bool
+    frames: np.ndarray
+    caption: str
+    highlight: np.ndarray | None
+
+
+class Gallery:
+    """The videos of one split as pictures of answers show them.
+
+    Args:
+        manifest: the prepared data set.
+        data: settings of the evaluation: how many frames are seen, and which.
+        split: the queries and their videos.
+        truth: of shapes, where it is on record.
+    """
+
+    def __init__(
+        self, manifest: Manifest, data: DataConfig, split: Split, truth: Truth | None = None
+    ):
+        self.manifest, self.data, self.split, self.truth = manifest, data, split, truth
+        self._first = split.captions.drop_duplicates("video_id").set_index("video_id")
+
+    def frames(self, video_id: str) -> np.ndarray:
+        """(F, H, W, 3) uint8, what a model sees of a video."""
+        return frames_seen(self.manifest, self.data, video_id)[1]
+
+    def retrieved(self, result: Evaluation, query: int, column: int) -> Retrieved:
+        """The video of a column in the answer to a caption.
+
+        Args:
+            result: the evaluation of the split.
+            query: row of the caption.
+            column: of the video.
+        """
+        scores, own = result.similarity[query], int(result.video_of_caption[query])
+        rank = int(result.ranks["t2v"][query]) if column == own else _place(scores, column)
+        video_id, right = result.video_ids[column], column == own
+        first = self._first.loc[video_id]
+        caption = self.split.captions["caption"][query] if right else first["caption"]
+        highlight = None
+        if self.truth is not None and not right:
+            own_id = result.video_ids[own]
+            highlight = telling_words(self.truth, first["caption_id"], caption, own_id)
+        score = float(scores[column])
+        return Retrieved(rank, score, right, self.frames(video_id), caption, highlight)
+
+    def answer(self, result: Evaluation, query: int, count: int = 5) -> list[Retrieved]:
+        """The `count` best videos for a caption, and its own video where it is not among them."""
+        best = np.argsort(-result.similarity[query], kind="stable")[:count].tolist()
+        own = int(result.video_of_caption[query])
+        columns = best if own in best else [*best, own]
+        return [self.retrieved(result, query, column) for column in columns]
+
+
+def worst_queries(result: Evaluation, count: int) -> list[int]:
+    """Rows of the captions whose own video comes last, the worst first, one a video."""
+    order = np.argsort(-result.ranks["t2v"], kind="stable")
+    first = np.unique(result.video_of_caption[order], return_index=True)[1]
+    return order[np.sort(first)][:count].tolist()
+
+
+def _place(scores: np.ndarray, column: int) -> int:
+    return int(np.argsort(np.argsort(-scores, kind="stable"), kind="stable")[column]) + 1

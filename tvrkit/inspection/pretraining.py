@@ -1,0 +1,229 @@
+"""What HMMC's pre-training holds: its batches, the keys of its queues, its momentum encoder, and
+the words that it guesses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tvrkit.data.loader import TrainData, train_loader
+from tvrkit.data.manifest import Split
+from tvrkit.data.text import token_spans, tokenise
+from tvrkit.models.hmmc import HMMCPretraining
+from tvrkit.shapes.scenes import Truth
+from tvrkit.training import optim, runs
+
+Items = Sequence[tuple[int, int]]  # (epoch, item) of a batch
+WATCHED = "resblocks.0.attn.in_proj_weight"
+
+
+def training_batches(run: runs.Run, method: HMMCPretraining) -> tuple[TrainData, list[Items]]:
+    """The training data of a finished run, and which items each of its steps read, in order."""
+    loader = train_loader(run.manifest, run.config, method.backbone, seed=run.seed)
+    data, batches = cast(TrainData, loader.dataset), cast(Iterable[Items], loader.batch_sampler)
+    order: list[Items] = []
+    for epoch in range(run.config.train.epochs):
+        data.set_epoch(epoch)
+        order += batches
+    return data, order
+
+
+def key_numbers(pushed: int, size: int) -> np.ndarray:
+    """(size,) int64 number, from 0, of the key in each column of a queue after `pushed` keys.
+
+    Key n goes to column n mod size. -1 where the random start still is.
+    """
+    last = pushed - 1 - (pushed - 1 - np.arange(size)) % size
+    return np.where(last < 0, -1, last)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A few steps of pre-training from the start, T of them, with batches of B and a queue of K.
+
+    Attributes:
+        method: after the last step, in training mode.
+        batches: of the T steps.
+        keys: (T, B, D) unit vectors that were pushed to the queue of videos.
+        queues: (T + 1, K, D) what the queue held, before the first step and after each.
+        weights: (T + 1, ...) a weight of the temporal transformer, in the same way.
+    """
+
+    method: HMMCPretraining
+    batches: list
+    keys: Tensor
+    queues: Tensor
+    weights: Tensor
+
+    @property
+    def slow_weight(self) -> Tensor:
+        """The momentum encoder's copy of the weight, after the last step."""
+        return self.method.slow["temporal"].get_parameter(WATCHED)
+
+    @torch.no_grad()
+    def fresh_keys(self) -> Tensor:
+        """(T, B, D) unit keys of the same clips, made after the last step."""
+        return torch.stack([video_keys(self.method, batch) for batch in self.batches])
+
+
+def video_keys(method: HMMCPretraining, batch) -> Tensor:
+    """(B, D) unit keys that the momentum encoder makes of a batch; `method` is in training mode."""
+    return normalize(method.encode_video(batch).extras["video_key"], dim=-1)
+
+
+def watch(run: runs.Run, *, steps: int, batch_size: int, queue_size: int) -> Watched:
+    """The first steps of a run's pre-training once more, with small batches and a short queue."""
+    sizes = {"queue_size": queue_size, "frame_queue_size": queue_size, "projector_width": 64}
+    train = replace(run.config.train, batch_size=batch_size, workers=0)
+    config = replace(run.config, method=replace(run.config.method, **sizes), train=train)
+    torch.manual_seed(run.seed)
+    method = cast(HMMCPretraining, runs.build_method(config)).train()
+    optimizer, _ = optim.build_optimizer(method, train, steps)
+    loader = train_loader(run.manifest, config, method.backbone, seed=run.seed)
+    batches, keys = list(islice(loader, steps)), []
+    weight, queue = method.temporal.get_parameter(WATCHED), method.queues["video"]
+    queues, weights = [queue.keys.T.clone()], [weight.detach().clone()]
+    for batch in batches:
+        method.before_step()
+        video = method.encode_video(batch)
+        loss = method.loss(method.encode_text(batch), video, batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        keys.append(normalize(video.extras["video_key"], dim=-1))
+        queues.append(queue.keys.T.clone())
+        weights.append(weight.detach().clone())
+    return Watched(method, batches, torch.stack(keys), torch.stack(queues), torch.stack(weights))
+
+
+def momentum_path(weights: Tensor, momentum: float) -> tuple[Tensor, np.ndarray]:
+    """Where a momentum encoder is after T steps, and how far behind it has been.
+
+    slow <- m slow + (1 - m) fast, before each step.
+
+    Args:
+        weights: (T + 1, ...) of the encoder, before the first step and after each.
+        momentum: m.
+
+    Returns:
+        The slow weight, and (T,) its distance to the encoder after each step, as a share of the
+        way that the encoder has gone from its start.
+    """
+    slow, gaps = weights[0], []
+    for before, after in pairwise(weights):
+        slow = momentum * slow + (1 - momentum) * before
+        gaps.append(float((after - slow).norm() / (after - weights[0]).norm()))
+    return slow, np.array(gaps)
+
+
+def queued_keys(
+    method: HMMCPretraining, data: TrainData, order: Sequence[Items], device: str = "cpu"
+) -> pd.DataFrame:
+    """The video keys in the queue of a finished pre-training, the oldest first.
+
+    Returns:
+        DataFrame: column (of the queue), age (steps since it was pushed), caption (row of the text
+        it came with), own and other: its cosine with a key that is made now, of its own clip and of
+        the next clip in the queue.
+    """
+    batch, keys = len(order[0]), method.queues["video"].keys
+    numbers = key_numbers(batch * len(order), keys.shape[1])
+    columns = np.argsort(numbers, kind="stable")[(numbers < 0).sum() :]
+    steps = numbers[columns] // batch
+    clips = [data.__getitems__(order[step]).to(device) for step in range(steps[0], len(order))]
+    training = method.training
+    with torch.no_grad():  # keys are made in training mode only
+        fresh = torch.cat([video_keys(method.train(), clip) for clip in clips])
+    method.train(training)
+    rows = numbers[columns] - steps[0] * batch
+    now, then = fresh[rows], keys[:, columns].T
+    captions = torch.cat([clip.caption_index for clip in clips])[rows]
+    return pd.DataFrame(
+        {
+            "column": columns,
+            "age": len(order) - 1 - steps,
+            "caption": captions.cpu().numpy(),
+            "own": (now * then).sum(dim=1).cpu().numpy(),
+            "other": (now.roll(1, dims=0) * then).sum(dim=1).cpu().numpy(),
+        }
+    )
+
+
+def own_video_queued(order: Sequence[Items], size: int) -> float:
+    """Share (%) of all texts that met a key of their own video, of an earlier step, as a
+    negative."""
+    reach, met = size // len(order[0]), 0
+    for step, batch in enumerate(order):
+        queued = {item for before in order[max(0, step - reach) : step] for _, item in before}
+        met += sum(item in queued for _, item in batch)
+    return 100 * met / sum(map(len, order))
+
+
+@torch.inference_mode()
+def masked_words(
+    method: HMMCPretraining, split: Split, truth: Truth, max_words: int, texts: int = 150
+) -> pd.DataFrame:
+    """Attribute words of captions, one at a time replaced by the mask token and guessed.
+
+    Words of several tokens are left out.
+
+    Returns:
+        DataFrame, a row per word: caption, factor, word (as tokens are, see `token_text`), guesses
+        (the three likeliest, with their probability), right (the likeliest is the word), token.
+    """
+    captions = split.captions[:texts]
+    tokenizer, sentences = method.backbone.tokenizer, captions["caption"].tolist()
+    tokens, mask, _ = tokenise(sentences, tokenizer, max_words)
+    words = []
+    for row, places in enumerate(token_spans(sentences, tokenizer, max_words)):
+        for start, end, factor in truth.attribute_words(captions["caption_id"].iloc[row]):
+            inside = [column for column, (a, b) in places if a < end and b > start]
+            words += [(row, inside[0], factor)] if len(inside) == 1 else []
+    rows, columns, factors = (list(part) for part in zip(*words, strict=True))
+    right, masked, every = tokens[rows, columns], tokens[rows], torch.arange(len(rows))
+    masked[every, columns] = method.mask_token
+    device = next(method.parameters()).device
+    hidden = method.backbone.encode_text(masked.to(device), mask[rows].to(device))[0]
+    best = method.word_head(hidden[every, columns]).softmax(dim=-1).cpu().topk(3)
+    return pd.DataFrame(
+        {
+            "caption": [sentences[row] for row in rows],
+            "factor": factors,
+            "word": [token_text(tokenizer, int(token)) for token in right],
+            "guesses": [
+                ", ".join(
+                    f"{token_text(tokenizer, token)} {chance:.2f}"
+                    for chance, token in zip(*pair, strict=True)
+                )
+                for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ],
+            "right": (best.indices[:, 0] == right).numpy(),
+            "token": right.numpy(),
+        }
+    )
+
+
+def token_text(tokenizer, token: int) -> str:
+    """A token as a reader can see it: its text in quotes, or the bytes of a part of a character.
+
+    Byte-level BPE may cut a Chinese character, whose three bytes are no text one by one.
+    """
+    if not isinstance(tokenizer, SimpleTokenizer):
+        return f"“{tokenizer.tokenizer.decode([token]).strip()}”"
+    piece = tokenizer.decoder[token].removesuffix("</w>")
+    if not set(piece) <= set(tokenizer.byte_decoder):  # SOT, EOT
+        return f"“{piece}”"
+    data = bytes(tokenizer.byte_decoder[character] for character in piece)
+    try:
+        return f"“{data.decode('utf-8')}”"
+    except UnicodeDecodeError:
+        return f"bytes {data.hex(' ')}"
