@@ -8,7 +8,8 @@ import numpy as np
 
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.evaluation.evaluate import Evaluation
-from tvrkit.inspection.attention import frames_seen, telling_words
+from tvrkit.inspection.attention import frames_seen
+from tvrkit.inspection.truth import contradicting_words
 from tvrkit.settings import DataConfig
 from tvrkit.shapes.scenes import Truth
 
@@ -70,7 +71,7 @@ class Gallery:
         highlight = None
         if self.truth is not None and not right:
             own_id = result.video_ids[own]
-            highlight = telling_words(self.truth, first["caption_id"], caption, own_id)
+            highlight = contradicting_words(self.truth, first["caption_id"], caption, own_id)
         score = float(scores[column])
         return Retrieved(rank, score, right, self.frames(video_id), caption, highlight)
 
