@@ -60,16 +60,16 @@ def train(
 ):
     """Train and evaluate one recipe into reports/RUN/RECIPE/seedK/. An interrupted run
     continues."""
+    from tvrkit.evaluation.compare import METRICS
+    from tvrkit.evaluation.ranks import DIRECTIONS
     from tvrkit.training import runs
 
     done = runs.ensure(
         recipe, profile=profile, overrides=overrides or (), run=run, seed=seed, device=device
     )
-    for way in ("t2v", "v2t"):
-        scores = done.metrics[way]
-        console.print(
-            way, "  ".join(f"{name} {value:.1f}" for name, value in scores.items()), highlight=False
-        )
+    for direction in DIRECTIONS:
+        numbers = [f"{name} {done.metrics[f'{direction} {name}']:.1f}" for name in METRICS]
+        console.print(direction, "  ".join(numbers), highlight=False)
     console.print(done.folder, soft_wrap=True)
 
 

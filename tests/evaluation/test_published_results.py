@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tvrkit.data.annotations import DATASETS
-from tvrkit.evaluation import ranks as metrics
+from tvrkit.evaluation.postprocess import POSTPROCESS
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = ["R@1", "R@5", "R@10", "MdR", "MnR"]
@@ -35,7 +35,7 @@ def test_columns_and_words(table):
     assert set(table["trust"]) == {"seen", "second-hand"}
     assert set(table["direction"]) == {"t2v", "v2t"}
     assert set(table["language"]) == {"en", "zh"}
-    assert set(table["postprocess"]) <= {"raw", *metrics.POSTPROCESS}
+    assert set(table["postprocess"]) <= {"raw", *POSTPROCESS}
     assert set(table["pretraining"]) == {"none", "CHVTT"}
     assert (table["source"] != "").all()
     assert not table.duplicated(KEY).any()

@@ -74,7 +74,7 @@ def write_run(task, ranks, seconds=10.0, counts=3):
         task.folder / "ranks.npz", t2v=np.array(ranks), video_of_caption=np.arange(len(ranks)) // 2
     )
     recall = 100 * float(np.mean(np.array(ranks) == 1))
-    metrics = {"t2v": {"R@1": recall}, "v2t": {"R@1": 0.0}, "rsum": recall}
+    metrics = {"t2v R@1": recall, "v2t R@1": 0.0, "rsum": recall}
     card = {"seed": task.seed, "train_seconds": seconds, "peak_memory_mb": 700, "torch_threads": 1}
     files.write_json(task.folder / "metrics.json", metrics)
     files.write_json(task.folder / "sweep.json", {"jobs": 2})

@@ -1,22 +1,38 @@
-"""Ranks first, then what is read off them; nDCG; and the post-processing of scores, by name.
+"""Ranks first, then what is read off them; and nDCG.
 
 Ranks are counted, not found by looking a score up again, so a tie costs a stated amount and can
 never add a query or lose one.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from scipy.special import log_softmax, logsumexp
 
 from tvrkit.settings import choose
 
-TIES = {
-    "pessimistic": 1.0,
-    "optimistic": 0.0,
-    "mean": 0.5,
-}  # share of the tied candidates that goes first
+DIRECTIONS = ("t2v", "v2t")
+TIES = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}  # share of the tied that goes first
 RECALLS = (1, 5, 10, 50)
+RSUM = tuple(f"{direction} R@{k}" for direction in DIRECTIONS for k in (1, 5, 10))
 CHUNK = 2**22  # matrix entries compared at a time
+
+
+class Rivals(NamedTuple):
+    """How many candidates stand against each query's best match: what every tie rule reads.
+
+    Attributes:
+        better: (N_q,) int64, those that score higher.
+        tied: (N_q,) int64, those that score exactly the same and are no matches.
+    """
+
+    better: np.ndarray
+    tied: np.ndarray
+
+    def ranks(self, ties: str) -> np.ndarray:
+        """(N_q,) 1 + better + the rule's share of the tied; see `retrieval_ranks`."""
+        ranks = 1 + self.better + TIES[choose("tie rule", ties, TIES)] * self.tied
+        return ranks if ties == "mean" else ranks.astype(np.int64)
 
 
 def retrieval_ranks(similarity, positives=None, *, ties: str = "pessimistic") -> np.ndarray:
@@ -41,8 +57,13 @@ def retrieval_ranks(similarity, positives=None, *, ties: str = "pessimistic") ->
         ValueError: NaN (its first query is named), a query without a match, or positives that do
             not fit.
     """
-    share = TIES[choose("tie rule", ties, TIES)]
-    scores = _matrix(similarity)
+    return count_rivals(similarity, positives).ranks(ties)
+
+
+def count_rivals(similarity, positives=None) -> Rivals:
+    """Counts behind `retrieval_ranks`, under all tie rules at once; arguments and errors as
+    there."""
+    scores = score_matrix(similarity)
     queries, candidates = _pairs(positives, scores.shape)
     starts = np.searchsorted(queries, np.arange(len(scores)))
     matches = scores[queries, candidates]
@@ -52,15 +73,11 @@ def retrieval_ranks(similarity, positives=None, *, ties: str = "pessimistic") ->
         block, own = scores[rows], best[rows, None]
         bad = np.isnan(block).any(1)
         if bad.any():
-            raise ValueError(
-                f"similarity of query {rows.start + int(bad.argmax())} holds NaN: it has no rank"
-            )
+            query = rows.start + int(bad.argmax())
+            raise ValueError(f"similarity of query {query} holds NaN: it has no rank")
         better[rows], tied[rows] = (block > own).sum(1), (block == own).sum(1)
-    tied -= np.add.reduceat(
-        (matches == best[queries]).astype(np.int64), starts
-    )  # a match is in nobody's way
-    ranks = 1 + better + share * tied
-    return ranks if ties == "mean" else ranks.astype(np.int64)
+    own_ties = np.add.reduceat((matches == best[queries]).astype(np.int64), starts)
+    return Rivals(better, tied - own_ties)  # a match is in nobody's way
 
 
 def retrieval_metrics(ranks) -> dict[str, float]:
@@ -86,6 +103,31 @@ def retrieval_metrics(ranks) -> dict[str, float]:
     return {**recalls, "MdR": float(np.median(ranks)), "MnR": float(ranks.mean())}
 
 
+def metrics_of_directions(ranks: dict[str, np.ndarray]) -> dict[str, float]:
+    """`retrieval_metrics` of both directions under flat names, and `rsum`.
+
+    Args:
+        ranks: "t2v" (N_t,) and "v2t" (N_v,).
+
+    Returns:
+        "t2v R@1" ... "t2v MnR", "v2t R@1" ... "v2t MnR", and "rsum", the sum of R@1, R@5 and R@10
+        of both directions.
+    """
+    metrics = {
+        f"{direction} {name}": value
+        for direction in DIRECTIONS
+        for name, value in retrieval_metrics(ranks[direction]).items()
+    }
+    return metrics | {"rsum": sum(metrics[name] for name in RSUM)}
+
+
+def best_captions(scores, video_of_caption) -> np.ndarray:
+    """(N_v, N_t) scores of videos and captions -> (N_v, N_v), each video's best caption as one
+    candidate."""
+    order, starts = _by_video(video_of_caption, len(scores))
+    return np.maximum.reduceat(score_matrix(scores)[:, order], starts, axis=1)
+
+
 def max_over_captions(scores, video_of_caption, *, ties: str = "pessimistic") -> np.ndarray:
     """Video-to-text ranks among N_v caption groups, each scoring as its best caption (CLIP4Clip,
     HMMC).
@@ -98,23 +140,14 @@ def max_over_captions(scores, video_of_caption, *, ties: str = "pessimistic") ->
     Returns:
         (N_v,) ranks in 1..N_v.
     """
-    order, starts = _by_video(video_of_caption, len(scores))
-    return retrieval_ranks(
-        np.maximum.reduceat(_matrix(scores)[:, order], starts, axis=1), ties=ties
-    )
+    return retrieval_ranks(best_captions(scores, video_of_caption), ties=ties)
 
 
 def first_hit(scores, video_of_caption, *, ties: str = "pessimistic") -> np.ndarray:
     """Video-to-text ranks among all N_t captions, of a video's best own one; else as
-    `max_over_captions`."""
+    `max_over_captions`. Both are equal where every video has one caption."""
     order, starts = _by_video(video_of_caption, len(scores))
     return retrieval_ranks(scores, np.split(order, starts[1:]), ties=ties)
-
-
-V2T = {
-    "max over captions": max_over_captions,
-    "first hit": first_hit,
-}  # equal where a video has one caption
 
 
 def ndcg(similarity, relevance, *, k: int | None = None) -> np.ndarray:
@@ -135,7 +168,7 @@ def ndcg(similarity, relevance, *, k: int | None = None) -> np.ndarray:
     Raises:
         ValueError: NaN, a negative relevance, or a query to which nothing is relevant.
     """
-    scores, relevance = _matrix(similarity), np.asarray(relevance, dtype=np.float64)
+    scores, relevance = score_matrix(similarity), np.asarray(relevance, dtype=np.float64)
     if scores.shape != relevance.shape:
         raise ValueError(f"expected relevance of shape {scores.shape}, got {relevance.shape}")
     discount = 1 / np.log2(2 + np.arange(scores.shape[1]))[:k]
@@ -152,55 +185,12 @@ def ndcg(similarity, relevance, *, k: int | None = None) -> np.ndarray:
     return values
 
 
-def dual_softmax(scores, *, scale: float = 100.0) -> np.ndarray:
-    """Scores times their softmax over the queries (CAMoE, arXiv 2109.04290): S_qc * softmax_q(scale
-    * S_qc).
+def score_matrix(similarity) -> np.ndarray:
+    """(N_q, N_c) float32 array of scores, from an array or a tensor.
 
-    It looks at all test queries at once, which a search engine can't: never compare it with raw
-    numbers.
-
-    Args:
-        scores: (N_q, N_c), cosine scale.
-        scale: inverse temperature of the softmax.
-
-    Returns:
-        (N_q, N_c) float64.
+    Raises:
+        ValueError: another shape, or nothing in it.
     """
-    scores = _matrix(scores).astype(np.float64)
-    return scores * np.exp(log_softmax(scale * scores, axis=0))
-
-
-def qb_norm(scores, bank, *, beta: float = 20.0) -> np.ndarray:
-    """Querybank normalisation, dynamic inverted softmax (Bogolin et al., CVPR 2022, arXiv
-    2112.12777).
-
-    A hub is a candidate that some bank query ranks first. A query whose best candidate is a hub
-    gets the row beta * S_qc - log sum_b exp(beta * B_bc), the logarithm of the paper's quotient.
-    Other rows stay.
-
-    Args:
-        scores: (N_q, N_c), cosine scale.
-        bank: (N_b, N_c), scores of training queries with the same candidates.
-        beta: inverse temperature.
-
-    Returns:
-        (N_q, N_c) float64; only the order within a row means something.
-    """
-    scores, bank = _matrix(scores).astype(np.float64), _matrix(bank).astype(np.float64)
-    if scores.shape[1] != bank.shape[1]:
-        raise ValueError(f"expected a bank with {scores.shape[1]} candidates, got {bank.shape[1]}")
-    hub = np.isin(scores.argmax(1), bank.argmax(1))
-    return np.where(hub[:, None], beta * scores - logsumexp(beta * bank, axis=0), scores)
-
-
-POSTPROCESS = {
-    "dsl": lambda scores, bank: dual_softmax(scores),
-    "qbnorm": qb_norm,
-}  # (scores, bank) -> scores
-NEEDS_BANK = {"qbnorm"}
-
-
-def _matrix(similarity) -> np.ndarray:
     if isinstance(similarity, torch.Tensor):
         similarity = similarity.detach().float().cpu().numpy()
     scores = np.asarray(similarity, dtype=np.float32)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from tvrkit.evaluation.ranks import RECALLS, retrieval_metrics
@@ -116,6 +117,21 @@ class Comparison:
         """The difference in queries: wins - losses."""
         return self.wins - self.losses
 
+    def row(self, pooled: int = 1) -> dict:
+        """A table's row, of `pooled` pairs of runs one after the other: effect and queries are
+        those of one pair."""
+        low, high = self.interval
+        return {
+            "difference": self.difference,
+            "low": low,
+            "high": high,
+            "effect": self.effect / pooled,
+            "queries": self.queries // pooled,
+            "seeds": pooled,
+            "p_value": self.p_value,
+            "p_mcnemar": self.p_mcnemar,
+        }
+
 
 def compare_ranks(
     a,
@@ -197,6 +213,14 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     order = np.argsort(p_values)
     adjusted = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return adjusted[np.argsort(order)]
+
+
+def with_verdicts(table: pd.DataFrame, alpha: float = ALPHA) -> pd.DataFrame:
+    """A table of differences and p-values, with `p_holm`, adjusted over its rows, and
+    `verdict`."""
+    table = table.assign(p_holm=holm(table["p_value"]))
+    pairs = zip(table["difference"], table["p_holm"], strict=True)
+    return table.assign(verdict=[verdict(*pair, alpha) for pair in pairs])
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

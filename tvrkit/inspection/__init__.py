@@ -30,4 +30,10 @@ from tvrkit.inspection.negatives import (
     push,
     text_kinds,
 )
-from tvrkit.inspection.truth import contradicting_words, object_pixels, pair_kinds
+from tvrkit.inspection.truth import (
+    contradicting_words,
+    object_pixels,
+    pair_kinds,
+    per_factor_accuracy,
+    swapped_pairs,
+)

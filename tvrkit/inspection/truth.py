@@ -1,15 +1,23 @@
-"""Scored on the truth of shapes: kinds of pairs, contradicting words, pixels of objects."""
+"""Scored on the truth of shapes: kinds of pairs, swapped factors, contradicting words, pixels."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
+import numpy as np
+import pandas as pd
+
+from tvrkit.evaluation.evaluate import Evaluation
+from tvrkit.evaluation.ranks import retrieval_metrics
+from tvrkit.evaluation.statistics import bootstrap_metrics, interval
 from tvrkit.inspection.attention import overlapping, word_spans
 from tvrkit.inspection.negatives import with_rest
 from tvrkit.shapes.scenes import Truth
 
 # of 255: shapes' objects are coloured or white, everything else is nearly grey and dim
 VIVID, PALE = 70, 190
+# words that tell a swapped order apart: both motions; another factor is told by itself
+NEEDED = {"order": {"motion", "then"}}
 
 
 def pair_kinds(truth: Truth, caption_ids, video_ids, video_of_caption) -> dict[str, np.ndarray]:
@@ -40,3 +48,56 @@ def object_pixels(frames: np.ndarray) -> np.ndarray:
     colour."""
     low, high = (bound(frames.astype(int), axis=3) for bound in (np.min, np.max))
     return (high - low > VIVID) | (low > PALE)
+
+
+def per_factor_accuracy(seeds: Sequence[Evaluation], truth: Truth) -> pd.DataFrame:
+    """Which swapped factor fools the model: accuracy on shapes videos that differ in exactly one
+    factor.
+
+    A pair is a caption that mentions the factor and a video of the split that differs from its own
+    in that factor only. It is right if the own video scores higher; a tie is wrong. Chance is 50 %.
+
+    Args:
+        seeds: evaluations of one method's seeds on a split of shapes; the mean over them is taken.
+        truth: of the data set.
+
+    Returns:
+        DataFrame, one row per factor: factor, accuracy (percent), low, high (95 %, families
+        resampled; NaN where there is one family only), pairs, captions, families (of one seed).
+    """
+    pairs = swapped_pairs(seeds[0], truth)
+    own, rival = (
+        np.array([seed.similarity[pairs["row"], pairs[side]] for seed in seeds])
+        for side in ("own", "rival")
+    )
+    ranks = 1 + (own <= rival)
+    rows = []
+    for factor, group in pairs.groupby("factor"):
+        of_factor, families = ranks[:, group.index].ravel(), group["family"].nunique()
+        samples = bootstrap_metrics(of_factor, np.tile(group["family"], len(seeds)))["R@1"]
+        low, high = interval(samples) if families > 1 else (np.nan, np.nan)
+        accuracy = retrieval_metrics(of_factor)["R@1"]
+        counts = len(group), group["row"].nunique(), families
+        rows.append((factor, accuracy, low, high, *counts))
+    columns = ["factor", "accuracy", "low", "high", "pairs", "captions", "families"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def swapped_pairs(evaluation: Evaluation, truth: Truth) -> pd.DataFrame:
+    """Captions and the videos of the split that differ from their own in one factor they mention.
+
+    Returns:
+        DataFrame: factor, row (of the caption), own and rival (columns of both videos), family.
+    """
+    column = {video: index for index, video in enumerate(evaluation.video_ids)}
+    swapped = {video: truth.swapped(video) for video in column}
+    pairs = []
+    captions = zip(evaluation.caption_ids, evaluation.video_of_caption, strict=True)
+    for row, (caption, own) in enumerate(captions):
+        mentioned = set(truth.captions.at[caption, "mentioned"])
+        for factor, videos in swapped[evaluation.video_ids[own]].items():
+            if NEEDED.get(factor, {factor}) <= mentioned:
+                pairs += [(factor, row, own, column[video]) for video in videos if video in column]
+    table = pd.DataFrame(pairs, columns=["factor", "row", "own", "rival"])
+    families = truth.videos.family.loc[evaluation.video_ids[table["own"].astype(int)]]
+    return table.assign(family=families.to_numpy())

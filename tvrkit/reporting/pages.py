@@ -23,8 +23,7 @@ import numpy as np
 import pandas as pd
 
 from tvrkit import files
-from tvrkit.evaluation import evaluate as evaluation
-from tvrkit.evaluation import statistics
+from tvrkit.evaluation import compare, statistics
 from tvrkit.training import runs
 
 WAYS = ("t2v", "v2t")
@@ -144,11 +143,11 @@ def _row(name: str, recipe: str, selection: str, seeds: list[runs.Run]) -> dict:
     row = {"name": name, "recipe": recipe, "selection": selection, "runs": seeds}
     for way in WAYS:
         row |= {
-            f"{way} {key}": float(np.mean([run.metrics[way][key] for run in seeds]))
+            f"{way} {key}": float(np.mean([run.metrics[f"{way} {key}"] for run in seeds]))
             for key in MEANS
         }
         row[f"{way} deviation"] = statistics.mean_and_deviation(
-            [run.metrics[way]["R@1"] for run in seeds]
+            [run.metrics[f"{way} R@1"] for run in seeds]
         )[1]
         row[f"{way} low"], row[f"{way} high"] = _interval(seeds, way)
     row["rsum"], row["rsum deviation"] = statistics.mean_and_deviation(
@@ -168,8 +167,8 @@ def _row(name: str, recipe: str, selection: str, seeds: list[runs.Run]) -> dict:
 
 def _interval(seeds: list[runs.Run], way: str) -> list[float]:
     if len(seeds) == 1:
-        return seeds[0].metrics["interval"][way]["R@1"]
-    return statistics.interval(statistics.bootstrap_metrics(*evaluation.pooled(seeds, way))["R@1"])
+        return [seeds[0].metrics[f"{way} R@1 {end}"] for end in ("low", "high")]
+    return statistics.interval(statistics.bootstrap_metrics(*compare.pooled(seeds, way))["R@1"])
 
 
 def sections(run: str) -> dict[str, list[runs.Run]]:

@@ -30,8 +30,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from tvrkit import files
-from tvrkit.evaluation import evaluate as evaluation
-from tvrkit.evaluation import statistics
+from tvrkit.evaluation import compare, statistics
 from tvrkit.recipes import load_profile, load_recipe
 from tvrkit.settings import Config, choose, parse, settings
 from tvrkit.training import runs
@@ -365,9 +364,9 @@ def _over_seeds(
     """Variant -> verdict over seeds, on Holm's p-values; where variant and reference have two seeds
     or more."""
     scores = {
-        variant: [one.metrics["t2v"]["R@1"] for one in of.values()] for variant, of in found.items()
+        variant: [one.metrics["t2v R@1"] for one in of.values()] for variant, of in found.items()
     }
-    theirs = [one.metrics["t2v"]["R@1"] for one in reference.values()]
+    theirs = [one.metrics["t2v R@1"] for one in reference.values()]
     enough = {variant: ours for variant, ours in scores.items() if min(len(ours), len(theirs)) > 1}
     tests = {variant: statistics.compare_seeds(ours, theirs) for variant, ours in enough.items()}
     adjusted = statistics.holm([test["p_value"] for test in tests.values()])
@@ -377,10 +376,8 @@ def _over_seeds(
 
 def _means(of: list[runs.Run]) -> dict:
     """Means over the seeds of a variant."""
-    mean, deviation = statistics.mean_and_deviation([one.metrics["t2v"]["R@1"] for one in of])
-    low, high = statistics.interval(
-        statistics.bootstrap_metrics(*evaluation.pooled(of, "t2v"))["R@1"]
-    )
+    mean, deviation = statistics.mean_and_deviation([one.metrics["t2v R@1"] for one in of])
+    low, high = statistics.interval(statistics.bootstrap_metrics(*compare.pooled(of, "t2v"))["R@1"])
     notes = [json.loads((one.folder / "sweep.json").read_text(encoding="utf-8")) for one in of]
     return {
         "seeds": len(of),
@@ -388,7 +385,7 @@ def _means(of: list[runs.Run]) -> dict:
         "deviation": deviation,
         "R@1 low": low,
         "R@1 high": high,
-        "v2t R@1": np.mean([one.metrics["v2t"]["R@1"] for one in of]),
+        "v2t R@1": np.mean([one.metrics["v2t R@1"] for one in of]),
         "rsum": np.mean([one.metrics["rsum"] for one in of]),
         "seconds": np.mean([one.card["train_seconds"] for one in of]),
         "memory_mb": np.mean([one.card["peak_memory_mb"] for one in of]),
@@ -400,7 +397,7 @@ def _means(of: list[runs.Run]) -> dict:
 def _paired(pairs: list[tuple[runs.Run, runs.Run]]) -> dict:
     """The paired test of the first against the second of each pair; effect and queries are those of
     one pair."""
-    ours, theirs = (evaluation.pooled(side, "t2v") for side in zip(*pairs, strict=True))
+    ours, theirs = (compare.pooled(side, "t2v") for side in zip(*pairs, strict=True))
     test = statistics.compare_ranks(ours[0], theirs[0], ours[1])
     row = {"difference": test.difference, "low": test.interval[0], "high": test.interval[1]}
     return row | {

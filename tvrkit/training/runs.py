@@ -26,6 +26,7 @@ from tvrkit import files
 from tvrkit.data import loader, prepare
 from tvrkit.data.manifest import Manifest
 from tvrkit.evaluation import evaluate as evaluation
+from tvrkit.evaluation.ranks import RSUM
 from tvrkit.models import METHODS, checkpoints
 from tvrkit.models.backbone import create_backbone
 from tvrkit.models.method import Method
@@ -308,12 +309,7 @@ def _train(config: Config, folder: Path, seed: int, device: torch.device) -> Non
 
 
 def _curve_row(split: str, metrics: dict) -> dict:
-    recalls = {
-        f"{way} {name}": metrics[way][name]
-        for way in ("t2v", "v2t")
-        for name in ("R@1", "R@5", "R@10")
-    }
-    return {"split": split, "score": metrics["rsum"], **recalls}
+    return {"split": split, "score": metrics["rsum"]} | {name: metrics[name] for name in RSUM}
 
 
 def _note_mined(path: Path, epoch: int, result: evaluation.Evaluation) -> None:

@@ -1,0 +1,223 @@
+"""Evaluations side by side: the table of a paper, verdicts between methods, published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from tvrkit import files
+from tvrkit.evaluation import statistics
+from tvrkit.evaluation.evaluate import Evaluation
+from tvrkit.evaluation.postprocess import POSTPROCESS
+from tvrkit.evaluation.ranks import DIRECTIONS
+
+PUBLISHED = "published_results.csv"
+METRICS = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
+PUBLISHED_METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
+
+
+class Ranked(Protocol):
+    """What has ranks by query: an `Evaluation`, or a run whose score matrix was not kept."""
+
+    @property
+    def ranks(self) -> dict[str, np.ndarray]:
+        """Of both directions."""
+
+    @property
+    def video_of_caption(self) -> np.ndarray:
+        """(N_t,) int64."""
+
+
+def table(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
+    """The table of a paper, with 95 % intervals: one row per method and direction.
+
+    Post-processed scores are columns of their own ("dsl R@1"). `rsum` is the sum of R@1, R@5 and
+    R@10 of both directions.
+
+    Args:
+        evaluations: name of the method -> its evaluation; all of the same queries and candidates.
+
+    Raises:
+        ValueError: the evaluations are not of the same captions and videos, or not by the same tie
+            rule.
+    """
+    _check_same_queries(evaluations)
+    rows = []
+    for name, evaluation in evaluations.items():
+        metrics = evaluation.metrics
+        labels = {key: metrics[key] for key in ("split", "selection", "ties", "complete")}
+        for direction in DIRECTIONS:
+            row = {"method": name, "direction": direction}
+            row["queries"] = metrics[f"{direction} queries"]
+            for prefix in ("", *(f"{process} " for process in _processes(metrics))):
+                for metric in METRICS:
+                    row[prefix + metric] = with_interval(metrics, f"{prefix}{direction} {metric}")
+                row[f"{prefix}rsum"] = with_interval(metrics, f"{prefix}rsum")
+            rows.append(row | labels)
+    return pd.DataFrame(rows)
+
+
+def with_interval(metrics: Mapping, name: str) -> str:
+    """A number of metrics.json as tables show it: "34.2 [30.9, 37.8]"."""
+    return f"{metrics[name]:.1f} [{metrics[f'{name} low']:.1f}, {metrics[f'{name} high']:.1f}]"
+
+
+def _processes(metrics: Mapping) -> list[str]:
+    return [process for process in POSTPROCESS if f"{process} rsum" in metrics]
+
+
+def pooled(seeds: Sequence[Ranked], direction: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of several seeds one after the other, and of which video each query is: the same number
+    in every seed.
+
+    What resamples or swaps videos then takes all captions of a video, with all seeds, together.
+    """
+    ranks = [seed.ranks[direction] for seed in seeds]
+    if direction == "t2v":
+        return np.concatenate(ranks), np.concatenate([seed.video_of_caption for seed in seeds])
+    return np.concatenate(ranks), np.concatenate([np.arange(len(videos)) for videos in ranks])
+
+
+def pairwise(
+    evaluations: Mapping[str, Sequence[Evaluation]],
+    *,
+    metric: str = "R@1",
+    alpha: float = statistics.ALPHA,
+) -> pd.DataFrame:
+    """Every method against every other, both directions: is a better than b, or can't one tell?
+
+    Videos are swapped and resampled, not captions. The verdict rests on `p_holm`, the p-value
+    adjusted for all comparisons of a direction; `p_value` and `p_mcnemar` are not adjusted. It is
+    about these weights: the mean over the seeds that are there, not over those that might have been
+    (`statistics.compare_seeds`).
+
+    Args:
+        evaluations: name of the method -> the evaluations of its seeds, equally many of each
+            method.
+        metric: R@1, R@5, R@10 or R@50.
+        alpha: level of the verdict and of the interval.
+
+    Returns:
+        DataFrame: a, b, direction, metric, difference (points), low, high, effect (queries, mean
+        over seeds), queries (of one seed), seeds, p_value, p_mcnemar, p_holm, verdict.
+
+    Raises:
+        ValueError: as `table`; fewer than two methods, or other numbers of seeds.
+    """
+    if len(evaluations) < 2:
+        raise ValueError(f"expected two evaluations or more, got {len(evaluations)}")
+    _check_same_queries(
+        {(name, k): seed for name, seeds in evaluations.items() for k, seed in enumerate(seeds)}
+    )
+    counts = {name: len(seeds) for name, seeds in evaluations.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"expected equally many seeds of each method, got {counts}")
+    tables = []
+    for direction in DIRECTIONS:
+        ranks = {name: pooled(seeds, direction) for name, seeds in evaluations.items()}
+        rows = []
+        for (a, (ranks_a, videos)), (b, (ranks_b, _)) in combinations(ranks.items(), 2):
+            test = statistics.compare_ranks(ranks_a, ranks_b, videos, metric=metric, alpha=alpha)
+            names = {"a": a, "b": b, "direction": direction, "metric": metric}
+            rows.append(names | test.row(counts[a]))
+        tables.append(statistics.with_verdicts(pd.DataFrame(rows), alpha))
+    return pd.concat(tables, ignore_index=True)
+
+
+def agreement(evaluations: Mapping[str, Evaluation], *, k: int = 1) -> pd.DataFrame:
+    """(M, M) percent of the captions that both of two evaluations find within K, or both miss.
+
+    Raises:
+        ValueError: as `table`.
+    """
+    _check_same_queries(evaluations)
+    hits = np.array([evaluation.ranks["t2v"] <= k for evaluation in evaluations.values()])
+    same = (hits[:, None] == hits).mean(axis=2)
+    return pd.DataFrame(100 * same, index=list(evaluations), columns=list(evaluations))
+
+
+def _check_same_queries(evaluations: Mapping) -> None:
+    if not evaluations:
+        raise ValueError("expected one evaluation or more, got none")
+    (name, first), *others = evaluations.items()
+    for other, evaluation in others:
+        for key in ("caption_ids", "video_ids", "video_of_caption"):
+            a, b = getattr(first, key), getattr(evaluation, key)
+            if not np.array_equal(a, b):
+                sizes = f"{len(a)} and {len(b)} {key}"
+                raise ValueError(f"{name} and {other} are not of the same queries: {sizes}")
+        rules = first.metrics["ties"], evaluation.metrics["ties"]
+        if rules[0] != rules[1]:
+            raise ValueError(
+                f"{name} and {other} count ties differently: {rules[0]} and {rules[1]}"
+            )
+
+
+def published_results() -> pd.DataFrame:
+    """data/published_results.csv: a row per published number, with `source`, and `trust` ("seen",
+    "second-hand").
+
+    Cells nobody could read are empty (NaN).
+
+    Raises:
+        FileNotFoundError: neither the home folder nor the checkout has it.
+    """
+    folders = (files.home(), files.PACKAGE.parent)
+    path = next(
+        (f / "data" / PUBLISHED for f in folders if (f / "data" / PUBLISHED).exists()), None
+    )
+    if path is None:
+        raise FileNotFoundError(
+            f"no {PUBLISHED} in data/: it comes with the checkout of the project"
+        )
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return rows.assign(**{name: pd.to_numeric(rows[name]) for name in PUBLISHED_METRICS})
+
+
+def beside_published(
+    ours: Mapping[str, tuple[str, Evaluation]], card: Mapping, language: str
+) -> pd.DataFrame:
+    """Published rows of a data set's protocol and language, and ours, raw and post-processed, by
+    direction.
+
+    A row whose source does not name its protocol never appears, and where nothing is published for
+    this protocol the table is empty: ours alone has nothing to stand beside.
+
+    Args:
+        ours: name of the method -> (backbone, evaluation); all on the data set of `card`.
+        card: card.json of the prepared data set.
+        language: of its captions.
+
+    Returns:
+        DataFrame: direction, postprocess, method, backbone, pretraining, `PUBLISHED_METRICS`,
+        source, trust. Ours have the trust "ours", or "ours, not comparable" where the set is not
+        the protocol's whole one.
+    """
+    known = published_results().query(
+        "protocol != '' and protocol == @card['protocol'] and language == @language"
+    )
+    # shapes and whole sets have neither
+    whole = not (card.get("partial") or card.get("mismatches"))
+    rows = []
+    for name, (backbone, evaluation) in ours.items():
+        metrics = evaluation.metrics
+        labels = {"method": name, "backbone": backbone, "pretraining": "see recipe"}
+        comparable = whole and metrics["complete"]
+        labels |= {"source": "this run", "trust": "ours" if comparable else "ours, not comparable"}
+        for process in ("raw", *_processes(metrics)):
+            prefix = "" if process == "raw" else f"{process} "
+            for direction in DIRECTIONS:
+                numbers = {m: metrics[f"{prefix}{direction} {m}"] for m in PUBLISHED_METRICS}
+                rows.append({"direction": direction, "postprocess": process, **labels, **numbers})
+    columns = ["direction", "postprocess", "method", "backbone", "pretraining"]
+    columns += [*PUBLISHED_METRICS, "source", "trust"]
+    if known.empty:
+        return pd.DataFrame(columns=columns)
+    both = pd.concat([known[columns], pd.DataFrame(rows, columns=columns)], ignore_index=True)
+    return both.sort_values(
+        ["direction", "postprocess", "R@1"], ascending=[True, False, False], ignore_index=True
+    )
