@@ -24,6 +24,13 @@ def test_caption_weights_colour_by_weight_and_frame_the_truth():
         figures.caption_weights([["a", "red"]], weights, labels=["row"])
 
 
+def test_two_weights_get_a_legend_and_no_colour_bar():
+    figure = figures.caption_weights([["a", "dot"]], [np.array([1, 2])], labels=["row"])
+    assert len(figure.axes) == 1
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["weight 1", "weight 2"]
+
+
 def test_long_captions_wrap_instead_of_leaving_the_page():
     figure = figures.caption_weights([["word"] * 60], [np.ones(60)], labels=[""])
     right = max(box.get_window_extent().x1 for box in figure.findobj(TextArea))

@@ -1,6 +1,7 @@
 """The arrays, positions and texts behind the charts."""
 
 import numpy as np
+import pandas as pd
 from matplotlib.text import Text
 
 from tvrkit import figures
@@ -27,6 +28,18 @@ def test_curves_have_a_panel_per_quantity_with_bands_and_markers():
         np.testing.assert_array_equal(line.get_ydata(), lines[name])
     assert len({line.get_marker() for line in right.lines}) == 2
     assert right.collections[0].get_datalim(right.transData).y1 == 10
+
+
+def test_curves_of_different_things_have_legends_and_labels_of_their_own():
+    line = np.array([1.0, 2])
+    panels = {
+        "gap": ({"m": line}, {"m": [line, line]}),
+        "cosine": ({"own": line}, {"own": [line, line]}),
+    }
+    figure = figures.curves([1, 2], panels, xlabel=["step", "age"])
+    assert [ax.get_xlabel() for ax in figure.axes] == ["step", "age"]
+    assert [ax.get_legend().get_texts()[0].get_text() for ax in figure.axes] == ["m", "own"]
+    assert not figure.legends
 
 
 def test_curves_carry_their_data_and_the_methods_colours():
@@ -64,6 +77,36 @@ def test_rank_histogram_counts_every_query_once():
     assert heights == [20, 20, 20, 20, 20]
     assert sum(heights) == 100
     assert [label.get_text() for label in ax.get_xticklabels()] == list(figures.charts.RANK_BINS)
+
+
+def test_bars_without_a_known_interval_are_hollow_and_those_of_height_0_say_so():
+    intervals = {"a": np.array([[1.0, 3], [np.nan, np.nan], [0, 1]])}
+    options = {"intervals": intervals, "xlabel": "", "ylabel": ""}
+    (ax,) = figures.bars(["x", "y", "z"], {"a": np.array([2.0, 2, 0])}, **options).axes
+    assert [bar.get_facecolor()[:3] == (1, 1, 1) for bar in ax.patches] == [False, True, False]
+    assert [text.get_text() for text in ax.texts] == ["0"]
+
+
+def test_factor_bars_say_which_factors_rest_on_one_family():
+    columns = ["factor", "accuracy", "low", "high", "families"]
+    rows = [("colour", 90.0, 80.0, 95.0, 3), ("then", 50.0, np.nan, np.nan, 1)]
+    (ax,) = figures.factor_bars({"dmae": pd.DataFrame(rows, columns=columns)}).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["colour", "then\n1 family"]
+    assert [bar.get_height() for bar in ax.patches] == [90, 50]
+
+
+def test_differences_are_filled_where_one_can_tell():
+    row = {"a": "x", "b": "y", "direction": "t2v", "difference": 2.0, "low": 1.0, "high": 3.0}
+    row |= {"p_holm": 0.0123, "effect": 7.0, "verdict": "better"}
+    unsure = row | {"direction": "v2t", "difference": -1.0, "verdict": "can't tell"}
+    (ax,) = figures.differences(pd.DataFrame([row, unsure]), xlabel="points").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "t2v: x\nminus y",
+        "v2t: x\nminus y",
+    ]
+    assert ax.texts[0].get_text() == "better, p = 0.0123, +7 queries"
+    faces = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"]
+    assert faces == [figures.RIGHT, "white"]
 
 
 def test_bars_have_intervals_and_a_chance_line():

@@ -46,19 +46,34 @@ def test_frames_of_another_kind_are_refused(wrong):
         figures.film_strip(wrong)
 
 
-def test_top_videos_mark_the_right_one(frames):
-    found = [
-        (frames, 0.9, False, "a blue dot", [False, True, False]),
-        (frames, 0.5, True, "a dot", None),
-        (frames, 0.1, False, "z", None),
+def test_top_videos_mark_the_right_one_and_the_words_that_the_query_lacks(frames):
+    videos = [
+        (1, 0.9, False, frames, "a blue dot", None),
+        (2, 0.5, False, frames, "a red dot", [False, False, True]),
+        (9, 0.1, True, frames, "a bright dot", None),
     ]
-    assert figures.top_videos("a dot", found).get_suptitle() == "“a dot”"
-    figure = figures.top_videos("a dot", found, "(rank 2)")
-    assert [ax.get_ylabel() for ax in figure.axes] == ["1 ✗\n0.900", "2 ✓\n0.500", "3 ✗\n0.100"]
+    figure = figures.top_videos("a dot", videos, "(rank 9)")
+    assert [ax.get_ylabel() for ax in figure.axes] == ["1 ✗\n0.900", "2 ✗\n0.500", "9 ✓\n0.100"]
     borders = [ax.patches[-1].get_edgecolor() for ax in figure.axes]
-    assert borders == [to_rgba(figures.NEUTRAL), to_rgba(figures.RIGHT), to_rgba(figures.NEUTRAL)]
-    assert figure.get_suptitle() == "“a dot” (rank 2)"
-    assert [word for word, colour in words(figure.axes[0]) if colour == figures.WRONG] == ["blue"]
+    assert borders == [to_rgba(figures.NEUTRAL), to_rgba(figures.NEUTRAL), to_rgba(figures.RIGHT)]
+    assert figure.get_suptitle() == "“a dot” (rank 9)"
+    marked = [[w for w, colour in words(ax) if colour == figures.WRONG] for ax in figure.axes]
+    assert marked == [["blue"], ["dot"], []]
+
+
+def test_strips_with_and_without_a_caption_stand_below_each_other(frames):
+    strips = [figures.Strip(frames, "a", "one line"), figures.Strip(frames, "b")]
+    first, second = figures.film_strips(strips).axes
+    np.testing.assert_allclose(
+        first.get_position().intervalx, second.get_position().intervalx, atol=2e-3
+    )
+    np.testing.assert_allclose(first.get_position().height, second.get_position().height, rtol=0.01)
+
+
+def test_dollars_and_braces_in_a_caption_are_text(frames):
+    caption = r"it costs $5 {or} $6_a^b \alpha"
+    figure = figures.top_videos(caption, [(1, 0.5, True, frames, caption, None)])
+    assert [word for word, _ in words(figure.axes[0])] == caption.split()
 
 
 def test_hard_negatives_highlight_differing_words(frames):

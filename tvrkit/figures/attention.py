@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from tvrkit.figures.strips import check_frames, draw_words, side_by_side
 from tvrkit.figures.style import INK, LINE, RIGHT, WIDTH, styled
@@ -21,7 +22,8 @@ def caption_weights(
 
     Args:
         captions: rows of words (characters, for Chinese).
-        weights: rows of (L,) float >= 0; one colour scale from 0 to the largest of all.
+        weights: rows of (L,) float >= 0; one colour scale from 0 to the largest of all. Where they
+            take two values at most, a legend names those; else there is a colour bar.
         labels: text above each row.
         truth: rows of (L,) bool; words that are True get a frame.
     """
@@ -37,8 +39,13 @@ def caption_weights(
         draw_words(ax, words, [_heated(heat, *pair) for pair in pairs], (0.0, 0.0))
         ax.axis("off")
         ax.set_title(labels[index], fontsize=10, fontweight="bold")
-    below = {"orientation": "horizontal", "label": "weight", "aspect": 60, "fraction": 0.12}
-    figure.colorbar(heat, ax=figure.axes, **below)
+    levels = np.unique(np.concatenate([np.asarray(row, float) for row in weights]))
+    if len(levels) > 2:
+        below = {"orientation": "horizontal", "label": "weight", "aspect": 60, "fraction": 0.12}
+        figure.colorbar(heat, ax=figure.axes, **below)
+    else:
+        patches = [Patch(color=heat.to_rgba(level), label=f"weight {level:g}") for level in levels]
+        figure.legend(handles=patches, loc="outside lower left", ncols=2)
     return figure
 
 
@@ -101,7 +108,8 @@ def heat_map(
         value = values[row, column]
         ax.text(column, row, f"{value:.2g}", color="white" if value < middle else INK, **look)
     ax.set_yticks(range(len(rows)), rows)
-    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+    turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(range(len(columns)), columns, **(turn if max(map(len, columns)) > 3 else {}))
     ax.grid(visible=False)
     figure.colorbar(image, ax=ax, label=label, fraction=0.05)
     return figure

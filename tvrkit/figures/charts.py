@@ -7,6 +7,7 @@ from itertools import cycle
 from string import ascii_lowercase
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -39,6 +40,7 @@ def loss_curve(steps: np.ndarray, losses: Lines, rates: Lines) -> Figure:
         ax.set(xlabel="step", ylabel=label)
         ax.legend()
     axes[1].set_yscale("log")
+    axes[1].yaxis.set_major_formatter("{x:g}")
     return figure
 
 
@@ -77,15 +79,26 @@ def panels(draws: Mapping[str, Callable[[Axes], None]], *, height: float = 3.6) 
 
 
 @styled
-def curves(x: Sequence, panels: Mapping[str, tuple[Lines, Lines]], *, xlabel: str) -> Figure:
-    """A panel per quantity, named by its y axis: (name -> (X,), name -> its band (2, X))."""
+def curves(
+    x: Sequence, panels: Mapping[str, tuple[Lines, Lines]], *, xlabel: str | Sequence[str]
+) -> Figure:
+    """A panel per quantity, named by its y axis: (name -> (X,), name -> its band (2, X)).
+
+    One label of the x axes, or one for each. One legend below, where all panels have the same
+    lines, else one in each.
+    """
     figure, axes = _axes(WIDTH, columns=len(panels))
-    for ax, (ylabel, (lines, bands)) in zip(axes, panels.items(), strict=True):
+    labels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
+    for ax, label, (ylabel, (lines, bands)) in zip(axes, labels, panels.items(), strict=True):
         _draw_lines(ax, x, lines, bands, "os^Dv")
-        ax.set(xlabel=xlabel, ylabel=ylabel, xlim=axes[0].get_xlim())
+        ax.set(xlabel=label, ylabel=ylabel, xlim=axes[0].get_xlim())
         whole = np.issubdtype(np.asarray(x).dtype, np.integer)
         ax.xaxis.get_major_locator().set_params(integer=whole)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    if len({tuple(lines) for lines, _ in panels.values()}) == 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    else:
+        for ax in axes:
+            ax.legend()
     return figure
 
 
@@ -99,15 +112,23 @@ def bars(
     intervals: Lines | None = None,
     chance: float | Sequence[float] | None = None,
 ) -> Figure:
-    """Bars of G groups (factors, bins): name -> (G,), with intervals (G, 2) and lines at chance."""
+    """Bars of G groups (factors, bins): name -> (G,), with intervals (G, 2) and lines at chance.
+
+    A bar of height 0 says "0", and one whose interval is not known (NaN) is hollow: neither is to
+    look like a missing or a certain one.
+    """
     figure, (ax,) = _axes(min(WIDTH, max(6.0, (0.9 + 0.3 * len(values)) * len(groups) + 1.5)))
     step, places = 0.8 / len(values), np.arange(len(groups))
     for index, (name, colour) in enumerate(colours(values).items()):
         heights = np.asarray(values[name], float)
         x = places + (index - (len(values) - 1) / 2) * step
-        ax.bar(x, heights, step * 0.92, label=name, color=colour)
+        drawn = ax.bar(x, heights, step * 0.92, label=name, color=colour, edgecolor=colour)
+        for place in x[heights == 0]:
+            ax.annotate("0", (place, 0), (0, 2), textcoords="offset points", ha="center")
         if intervals:
             low, high = np.asarray(intervals[name], float).T
+            for bar in np.array(drawn.patches)[np.isnan(low)]:
+                bar.set(facecolor="white", hatch="///")
             reach = np.maximum([heights - low, high - heights], 0)
             ax.errorbar(x, heights, reach, fmt="none", color=INK, linewidth=1.2, capsize=3)
     if chance is not None:
@@ -120,6 +141,24 @@ def bars(
     beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     ax.legend(**(beside if len(values) > 2 else {}))
     return figure
+
+
+def factor_bars(tables: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure:
+    """Accuracy by swapped factor: name -> table of `tvrkit.inspection.per_factor_accuracy`.
+
+    Hollow bars rest on a single family of videos, whose interval nobody knows.
+    """
+    tables = {name: table.set_index("factor") for name, table in tables.items()}
+    families = next(iter(tables.values()))["families"]
+    return bars(
+        [f"{factor}\n1 family" if count == 1 else factor for factor, count in families.items()],
+        {name: table["accuracy"].to_numpy() for name, table in tables.items()},
+        xlabel="swapped factor",
+        ylabel="own video above the swapped one (%)",
+        intervals={name: table[["low", "high"]].to_numpy() for name, table in tables.items()},
+        chance=50,
+        title=title,
+    )
 
 
 def rank_histogram(ranks: Lines) -> Figure:
@@ -170,6 +209,22 @@ def forest_plot(
     ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
     ax.grid(visible=False, axis="y")
     return figure
+
+
+def differences(pairs: pd.DataFrame, *, xlabel: str, title: str = "") -> Figure:
+    """`forest_plot` of the rows of `tvrkit.evaluation.compare.pairwise`."""
+    rows = list(pairs.itertuples())
+    return forest_plot(
+        [f"{row.direction}: {row.a}\nminus {row.b}" for row in rows],
+        pairs["difference"],
+        pairs[["low", "high"]].to_numpy(),
+        significant=pairs["verdict"] != "can't tell",
+        verdicts=[
+            f"{row.verdict}, p = {row.p_holm:.4f}, {row.effect:+.0f} queries" for row in rows
+        ],
+        xlabel=xlabel,
+        title=title,
+    )
 
 
 @styled

@@ -52,12 +52,12 @@ class Strip:
 def film_strips(strips: Sequence[Strip]) -> Figure:
     """Strips below each other; an axes' image is the frames side by side with white gaps."""
     height = min(1.0, *(0.86 * WIDTH / len(strip.frames) for strip in strips))
-    heights = [height * (1.04 + strip.bars().max()) + 0.3 * bool(strip.caption) for strip in strips]
-    size = (WIDTH, sum(heights) + 0.1 * len(strips) + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
+    heights = [height * (1.04 + strip.bars().max()) for strip in strips]
+    above = [0.1 + 0.3 * bool(strip.caption) for strip in strips]  # a caption, or a gap
+    figure = Figure(figsize=(WIDTH, sum(heights) + sum(above) + 0.5), layout="constrained")
     grid = figure.add_gridspec(len(strips), 1, height_ratios=heights)
     for row, strip in enumerate(strips):
-        ax = figure.add_subplot(grid[row])
+        ax = figure.add_subplot(grid[row], anchor="W")
         _draw_strip(ax, strip, check_frames(strip.frames))
         ax.tick_params(length=0, labelbottom=row == len(strips) - 1)
     ax.set_xlabel("frame")
@@ -70,16 +70,19 @@ def film_strip(frames: np.ndarray, caption: str = "", **details) -> Figure:
 
 
 def top_videos(query: str, videos: Sequence[tuple], note: str = "") -> Figure:
-    """The videos that a query finds, best first, with rank and ✓ or ✗.
+    """The videos that a query finds, with rank and ✓ or ✗.
 
     Args:
         query: the text.
-        videos: (frames, score, right, caption, highlight) each; `highlight` marks words of the
-            video's caption, for instance those that contradict the query, see `Strip`.
+        videos: (rank, score, right, frames, caption, highlight) each, as
+            `tvrkit.inspection.gallery` makes them; `highlight` marks words of the caption that
+            contradict the query, see `Strip`. Where it is None, those that the query lacks.
         note: stands behind the query.
     """
     strips = []
-    for rank, (frames, score, right, caption, highlight) in enumerate(videos, 1):
+    for rank, score, right, frames, caption, highlight in videos:
+        if highlight is None and not right:
+            highlight = differing_words(caption, query)
         label = f"{rank} {'✓' if right else '✗'}\n{score:.3f}"
         strips.append(Strip(frames, label, caption, highlight, RIGHT if right else NEUTRAL))
     return film_strips(strips, title=f"“{query}” {note}")
