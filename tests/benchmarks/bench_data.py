@@ -33,7 +33,7 @@ def videos(tmp_path_factory):
 
 
 @pytest.mark.benchmark(group=f"extraction of {VIDEOS} videos, 2 workers")
-def test_extraction(benchmark, videos, tmp_path):
+def bench_extraction(benchmark, videos, tmp_path):
     stores = iter(range(1000))
     rows = benchmark.pedantic(
         lambda: frames.extract(videos, tmp_path / str(next(stores)), frames=8, short_side=None),
@@ -44,7 +44,7 @@ def test_extraction(benchmark, videos, tmp_path):
 
 @pytest.mark.parametrize("augmentation", [False, True])
 @pytest.mark.benchmark(group=f"one epoch over {VIDEOS} videos of 8 frames, no worker")
-def test_loader(benchmark, videos, tmp_path, augmentation):
+def bench_loader(benchmark, videos, tmp_path, augmentation):
     from open_clip import SimpleTokenizer  # it can be imported after tvrkit only
 
     rows = frames.extract(videos, tmp_path / "frames.lmdb", frames=8, short_side=None)

@@ -1,0 +1,548 @@
+"""Where released code parts from its paper: one small function a finding, which measures both.
+
+`FINDINGS` holds them by number; `table` measures all of them on one `Case`. What a setting of the
+kit reproduces is measured through that setting; where the kit has only the repair, the function
+imitates what the released code does. Settings that `fidelity` sets are named behind it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvrkit.data.batch import TextFeatures, TextVideoBatch
+from tvrkit.data.loader import augmentation
+from tvrkit.data.text import KeywordMasker, Tagger, token_spans, tokenise
+from tvrkit.evaluation.postprocess import qb_norm
+from tvrkit.evaluation.ranks import retrieval_metrics, retrieval_ranks
+from tvrkit.losses.contrastive import concept_consistency, concept_diversity, info_nce, neg_nce
+from tvrkit.models.dmae import PartialOrder, matched_interaction, token_weight
+from tvrkit.models.hmmc import RELEASED_SCALE, UNMASKED, mask_words
+from tvrkit.models.momentum import NegativeQueue
+from tvrkit.settings import TrainConfig
+from tvrkit.training.optim import BertAdam, build_optimizer, parameter_groups
+
+BLOCK, PART = 16, 8  # released TPM-CL computes blocks of 16 pairs in parts of 8
+BLUE_SHIFT = (0.4578275 - 0.40821073) / 0.27577711  # green's mean for blue's, in deviations
+MATCHED = "built in: matched pairs"
+Values = Sequence[float | int | str]  # released, corrected
+
+
+@dataclass(frozen=True)
+class Case:
+    """What findings are measured on: a method of each paper, and matched pairs for them.
+
+    Attributes:
+        methods: "dmae", "glscl" and "hmmc" as `corrected`, with CLIP towers, in evaluation mode.
+        batch: B >= 24 matched pairs of different videos, every frame valid.
+        captions: the B captions behind the tokens.
+        curves: of each run, t2v R@1 (%) after each epoch on the split that is reported.
+    """
+
+    methods: dict[str, Any]
+    batch: Any  # a TextVideoBatch with both sides, which its type leaves open
+    captions: list[str]
+    curves: Sequence[Sequence[float]]
+
+    def versions(self, name: str) -> tuple[Any, Any]:
+        """A method as released, with the same weights, and corrected."""
+        method = self.methods[name]
+        settings = replace(method.settings, fidelity="released")
+        released = type(method)(copy.deepcopy(method.backbone), settings).eval()
+        released.load_state_dict(method.state_dict())
+        return released, method
+
+    @cached_property
+    def features(self) -> dict[str, tuple[TextFeatures, Any]]:
+        """Texts and videos of the batch, by method."""
+        sides = {n: (m.encode_text, m.encode_video) for n, m in self.methods.items()}
+        with torch.no_grad():
+            return {n: (text(self.batch), video(self.batch)) for n, (text, video) in sides.items()}
+
+    @property
+    def pairs(self) -> tuple[Tensor, ...]:
+        """DMAE's sentences, words, frames and both masks, as `PartialOrder` takes them."""
+        text, video = self.features["dmae"]
+        return text.sentence, text.words, video.frames, text.mask, video.mask
+
+    @property
+    def ragged(self) -> Any:
+        """The batch, of which only 2, 3, ... frames in turn count as valid."""
+        count = self.batch.frame_mask.shape[1]
+        lengths = 2 + torch.arange(len(self.batch)) % (count - 1)
+        return replace(self.batch, frame_mask=torch.arange(count) < lengths[:, None])
+
+    def order(self, **changes: bool) -> PartialOrder:
+        """DMAE's TPM-CL with some choices changed, and the same weights."""
+        order = copy.copy(self.methods["dmae"].partial_order)
+        vars(order).update(changes)
+        return order
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place where released code parts from the paper.
+
+    Attributes:
+        number: 1, 2, ...
+        where: the method or its part.
+        what: the quantity measured; where nothing is, what is so.
+        keyword: what chooses between both, or where the kit's repair is.
+        measure: case -> (released, corrected).
+    """
+
+    number: int
+    where: str
+    what: str
+    keyword: str
+    measure: Callable[[Case], Values]
+
+    def __call__(self, case: Case) -> Values:
+        """Released and corrected value, the same at each call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.measure(case)
+
+
+FINDINGS: dict[int, Finding] = {}
+
+
+def finding(number: int, where: str, what: str, keyword: str):
+    """Register the function below as a finding's measure."""
+
+    def register(measure: Callable[[Case], Values]) -> Finding:
+        FINDINGS[number] = Finding(number, where, what, keyword, measure)
+        return FINDINGS[number]
+
+    return register
+
+
+def table(case: Case) -> pd.DataFrame:
+    """All findings by number: where, what, released, corrected (three digits), keyword."""
+    rows = []
+    for number, entry in sorted(FINDINGS.items()):
+        shown = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in entry(case)]
+        rows.append((number, entry.where, entry.what, *shown, entry.keyword))
+    columns = ["number", "where", "what", "released", "corrected", "keyword"]
+    return pd.DataFrame(rows, columns=columns).set_index("number")
+
+
+# --- TPM-CL (DMAE)
+
+
+@finding(1, "TPM-CL", "scores computed for 24 gradients", MATCHED)
+def all_pairs(case: Case) -> Values:
+    """Paper: margins of matched pairs. Released: all B x B are scored, the diagonal is read."""
+    scores = torch.zeros(24, 24, requires_grad=True)
+    (slope,) = torch.autograd.grad(scores.diagonal().sum(), scores)
+    return scores.numel(), int(slope.count_nonzero())
+
+
+def released_pairing(size: int) -> np.ndarray:
+    """Whose text, weighed by whose video, meets each row's masked video in the released code.
+
+    A block of pairs is computed in parts, and one side is put back in another order.
+
+    Args:
+        size: of the batch, a multiple of 8.
+
+    Returns:
+        (2, size) int: texts and videos, by row of the batch.
+    """
+    met = []
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
+        pairs = np.arange(count**2).reshape(count // PART, PART, count // PART, PART)
+        diagonal = pairs.transpose(1, 2, 0, 3).reshape(count, count).diagonal()
+        met.append(start + np.array(divmod(diagonal, count)))
+    return np.concatenate(met, axis=1)
+
+
+def grounded_margin(case: Case, texts: np.ndarray, videos: np.ndarray) -> float:
+    """mean [delta - s(g, v) + s(h, v')]_+, h the words of `texts` weighed by `videos`, (size,)."""
+    order, own = case.order(mask_aware=False), [side[: len(texts)] for side in case.pairs]
+    words, (_, _, frames, _, mask) = case.pairs[1][texts], own
+    weight = order.word_predictor(case.pairs[2][videos], words)[..., None]
+    met, masked = F.normalize((weight * words).sum(dim=1), dim=-1), order.select(*own)[0][1]
+    part = matched_interaction(met, masked, mask, token_weight(frames, mask, None))
+    return (order.margin - order.scores(*own)["g,v"] + part).relu().mean().item()
+
+
+@finding(2, "TPM-CL", "margin (g, v) > (g, v') of a batch of 24", MATCHED)
+def strangers(case: Case) -> Values:
+    """Paper: g meets its own v'. Released: in batches above 8, a stranger's does (14 of 24)."""
+    matched = np.tile(np.arange(24), (2, 1))
+    return [grounded_margin(case, *rows) for rows in (released_pairing(24), matched)]
+
+
+@finding(3, "TPM-CL", "score of a matched pair, learned weights, batch of 8", MATCHED)
+def block_sums(case: Case) -> Values:
+    """Paper: weights within a video. Released: summed over all 64 pairs of a part as well."""
+    sentence, _, frames, _, mask = (side[:PART] for side in case.pairs)
+    weight = token_weight(frames, mask, case.methods["dmae"].frame_weight)
+    shared = weight.mean(dim=0).expand_as(weight)
+    both = (matched_interaction(sentence, frames, mask, w).mean().item() for w in (shared, weight))
+    return PART**2 * next(both), next(both)
+
+
+@finding(4, "TPM-CL", "videos with a gradient on 2 ranks (%)", "built in: every rank counts")
+def first_rank(case: Case) -> Values:
+    """Paper: the mean over the batch. Released: of what is gathered, rank 0's rows count."""
+    shares = []
+    for rows in (8, 16):
+        pairs = [side[:rows] for side in case.pairs]
+        pairs[2] = pairs[2].requires_grad_()
+        (slope,) = torch.autograd.grad(case.order()(*pairs)["sentence_video"], pairs[2])
+        shares.append(100 * int(slope.flatten(1).any(dim=1).sum()) / 16)
+    return shares
+
+
+@finding(5, "TPM-CL", "word weight on padding (%)", "fidelity: mask_aware")
+def padding_weighed(case: Case) -> Values:
+    """Paper: words are weighed. Released: padded positions too."""
+    orders = [case.order(mask_aware=aware) for aware in (False, True)]
+    weights = [order.select(*case.pairs)[1]["partial_word_weight"] for order in orders]
+    return [100 * (weight * ~case.pairs[3]).sum(dim=1).mean().item() for weight in weights]
+
+
+@finding(6, "TPM-CL", "margin (g, v) > (g', v)", "fidelity: normalise_partial")
+def unequal_norms(case: Case) -> Values:
+    """Paper: g and g' are compared alike. Released: only g is normalised."""
+    orders = [case.order(normalise_partial=normalised) for normalised in (False, True)]
+    return [order(*case.pairs)["grounded_text"].item() for order in orders]
+
+
+@finding(7, "TPM-CL", "frame predictor's tensors with a gradient", "fidelity: straight_through")
+def hard_selection(case: Case) -> Values:
+    """Paper: what is masked is learned. Released: the choice is hard and passes no gradient."""
+    counts = []
+    for straight in (False, True):
+        order = case.order(straight_through=straight)
+        loss, wanted = sum(order(*case.pairs).values()), [*order.frame_predictor.parameters()]
+        slopes = torch.autograd.grad(loss, wanted, allow_unused=True)
+        counts.append(sum(slope is not None and bool(slope.any()) for slope in slopes))
+    return counts
+
+
+# --- DMAE
+
+
+@finding(
+    8, "DMAE", "best frames that are padding (%), 2 or more frames valid", "fidelity: mask_fill"
+)
+def padding_best(case: Case) -> Values:
+    """Paper: a text takes its best frame. Released: a masked frame is 0, and may be the best."""
+    mask = case.ragged.frame_mask
+    product = torch.einsum("ad,bfd->abf", case.pairs[0], case.pairs[2])
+    best = [product.masked_fill(~mask, fill).argmax(dim=2) for fill in (0.0, -torch.inf)]
+    return [100 * (~mask)[range(len(mask)), frame].float().mean().item() for frame in best]
+
+
+@finding(9, "DMAE", "sum of a caption's boosted word weights", "fidelity: renormalise")
+def boosted_sum(case: Case) -> Values:
+    """Paper: a mean over words. Released: weights of boosted words sum to more than 1."""
+    text, head = case.features["dmae"][0], case.methods["dmae"].word_weight
+    boosted = (text.words, text.weight * text.mask, head)
+    weights = [token_weight(*boosted, renormalise=normalised) for normalised in (False, True)]
+    return [weight.sum(dim=1).mean().item() for weight in weights]
+
+
+def textual_attention(case: Case) -> list[pd.DataFrame]:
+    """Per caption a row per token: `token`, the `letter` that released code compares it with, and
+    how often it counts, `released` (one long word is tagged) and `corrected`."""
+    tokenizer, limit = case.methods["dmae"].backbone.tokenizer, case.batch.tokens.shape[1]
+    tagger, tables = Tagger("en"), []
+    weights = tokenise(case.captions, tokenizer, limit, tagger)[2]
+    for row, spans in enumerate(token_spans(case.captions, tokenizer, limit)):
+        caption = tokenizer.clean_fn(case.captions[row])
+        tokens = [caption[start:end] for _, (start, end) in spans]
+        glued = "".join(tokens)
+        content = {k for start, end in tagger.content_spans(glued) for k in range(start, end)}
+        counts = [1 + (k in content and token == glued[k]) for k, token in enumerate(tokens)]
+        columns = {"token": tokens, "letter": list(glued[: len(tokens)]), "released": counts}
+        tables.append(pd.DataFrame(columns | {"corrected": weights[row, 1 : len(tokens) + 1]}))
+    return tables
+
+
+@finding(10, "DMAE", "tokens that count twice (%)", "fidelity, textual_attention")
+def content_words(case: Case) -> Values:
+    """Paper: nouns, verbs, adjectives count twice. Released: the caption is tagged as one word."""
+    words = pd.concat(textual_attention(case))
+    return [100 * float((words[kind] == 2).mean()) for kind in ("released", "corrected")]
+
+
+@finding(11, "DMAE", "cosine of a caption to itself with words masked", "built in: KeywordMasker")
+def glued_captions(case: Case) -> Values:
+    """Paper: light words are dropped. Released: what stays is joined to one long word."""
+    masker, draws = KeywordMasker({c: [c] for c in case.captions}), np.random.default_rng(0)
+    apart = [masker(caption, caption, draws) for caption in case.captions]
+    method, (whole, _) = case.methods["dmae"], case.features["dmae"]
+    texts = [
+        TextVideoBatch(*tokenise(captions, method.backbone.tokenizer, whole.mask.shape[1]))
+        for captions in (["".join(caption.split()) for caption in apart], apart)
+    ]
+    masked = [method.encode_text(text).sentence for text in texts]
+    return [F.cosine_similarity(text, whole.sentence).mean().item() for text in masked]
+
+
+@finding(36, "DMAE", "largest |score| with head seqTransf", "method.head, fidelity")
+def temporal_head(case: Case) -> Values:
+    """Released scripts use mean pooling; their seqTransf leaves the cosine scale."""
+    sides = [
+        (m, m.encode_text(case.batch), m.encode_video(case.batch)) for m in case.versions("dmae")
+    ]
+    return [method.similarity(*side).abs().max().item() for method, *side in sides]
+
+
+def pull(gap: float, clamp: float | None) -> float:
+    """|dL/dS_ii| of NegNCE's positive term where the only negative is `gap` above the match."""
+    scores = torch.tensor([[0.0, gap], [-1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    loss = neg_nce(scores, clamp=clamp, negative_weight=0.0)
+    return torch.autograd.grad(loss, scores)[0][0, 0].abs().item()
+
+
+@finding(13, "NegNCE", "pull on a match 0.2 below its negative", "fidelity: clamp")
+def clamped(case: Case) -> Values:
+    """Paper: -log P. Released: P is clamped to 1e-6, and the worst pairs get no gradient."""
+    return pull(0.2, clamp=1e-6), pull(0.2, clamp=None)
+
+
+# --- GLSCL
+
+
+def consistency(case: Case, size: int) -> list[float]:
+    """GLSCL's consistency loss of the first `size` pairs, released and corrected."""
+    texts, videos = (side.extras["concepts"][:size] for side in case.features["glscl"])
+    choice = case.methods["glscl"].settings
+    loss = partial(concept_consistency, texts, videos, target=choice.consistency_target)
+    ways = [partial(loss, reduction="batch_sum"), partial(loss, reduction="batch_mean")]
+    return [way(weight=choice.consistency_weight).item() for way in ways]
+
+
+@finding(14, "GLSCL", "consistency loss of the batch", "fidelity: reduction")
+def summed_agreement(case: Case) -> Values:
+    """Paper: the mean cosine is drawn to 0.75. Released: the batch's sum over Q, which is none."""
+    return consistency(case, len(case.batch))
+
+
+@finding(15, "GLSCL", "largest change of a score by what lies in padding", "fidelity")
+def padding_read(case: Case) -> Values:
+    """Paper: words and frames are read. Released: the decoder attends to padding too."""
+    valid, changes = case.ragged.frame_mask[..., None, None, None], []
+    inverted = torch.where(valid, case.ragged.frames, 255 - case.ragged.frames)
+    for method in case.versions("glscl"):
+        videos = [
+            method.encode_video(replace(case.ragged, frames=f))
+            for f in (case.batch.frames, inverted)
+        ]
+        scores = [method.similarity(method.encode_text(case.batch), video) for video in videos]
+        changes.append((scores[0] - scores[1]).abs().max().item())
+    return changes
+
+
+@finding(16, "GLSCL", "diversity term", "fidelity")
+def video_twice(case: Case) -> Values:
+    """Paper: both sides' concepts differ. Released: the video side counts twice, the text never."""
+    margin = case.methods["glscl"].settings.diversity_margin
+    sides = [side.extras["concepts"] for side in case.features["glscl"]]
+    texts, videos = (concept_diversity(side, margin=margin).item() for side in sides)
+    return videos, (texts + videos) / 2
+
+
+@finding(17, "GLSCL", "mean change of a score by untrained queries", "built in: checkpoint")
+def other_queries(case: Case) -> Values:
+    """Paper: texts and videos share queries. Released: the test script takes others for texts."""
+    (text, video), other = case.features["glscl"], copy.deepcopy(case.methods["glscl"])
+    nn.init.uniform_(other.queries["both"].weight)
+    scores = [other.similarity(side, video) for side in (other.encode_text(case.batch), text)]
+    return (scores[0] - scores[1]).abs().mean().item(), 0
+
+
+@finding(18, "GLSCL", "of QB-Norm, several captions, batch 1, 17 videos: work", "built in")
+def what_runs(case: Case) -> Values:
+    """Paper: has rows for them. Released: QB-Norm is commented out, the others stop."""
+    method, (text, video) = case.methods["glscl"], case.features["glscl"]
+    scores = method.similarity(text, video)
+    several = retrieval_ranks(scores.repeat_interleave(2, dim=0), np.arange(len(scores)).repeat(2))
+    single = method.loss(text[:1], video[:1], case.batch[:1])["loss"].detach()
+    results = (qb_norm(scores, scores), several, single, method.similarity(text[:17], video[:17]))
+    return 0, sum(bool(torch.as_tensor(result).isfinite().all()) for result in results)
+
+
+@finding(19, "GLSCL", "unused parameters at width 512 (million)", "built in")
+def unused_parameters(case: Case) -> Values:
+    """Released: a second decoder, templates, queries and a head are optimised, and never used."""
+    parts = (nn.TransformerDecoderLayer(512, 8, 2048), nn.Linear(1024, 2048), nn.Linear(2048, 1))
+    layer, *head = (sum(p.numel() for p in part.parameters()) for part in parts)
+    return (5 * layer + sum(head) + 8 * 512) / 1e6, 0
+
+
+# --- HMMC
+
+
+@finding(20, "HMMC", "cosine to itself of a video whose blue is off by 0.18", "built in")
+def blue_mean(case: Case) -> Values:
+    """CLIP has a mean per colour. Released: pre-training takes green's for blue."""
+    method, shift = case.methods["hmmc"], BLUE_SHIFT * torch.tensor([0.0, 0.0, 1.0])[:, None, None]
+    frames = method.backbone.normalise(case.batch.frames) - shift
+    tinted = method.encode_video(replace(case.batch, frames=frames)).video
+    return F.cosine_similarity(tinted, case.features["hmmc"][1].video).mean().item(), 1
+
+
+@finding(21, "HMMC", "pushes of 6 keys into a queue of 16, of 100", "built in: ring buffer")
+def queue_end(case: Case) -> Values:
+    """Paper: a queue. Released: a slice of 6 from the pointer on, which the end cuts short."""
+    queue = NegativeQueue(8, 16)
+    for _ in range(100):
+        queue.push(torch.ones(6, 8))
+    return 16 // 6, 100
+
+
+@finding(22, "HMMC", "cosine of a video of 4 frames to itself, padded to more", "fidelity")
+def padding_averaged(case: Case) -> Values:
+    """Paper: a mean over frames. Released: padding is averaged too."""
+    batch, four = case.batch, torch.arange(case.batch.frames.shape[1]) < 4
+    frames = batch.frames * four[:, None, None, None]
+    padded = replace(batch, frames=frames, frame_mask=batch.frame_mask & four)
+    short = replace(batch, frames=frames[:, :4], frame_mask=batch.frame_mask[:, :4])
+    videos = [
+        [m.encode_video(clips).video for clips in (padded, short)] for m in case.versions("hmmc")
+    ]
+    return [F.cosine_similarity(*pair).mean().item() for pair in videos]
+
+
+@finding(23, "HMMC", "factor on the scores after training", "fidelity")
+def constant_scale(case: Case) -> Values:
+    """Paper: CLIP's temperature, which is trained. Released: 100 throughout."""
+    return RELEASED_SCALE, case.methods["hmmc"].backbone.logit_scale.exp().item()
+
+
+@finding(24, "HMMC", "masked words that are padding (%)", "built in: mask_words")
+def padding_predicted(case: Case) -> Values:
+    """Paper: 15 % of the words are masked. Released: 15 % of all positions."""
+    real = case.batch.token_mask
+    masks, draw = (torch.ones_like(real), real), partial(mask_words, case.batch.tokens, share=0.15)
+    labels = [draw(mask, mask_token=1, vocabulary=2)[1] for mask in masks]
+    return [100 * (~real)[label != UNMASKED].float().mean().item() for label in labels]
+
+
+def clipped_step(scale: float) -> float:
+    """Mean step of BertAdam / lr, gradients of norm 100 clipped to 1 after a factor `scale`."""
+    p, draws = torch.zeros(10_000), torch.Generator().manual_seed(0)
+    adam = BertAdam([p], 1.0, 0.0, 100, "constant", weight_decay=0.0)
+    for _ in range(20):
+        before, gradient = p.clone(), scale * torch.randn(10_000, generator=draws)
+        p.grad = gradient * min(1.0, 1.0 / gradient.norm().item()) / scale
+        adam.step()
+    return (p - before).abs().mean().item()
+
+
+@finding(25, "HMMC", "mean step / lr, loss scale 65,536", "built in: accelerate")
+def clipped_scaled(case: Case) -> Values:
+    """Gradients are clipped to norm 1. Released: with AMP, before the loss scale is taken out."""
+    return clipped_step(65_536.0), clipped_step(1.0)
+
+
+@finding(31, "HMMC", "deviation of frame positions at the start", "built in: from_clip")
+def temporal_start(case: Case) -> Values:
+    """Paper: starts from CLIP's text positions. Released: the lines that copy are commented out."""
+    known = case.methods["hmmc"].backbone.text_positions
+    return nn.Embedding(*known.shape).weight.std().item(), known.std().item()
+
+
+@finding(32, "HMMC", "change between equal frames by augmentation (of 255)", "built in")
+def frames_augmented(case: Case) -> Values:
+    """Paper: a clip is augmented. Released: each frame by a draw of its own."""
+    clip = case.batch.frames[0, :1].expand(8, -1, -1, -1)
+    change = augmentation(clip.shape[-1])
+    views = (torch.cat([change(frame[None]) for frame in clip]), change(clip))
+    return [view.float().diff(dim=0).abs().mean().item() for view in views]
+
+
+# --- All three
+
+
+@finding(26, "all", "LayerNorm gains of GLSCL that decay", "train.decay_all")
+def decayed_gains(case: Case) -> Values:
+    """LayerNorm is spared from decay. Released: a test for BERT's names, which CLIP's pass."""
+    method = case.methods["glscl"]
+    gains = {id(m.weight) for m in method.modules() if isinstance(m, nn.LayerNorm)}
+    groups = [parameter_groups(method, TrainConfig(decay_all=way)) for way in (True, False)]
+    decayed = [[p for g in kind if g["weight_decay"] for p in g["params"]] for kind in groups]
+    return [sum(id(p) in gains for p in kind) for kind in decayed]
+
+
+def optimizer_steps(name: str, steps: int = 130, planned: int = 100) -> list[float]:
+    """Steps of "bertadam" or "adamw", in units of lr, under a gradient of 1 throughout."""
+    part: Any = nn.ParameterList([torch.zeros(1, 1)])
+    train = TrainConfig(optimizer=name, lr=1.0, weight_decay=0.0)
+    (adam, plan), moved = build_optimizer(part, train, planned), []
+    for _ in range(steps):
+        before, part[0].grad = part[0].item(), torch.ones(1, 1)
+        adam.step()
+        moved.append(before - part[0].item())
+        if plan:
+            plan.step()
+    return moved
+
+
+@finding(27, "all", "step 1, largest step, step at 130 % of the plan, / lr", "train.optimizer")
+def bert_adam(case: Case) -> Values:
+    """Adam corrects its bias. BertAdam: does not, first stands still, in the end rises again."""
+    runs = [optimizer_steps(name) for name in ("bertadam", "adamw")]
+    return [f"{run[0]:.2f}, {max(run):.2f}, {run[-1]:.2f}" for run in runs]
+
+
+@finding(28, "all", "encoder's gradient on 2 ranks / on 1", "built in: training.distributed")
+def halved_gradient(case: Case) -> Values:
+    """2 ranks learn as 1 does. Released: a rank passes on its own rows' gradient, DDP averages."""
+    text, video = case.features["hmmc"]
+    sentence, target = text.sentence[:16], F.normalize(video.video[:16], dim=-1)
+    weight, first = torch.eye(sentence.shape[1], requires_grad=True), torch.arange(16)[:, None] < 8
+    slopes: list[Tensor] = []
+    for own in (first | True, first, ~first):
+        seen = F.normalize(sentence @ weight, dim=-1)
+        scores = torch.where(own, seen, seen.detach()) @ target.T
+        slopes += torch.autograd.grad(info_nce(scores, logit_scale=100.0), weight)
+    ratio = ((slopes[1] + slopes[2]).norm() / slopes[0].norm()).item()
+    return ratio / 2, ratio
+
+
+def ranks_by_position(scores: np.ndarray) -> np.ndarray:
+    """Released ranks: all places of the sorted row that equal the own score. Ties give a query
+    several, NaN none."""
+    return 1 + np.nonzero(-np.sort(-scores, axis=1) == np.diag(scores)[:, None])[1]
+
+
+@finding(29, "all", "R@1 with 30 % constant rows, of how many queries", "eval.ties")
+def tied_ranks(case: Case) -> Values:
+    """A query has one rank. Released: one for each place that shows its score."""
+    scores = case.methods["dmae"].similarity(*case.features["dmae"]).numpy()
+    scores[: 3 * len(scores) // 10] = 0.0
+    ranks = (ranks_by_position(scores), retrieval_ranks(scores))
+    return [f"{retrieval_metrics(r)['R@1']:.1f} of {len(r)}" for r in ranks]
+
+
+@finding(30, "all", "R@1 won by keeping the best epoch", "train.select")
+def best_epoch(case: Case) -> Values:
+    """Test data is kept for the end. Released: the validation set, which picks, is the test set."""
+    return float(np.mean([max(curve) - curve[-1] for curve in case.curves])), 0
+
+
+for _number, _where, _what, _keyword, _source in (
+    (12, "DMAE", "towers are not CLIP's, and TPM-CL is off", "backbone.name", "read in the code"),
+    (33, "HMMC", "only a data set named bird trains with tags", "built in", "read in the code"),
+    (34, "GLSCL", "training clips are augmented (RandAugment)", "-", "read in the code"),
+    (35, "DMAE", "released scripts can't reproduce the paper", "-", "said by the author"),
+    (37, "decoders", "a file's frames depend on its decoder", "run card: decoder", "not run here"),
+):
+    finding(_number, _where, _what, _keyword)(lambda case, source=_source: (source, "-"))
