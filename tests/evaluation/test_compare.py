@@ -80,6 +80,29 @@ def test_seeds_are_pooled_video_by_video():
         compare.pairwise({"a": a, "b": b[:2]})
 
 
+def test_recipes_are_compared_over_their_seeds():
+    good, poor = ([ranked([rank] * n + [3] * (40 - n)) for n in (20, 22, 21)] for rank in (1, 2))
+    table = compare.between_seeds({"good": good, "poor": poor, "same": good}).set_index(
+        ["direction", "a", "b"]
+    )
+    row = table.loc["t2v", "good", "poor"]
+    assert row.difference == pytest.approx(np.mean([50, 55, 52.5]))
+    assert row.low < row.difference < row.high
+    assert row.verdict == "better"
+    assert table.loc[("t2v", "good", "same"), "verdict"] == "can't tell"
+    assert (table.p_holm >= table.p_value).all()
+    with pytest.raises(ValueError, match="two seeds or more"):
+        compare.between_seeds({"good": good[:1], "poor": poor[:1]})
+
+
+def test_a_table_over_seeds_has_mean_and_deviation():
+    seeds = [ranked([1] * n + [3] * (40 - n)) for n in (20, 22, 24)]
+    row = compare.over_seeds({"dmae": seeds}).loc["dmae", "t2v"]
+    assert row["R@1"] == "55.0 ± 5.0"
+    assert row["R@1 of each seed"] == "50.0  55.0  60.0"
+    assert compare.over_seeds({"dmae": seeds[:1]}).loc[("dmae", "t2v"), "R@1"] == "50.0"
+
+
 def test_agreement_is_counted_query_by_query():
     runs = {"a": ranked([1, 1, 2, 4]), "b": ranked([1, 3, 4, 1], 1)}
     assert compare.agreement(runs).loc["a", "b"] == 50

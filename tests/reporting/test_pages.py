@@ -184,6 +184,20 @@ def test_different_protocols_never_share_a_table(home, other):
     assert ("NOT COMPARABLE" in words) == ("complete" in other)
 
 
+def test_comparable_runs_share_seeds_and_protocol(home):
+    first = finish("dmae", seed=0)
+    finish("dmae", seed=1)
+    for seed in (0, 1, 7):
+        finish("glscl", seed=seed)
+        finish("clip4clip", seed=seed, ties="optimistic")
+    finish("hmmc", seed=0)  # a seed is missing
+    same = report.comparable("mine", first, [1, 0])
+    assert {name: [run.seed for run in group] for name, group in same.items()} == {
+        "dmae": [1, 0],
+        "glscl": [1, 0],
+    }
+
+
 def test_pages_show_the_results_best_first_and_sub_runs_apart(home):
     index, board = fill()
     root = files.run("mine")

@@ -128,6 +128,53 @@ def pairwise(
     return pd.concat(tables, ignore_index=True)
 
 
+def between_seeds(
+    evaluations: Mapping[str, Sequence[Evaluation]], *, metric: str = "R@1"
+) -> pd.DataFrame:
+    """Every recipe against every other, for any seed: Welch's t test on one number a seed.
+
+    `pairwise` answers for the weights that are there, this for those that might have been.
+
+    Returns:
+        DataFrame: a, b, direction, metric, difference of the means, low, high, p_value, p_holm
+        (adjusted over a direction), verdict.
+
+    Raises:
+        ValueError: fewer than two seeds of a recipe: their spread is unknown.
+    """
+    tables = []
+    for direction in DIRECTIONS:
+        name = f"{direction} {metric}"
+        scores = {key: [seed.metrics[name] for seed in seeds] for key, seeds in evaluations.items()}
+        rows = []
+        for a, b in combinations(scores, 2):
+            test = statistics.compare_seeds(scores[a], scores[b])
+            low, high = test.pop("interval")
+            labels = {"a": a, "b": b, "direction": direction, "metric": metric}
+            rows.append(labels | test | {"low": low, "high": high})
+        tables.append(statistics.with_verdicts(pd.DataFrame(rows)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def over_seeds(evaluations: Mapping[str, Sequence[Evaluation]]) -> pd.DataFrame:
+    """Mean ± sample standard deviation over the seeds of each recipe, and R@1 of each seed.
+
+    Returns:
+        DataFrame of texts, index recipe and direction: R@1, R@5, R@10, MnR, "R@1 of each seed".
+    """
+    rows = {}
+    for name, seeds in evaluations.items():
+        for direction in DIRECTIONS:
+            row = {}
+            for metric in ("R@1", "R@5", "R@10", "MnR"):
+                values = [seed.metrics[f"{direction} {metric}"] for seed in seeds]
+                mean, deviation = statistics.mean_and_deviation(values)
+                row[metric] = f"{mean:.1f} ± {deviation:.1f}" if len(seeds) > 1 else f"{mean:.1f}"
+            each = [f"{seed.metrics[f'{direction} R@1']:.1f}" for seed in seeds]
+            rows[name, direction] = row | {"R@1 of each seed": "  ".join(each)}
+    return pd.DataFrame(rows).T.rename_axis(["recipe", "direction"])
+
+
 def agreement(evaluations: Mapping[str, Evaluation], *, k: int = 1) -> pd.DataFrame:
     """(M, M) percent of the captions that both of two evaluations find within K, or both miss.
 

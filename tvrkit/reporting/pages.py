@@ -116,6 +116,20 @@ def protocol_of(run: runs.Run) -> str:
     return " · ".join(parts)
 
 
+def comparable(run: str, first: runs.Run, seeds: Sequence[int]) -> dict[str, list[runs.Run]]:
+    """Recipe -> its runs of these seeds, of all recipes in reports/<run>/ that have them all and
+    share the protocol of the run `first`."""
+    by_recipe: dict[str, dict[int, runs.Run]] = {}
+    for each in runs.find(run):
+        by_recipe.setdefault(each.recipe, {})[each.seed] = each
+    protocol = protocol_of(first)
+    return {
+        recipe: [by_seed[seed] for seed in seeds]
+        for recipe, by_seed in by_recipe.items()
+        if set(seeds) <= set(by_seed) and protocol_of(by_seed[seeds[0]]) == protocol
+    }
+
+
 def results(found: Sequence[runs.Run]) -> pd.DataFrame:
     """One row per recipe of each run folder, best first.
 
