@@ -129,3 +129,18 @@ def test_the_real_clips_are_all_extracted(tvrkit, tmp_path, realdata):
     assert code == 0
     assert failed == ["videos.csv"]  # every file gets a row, the table beside the clips too
     assert len(rows) == 19
+
+
+def test_help_opens_with_what_it_is_and_version_is_told(tvrkit):
+    assert "re-run, compare and look into" in tvrkit("--help")[1]
+    assert tvrkit("--version")[1].startswith("tvrkit ")
+
+
+def test_a_dry_run_writes_nothing(tvrkit, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    code, out, _ = tvrkit("train", "dmae_shapes", "train.epochs=7", "--dry-run")
+    assert code == 0
+    assert "epochs: 7" in out
+    assert "01_data_preparation" in tvrkit("reproduce", "--dry-run")[1]
+    assert "dmae_components  0 of" in tvrkit("sweep", "all", "--dry-run")[1]
+    assert sorted(tmp_path.rglob("*")) == before
