@@ -160,9 +160,9 @@ def convert(
     out: Annotated[Path, Option(help="safetensors file to write")],
 ):
     """Rewrite a released GLSCL or HMMC checkpoint as one of the kit's."""
-    from tvrkit.models import checkpoints
+    from tvrkit.models import official
 
-    print(f"{out}  SHA-256 {checkpoints.convert(method, source, out)}")
+    print(f"{out}  SHA-256 {official.convert(method, source, out)}")
 
 
 @data_app.command("list")

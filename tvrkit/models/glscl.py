@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, positives
-from tvrkit.losses.contrastive import concept_consistency, concept_diversity, info_nce
+from tvrkit.losses.concepts import concept_consistency, concept_diversity
+from tvrkit.losses.contrastive import info_nce
+from tvrkit.models.backbone import Backbone
 from tvrkit.models.method import Method
 from tvrkit.models.similarity import concept_similarity, conditioned_pooling
 from tvrkit.models.temporal import TemporalTransformer
@@ -68,7 +70,7 @@ class GLSCL(Method):
 
     Settings = Settings
 
-    def __init__(self, backbone: nn.Module, settings: Settings):
+    def __init__(self, backbone: Backbone, settings: Settings):
         super().__init__(backbone, settings)
         self.corrected = settings.fidelity == "corrected"
         self.temporal = TemporalTransformer.from_clip(backbone, settings.temporal_layers)
@@ -90,12 +92,12 @@ class GLSCL(Method):
             sentence, words, batch.token_mask, batch.token_weight, {"concepts": concepts}
         )
 
-    def encode_video(self, batch: TextVideoBatch) -> VideoFeatures:
+    def video_features(self, frames: Tensor, mask: Tensor) -> VideoFeatures:
         """Frames after the temporal transformer and `extras["concepts"]` (B, Q, D), not
         normalised."""
-        frames = self.temporal(self.backbone.encode_frames(batch.frames), batch.frame_mask)
-        concepts, _ = self.concepts("video", frames, batch.frame_mask)
-        return VideoFeatures(None, frames, batch.frame_mask, {"concepts": concepts})
+        frames = self.temporal(frames, mask)
+        concepts, _ = self.concepts("video", frames, mask)
+        return VideoFeatures(None, frames, mask, {"concepts": concepts})
 
     def concepts(
         self, side: Side, tokens: Tensor, mask: Tensor, need_weights: bool = False

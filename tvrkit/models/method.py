@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.models.backbone import Backbone
 
 
 class Method(nn.Module):
@@ -15,19 +20,30 @@ class Method(nn.Module):
     optimiser groups rely on that.
     """
 
-    Settings: type
+    Settings: ClassVar[type]
 
-    def __init__(self, backbone: nn.Module, settings):
+    def __init__(self, backbone: Backbone, settings: Any):
         super().__init__()
         self.backbone = backbone
         self.settings = settings
 
     def encode_text(self, batch: TextVideoBatch) -> TextFeatures:
-        """Everything that depends on the texts only, once."""
-        raise NotImplementedError
+        """Everything that depends on the texts only, once: words and the sentence (EOT), as the
+        backbone gives them."""
+        words, sentence = self.backbone.encode_text(batch.tokens, batch.token_mask)
+        return TextFeatures(sentence, words, batch.token_mask, batch.token_weight)
 
     def encode_video(self, batch: TextVideoBatch) -> VideoFeatures:
         """Everything that depends on the videos only, once."""
+        return self.video_features(self.backbone.encode_frames(batch.frames), batch.frame_mask)
+
+    def video_features(self, frames: Tensor, mask: Tensor) -> VideoFeatures:
+        """What `encode_video` makes of the backbone's frames.
+
+        Args:
+            frames: (B, F, D) float of `backbone.encode_frames`.
+            mask: (B, F) bool, True on real frames.
+        """
         raise NotImplementedError
 
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
@@ -45,6 +61,12 @@ class Method(nn.Module):
     def before_step(self) -> None:
         """What happens before each training step (a momentum update); nothing in most methods."""
 
+    @torch.no_grad()
     def explain(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Tensor]:
-        """Named attention tensors of B matched pairs, without gradient."""
-        raise NotImplementedError
+        """Named attention tensors of B matched pairs, without gradient.
+
+        Returns:
+            `frame_text` (B, F): cosine of each of `video.frames` with the sentence, 0 where padded.
+        """
+        sentence = normalize(text.sentence, dim=-1)[..., None]
+        return {"frame_text": (normalize(video.frames, dim=-1) @ sentence)[..., 0] * video.mask}

@@ -4,7 +4,6 @@ them."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +33,8 @@ def momentum_update(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
     ours, theirs = dict(slow.named_parameters()), dict(fast.named_parameters())
-    if ours.keys() != theirs.keys():
-        raise ValueError(
-            f"momentum encoder: parameters differ: {sorted(ours.keys() ^ theirs.keys())[:3]}"
-        )
+    if differ := sorted(ours.keys() ^ theirs.keys()):
+        raise ValueError(f"momentum encoder: parameters differ: {differ[:3]}")
     for name, parameter in ours.items():
         parameter.lerp_(theirs[name], 1.0 - momentum)
 
@@ -73,59 +70,8 @@ class NegativeQueue(nn.Module):
     def push(self, keys: Tensor) -> None:
         """Overwrite the oldest keys by `keys` (N, D) float, normalised here; only the last `size`
         stay."""
-        rows, columns = _ring(self.pointer, len(keys), self.keys.shape[1])
+        size = self.keys.shape[1]
+        rows = torch.arange(len(keys), device=keys.device)[-size:]
+        columns = (self.pointer + rows) % size
         self.keys[:, columns] = F.normalize(keys[rows], dim=-1).T.to(self.keys.dtype)
-        self.pointer.add_(len(keys)).remainder_(self.keys.shape[1])
-
-
-class FeatureQueue(nn.Module):
-    """The last `size` rows of several tensors, as they are, in one ring buffer; empty at first.
-
-    Args:
-        size: number of rows kept, at least 1.
-        fields: name -> shape and dtype of one row.
-
-    Attributes:
-        pushed: () int64 buffer, rows pushed so far. It and the rows are saved with the weights.
-    """
-
-    def __init__(self, size: int, fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]]):
-        super().__init__()
-        if size < 1:
-            raise ValueError(f"queue size: expected at least 1, got {size}")
-        self.size, self.fields = size, list(fields)
-        for name, (shape, dtype) in fields.items():
-            self.register_buffer(name, torch.zeros(size, *shape, dtype=dtype))
-        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
-
-    def rows(self) -> dict[str, Tensor]:
-        """Copies (K, ...) of the rows that are filled: a push before the backward pass leaves them
-        as they are."""
-        filled = min(int(self.pushed), self.size)
-        return {name: self.get_buffer(name)[:filled].clone() for name in self.fields}
-
-    @torch.no_grad()
-    def push(self, new: Mapping[str, Tensor]) -> None:
-        """Overwrite the oldest rows by `new`, name -> (N, ...), of any N; only the last `size`
-        stay.
-
-        Raises:
-            ValueError: a tensor is not N rows of its field's shape; nothing is pushed then.
-        """
-        count = len(next(iter(new.values())))
-        for name in self.fields:
-            expected, found = (count, *self.get_buffer(name).shape[1:]), tuple(new[name].shape)
-            if found != expected:
-                raise ValueError(f"queue, {name}: expected shape {expected}, got {found}")
-        rows, slots = _ring(self.pushed, count, self.size)
-        for name in self.fields:
-            buffer = self.get_buffer(name)
-            buffer[slots] = new[name][rows].to(buffer.dtype)
-        self.pushed.add_(count)
-
-
-def _ring(pointer: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Which of `count` new rows stay in a ring of `size`, and the slots they take from `pointer`
-    on."""
-    rows = torch.arange(count, device=pointer.device)[-size:]
-    return rows, (pointer + rows) % size
+        self.pointer.add_(len(keys)).remainder_(size)

@@ -1,29 +1,66 @@
-"""Similarities between texts and videos: exact, differentiable, cosine scale, chunked to a memory
-bound.
+"""Similarities between texts and videos: exact, differentiable, cosine scale.
 
-Shapes: N_t texts, N_v videos, L words, F frames, D width. Masks are non-zero where a token is
-    valid.
+Each score has its plain form (`*_plain`), which builds the product of all pairs and is what the
+equation says, and below it the fast form, chunked to a memory bound.
+
+Shapes: N_t texts, N_v videos, L words, F frames, D width. Masks are non-zero where a token is valid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from tvrkit.settings import choose
 
 MaskFill = Literal["zero", "exclude"]
-BLOCK = (
-    2**22
-)  # floats in the largest block a similarity builds (16 MB): what was fastest on 2 cores, D 512
+Look = tuple[Tensor, Tensor]  # gain and index, see `second_look`
+BLOCK = 2**22  # floats in a similarity's largest block (16 MB): fastest on 2 cores, D 512
 ROWS = 256  # of a matrix product: with fewer the product itself slows down
 NORM_EPS = 1e-8  # shortest length that a vector is divided by, as in torch's cosine_similarity
 
 
 # --- DMAE: token-wise interaction
-#  ---------------------------------------------------------------------------
+
+
+def token_weight(
+    tokens: Tensor, mask: Tensor, head: nn.Linear | None = None, *, renormalise: bool = True
+) -> Tensor:
+    """What each token counts: mask / sum(mask) (TI), or softmax(head(tokens)) x mask (WTI).
+
+    Args:
+        tokens: (N, L, D) float.
+        mask: (N, L), 0 = padding, 2 = boosted by textual attention.
+        head: the learned weight, D -> 1; None = TI.
+        renormalise: the weights sum to 1 although words are boosted; released: they do not (finding
+            9).
+
+    Returns:
+        (N, L) float, 0 at padding.
+    """
+    if head is None:
+        return mask / mask.sum(dim=1, keepdim=True)
+    weight = head(tokens)[..., 0].masked_fill(mask == 0, -torch.inf).softmax(dim=1) * mask
+    return weight / weight.sum(dim=1, keepdim=True) if renormalise else weight
+
+
+def token_interaction_plain(
+    text: Tensor, video: Tensor, text_mask: Tensor, video_mask: Tensor
+) -> Tensor:
+    """`token_interaction` with TI weights, the second look, and padding excluded."""
+    p, q = token_weight(text, text_mask), token_weight(video, video_mask)
+    product = torch.einsum("ald,bfd->ablf", text, video)
+    best_frame, best = product.masked_fill(video_mask[:, None] == 0, -torch.inf).max(dim=3)
+    best_word = product.masked_fill(text_mask[:, None, :, None] == 0, -torch.inf).amax(dim=2)
+    gain, near = second_look(video, video_mask, mask_fill="exclude")
+    looked = torch.arange(len(video))[:, None], best
+    second = gain[looked] * product.gather(3, near[looked][..., None])[..., 0]
+    text_side = torch.einsum("abl,al->ab", best_frame + 0.5 * second, p)
+    return (text_side + torch.einsum("abf,bf->ab", best_word, q)) / 2
 
 
 def token_interaction(
@@ -34,7 +71,7 @@ def token_interaction(
     *,
     text_weight: Tensor | None = None,
     video_weight: Tensor | None = None,
-    second_frame: bool | tuple[Tensor, Tensor] = False,
+    second_frame: bool | Look = False,
     mask_fill: MaskFill = "zero",
 ) -> Tensor:
     """Token-wise interaction: each word takes its best frame, each frame its best word (Jiang et
@@ -75,26 +112,20 @@ def token_interaction(
     _check_mask("text", text, text_mask)
     _check_mask("video", video, video_mask)
     frames = fill_padding(video, video_mask, mask_fill)
-    look = (
-        second_look(video, video_mask, mask_fill=mask_fill)
-        if second_frame is True
-        else second_frame or None
-    )
-    word_weight = _weights(text_mask, text_weight).to(text.dtype)
-    frame_weight = _weights(video_mask, video_weight).to(text.dtype)
+    p = _weights(text_mask, text_weight).to(text.dtype)
+    q = _weights(video_mask, video_weight).to(text.dtype)
+    if second_frame is True:
+        second_frame = second_look(video, video_mask, mask_fill=mask_fill)
+
+    def columns(block: slice) -> Tensor:
+        look = second_frame and (second_frame[0][block], second_frame[1][block])
+        return _rows(text, text_mask != 0, p, frames[block], q[block], look, mask_fill)
+
     longest = int((text_mask != 0).sum(1).max())
-    columns = []
-    for block in _slices(len(video), BLOCK // (max(longest, ROWS) * video.shape[1])):
-        part = (look[0][block], look[1][block]) if look else None
-        columns.append(
-            _rows(text, text_mask, word_weight, frames[block], frame_weight[block], part, mask_fill)
-        )
-    return torch.cat(columns, dim=1)
+    return _in_blocks(columns, len(video), max(longest, ROWS) * video.shape[1])
 
 
-def second_look(
-    video: Tensor, video_mask: Tensor, *, mask_fill: MaskFill = "zero"
-) -> tuple[Tensor, Tensor]:
+def second_look(video: Tensor, video_mask: Tensor, *, mask_fill: MaskFill = "zero") -> Look:
     """Each frame's nearest other frame in its video, for the visual attention of DMAE.
 
     Args:
@@ -112,7 +143,7 @@ def second_look(
     gain, index = gram.masked_fill(same, 0.0).max(dim=2)
     if (
         mask_fill == "exclude"
-    ):  # a padded frame stands for the first valid one, whose second look it must have
+    ):  # a padded frame stands for the first valid one, with its second look
         source = _frame_source(video_mask)
         gain, index = gain.gather(1, source), index.gather(1, source)
     return gain, index
@@ -129,65 +160,53 @@ def fill_padding(video: Tensor, video_mask: Tensor, mask_fill: MaskFill) -> Tens
         video_mask: (N_v, F).
         mask_fill: "zero" or "exclude".
     """
-    if mask_fill == "zero":
+    if choose("mask_fill", mask_fill, MaskFill.__args__) == "zero":
         return video.masked_fill(video_mask.eq(0)[..., None], 0.0)
-    if mask_fill == "exclude":
-        return video.gather(1, _frame_source(video_mask)[..., None].expand_as(video))
-    raise ValueError(f"unknown mask_fill {mask_fill!r}: expected one of exclude, zero")
+    return video.gather(1, _frame_source(video_mask)[..., None].expand_as(video))
 
 
-def _rows(text, text_mask, word_weight, frames, frame_weight, look, mask_fill) -> Tensor:
+def _rows(text, valid, p, frames, q, look: Look | None, mask_fill: MaskFill) -> Tensor:
     """All texts against one block of videos, texts of equal length together."""
-    valid = text_mask != 0
     length = valid.sum(1)
-    flat = frames.transpose(0, 1).flatten(
-        0, 1
-    )  # (F * N_v, D): videos last, so that every maximum runs along rows
+    flat = frames.transpose(0, 1).flatten(0, 1)  # (F N_v, D), videos last: maxima run along rows
     rows, order = [], []
     for words in length.unique().tolist():
         members = (length == words).nonzero()[:, 0]
+        padded = mask_fill == "zero" and words < text.shape[1]
         for part in _slices(len(members), BLOCK // (words * len(flat))):
             index = members[part]
             member, word = valid[index].nonzero(as_tuple=True)
-            packed = text[index[member], word]
+            packed, weight = text[index[member], word], p[index[member], word]
             product = (packed @ flat.T).view(len(index), words, frames.shape[1], len(frames))
-            weight = word_weight[index[member], word].view(len(index), words)
-            padded = mask_fill == "zero" and words < text.shape[1]
-            rows.append(_interact(product, weight, frame_weight, look, padded))
+            rows.append(_interact(product, weight.view(len(index), words), q, look, padded))
             order.append(index)
     return torch.cat(rows)[torch.cat(order).argsort()]
 
 
-def _interact(
-    product: Tensor, word_weight: Tensor, frame_weight: Tensor, look, padded: bool
-) -> Tensor:
+def _interact(product: Tensor, p: Tensor, q: Tensor, look: Look | None, padded: bool) -> Tensor:
     """(n, N_v) scores from the products (n, words, F, N_v) of texts that have `words` valid words
-    each."""
+    each; where they are `padded`, a zero competes with them."""
     best_frame, first = _max_over_frames(product)
     best_word = product.amax(dim=1)
     if padded:
         best_word = best_word.clamp(min=0)
-    if look is not None:  # per word and video: the frame it looks at next, and how much that counts
-        tables = (
-            table.T[None, :, None].expand(len(product), -1, product.shape[1], -1) for table in look
-        )
-        gain, index = (table.gather(1, first[:, None]).transpose(1, 2) for table in tables)
-        best_frame = torch.addcmul(
-            best_frame, gain[:, :, 0], product.gather(2, index)[:, :, 0], value=0.5
-        )
-    text_side = torch.einsum("nlv,nl->nv", best_frame, word_weight)
-    return (text_side + torch.einsum("nfv,vf->nv", best_word, frame_weight)) / 2
+    if look:  # per word and video: the frame it looks at next, and how much that counts
+        shape = (len(product), -1, product.shape[1], -1)
+        tables = (table.T[None, :, None].expand(*shape) for table in look)
+        gain, near = (table.gather(1, first[:, None]).transpose(1, 2) for table in tables)
+        second = product.gather(2, near)[:, :, 0]
+        best_frame = torch.addcmul(best_frame, gain[:, :, 0], second, value=0.5)
+    text_side = torch.einsum("nlv,nl->nv", best_frame, p)
+    return (text_side + torch.einsum("nfv,vf->nv", best_word, q)) / 2
 
 
 def _max_over_frames(product: Tensor) -> tuple[Tensor, Tensor]:
     """`product.max(dim=2)` of (n, words, F, N_v). Pooling has a vectorised kernel for it, 15 times
     faster on CPU."""
-    texts, words, frames, videos = product.shape
-    columns = product.view(texts * words, frames, 1, videos).permute(
-        0, 3, 1, 2
-    )  # F x 1 images, channels last
-    pooled = F.max_pool2d(columns, (frames, 1), return_indices=True)
-    return tuple(table.reshape(texts, words, videos) for table in pooled)
+    n, words, frames, videos = product.shape
+    columns = product.view(n * words, frames, 1, videos).permute(0, 3, 1, 2)  # channels last
+    value, index = F.max_pool2d(columns, (frames, 1), return_indices=True)
+    return value.reshape(n, words, videos), index.reshape(n, words, videos)
 
 
 def _weights(mask: Tensor, weight: Tensor | None) -> Tensor:
@@ -205,15 +224,13 @@ def _frame_source(mask: Tensor) -> Tensor:
 
 
 def _check_mask(side: str, tokens: Tensor, mask: Tensor) -> None:
-    if mask.shape != tokens.shape[:2]:
-        raise ValueError(
-            f"{side} mask: expected shape {tuple(tokens.shape[:2])}, got {tuple(mask.shape)}"
-        )
+    expected, shape = tuple(tokens.shape[:2]), tuple(mask.shape)
+    if shape != expected:
+        raise ValueError(f"{side} mask: expected shape {expected}, got {shape}")
     empty = (mask != 0).sum(1) == 0
     if empty.any():
-        raise ValueError(
-            f"{side} {int(empty.int().argmax())} has no valid token: expected at least one"
-        )
+        first = int(empty.int().argmax())
+        raise ValueError(f"{side} {first} has no valid token: expected at least one")
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:
@@ -222,8 +239,22 @@ def _slices(total: int, size: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, total, step))
 
 
+def _in_blocks(columns: Callable[[slice], Tensor], videos: int, floats: int) -> Tensor:
+    """The columns of all videos, from blocks of them; `floats` is what one video takes."""
+    return torch.cat([columns(block) for block in _slices(videos, BLOCK // floats)], dim=1)
+
+
 # --- GLSCL: text-conditioned pooling and concepts
-#  -----------------------------------------------------------
+
+
+def conditioned_pooling_plain(
+    sentence: Tensor, frames: Tensor, frame_mask: Tensor, *, temperature: float
+) -> Tensor:
+    """`conditioned_pooling` from the pooled features of all pairs, N_t x N_v x D floats."""
+    product = torch.einsum("ad,bfd->abf", sentence, frames)
+    weight = (product / temperature).masked_fill(frame_mask == 0, -torch.inf).softmax(dim=2)
+    pooled = torch.einsum("abf,bfd->abd", weight, frames)
+    return torch.cosine_similarity(sentence[:, None], pooled, dim=2)
 
 
 def conditioned_pooling(
@@ -256,16 +287,15 @@ def conditioned_pooling(
     frames = frames.masked_fill(padded, 0.0)
     gram = frames @ frames.transpose(1, 2)
     length = sentence.norm(dim=1).clamp(min=NORM_EPS)
-    columns = []
-    for block in _slices(len(frames), BLOCK // (frames.shape[1] * len(sentence))):
-        product = (
-            frames[block] @ sentence.T
-        )  # (n, F, N_t): texts last, so that the sums over frames are rows
+
+    def columns(block: slice) -> Tensor:
+        product = frames[block] @ sentence.T  # (n, F, N_t), texts last: sums over frames are rows
         weight = (product / temperature).masked_fill(padded[block], -torch.inf).softmax(dim=1)
         along = (weight * product).sum(dim=1)
         pooled = (weight * (gram[block] @ weight)).sum(dim=1).clamp(min=NORM_EPS**2).sqrt()
-        columns.append((along / (pooled * length)).T)
-    return torch.cat(columns, dim=1)
+        return (along / (pooled * length)).T
+
+    return _in_blocks(columns, len(frames), frames.shape[1] * len(sentence))
 
 
 def concept_similarity(text_concepts: Tensor, video_concepts: Tensor) -> Tensor:
@@ -284,7 +314,15 @@ def concept_similarity(text_concepts: Tensor, video_concepts: Tensor) -> Tensor:
 
 
 # --- HMMC: best frames
-#  --------------------------------------------------------------------------------------
+
+
+def topk_frame_similarity_plain(
+    sentence: Tensor, frames: Tensor, frame_mask: Tensor, *, k: int
+) -> Tensor:
+    """`topk_frame_similarity` from the cosines of all pairs, where every video has k valid frames."""
+    text, frames = F.normalize(sentence, dim=-1), F.normalize(frames, dim=-1)
+    cosine = torch.einsum("ad,bfd->abf", text, frames).masked_fill(frame_mask == 0, -torch.inf)
+    return cosine.topk(k, dim=2).values.mean(dim=2)
 
 
 def topk_frame_similarity(
@@ -310,17 +348,14 @@ def topk_frame_similarity(
     if frame_mask is None:
         frame_mask = frames.new_ones(frames.shape[:2])
     _check_mask("video", frames, frame_mask)
-    text, frames, valid = (
-        F.normalize(sentence, dim=-1),
-        F.normalize(frames, dim=-1),
-        frame_mask != 0,
-    )
-    best = min(k, frames.shape[1])
+    text, frames = F.normalize(sentence, dim=-1), F.normalize(frames, dim=-1)
+    valid, best = frame_mask != 0, min(k, frames.shape[1])
     counted = valid.sum(dim=1).clamp(max=best)
-    columns = []
-    for block in _slices(len(frames), BLOCK // (frames.shape[1] * len(text))):
+
+    def columns(block: slice) -> Tensor:
         scores = (frames[block] @ text.T).masked_fill(~valid[block][..., None], -torch.inf)
         top = scores.topk(best, dim=1).values
         top = top.masked_fill(top == -torch.inf, 0.0)  # fewer valid frames than k
-        columns.append((top.sum(dim=1) / counted[block, None]).T)
-    return torch.cat(columns, dim=1)
+        return (top.sum(dim=1) / counted[block, None]).T
+
+    return _in_blocks(columns, len(frames), frames.shape[1] * len(text))

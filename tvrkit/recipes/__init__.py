@@ -14,7 +14,6 @@ from pathlib import Path
 import yaml
 
 from tvrkit import files
-from tvrkit.models import METHODS
 from tvrkit.settings import SECTIONS, Config, Profile, choose, parse
 
 
@@ -67,22 +66,18 @@ def _profiles() -> dict:
 
 def build(raw: dict, recipe: str) -> Config:
     """A `Config` from the nested dict that a recipe file holds."""
+    from tvrkit.models import METHODS, method_class  # loads torch: only where a method is needed
 
     for section in raw:
         choose("section", section, [*SECTIONS, "method"])
     method = dict(raw.get("method") or {})
     if "name" not in method:
-        raise ValueError(
-            f"recipe {recipe}: method.name is missing: expected one of {', '.join(sorted(METHODS))}"
-        )
-    name = choose("method", method.pop("name"), METHODS)
+        names = ", ".join(sorted(METHODS))
+        raise ValueError(f"recipe {recipe}: method.name is missing: expected one of {names}")
+    name = method.pop("name")
+    settings = parse(method_class(name).Settings, method, "method")
     parts = {key: parse(cls, raw.get(key) or {}, key) for key, cls in SECTIONS.items()}
-    return Config(
-        recipe=recipe,
-        method_name=name,
-        method=parse(METHODS[name].Settings, method, "method"),
-        **parts,
-    )
+    return Config(recipe=recipe, method_name=name, method=settings, **parts)
 
 
 def to_dict(config: Config) -> dict:

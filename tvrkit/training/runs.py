@@ -27,7 +27,7 @@ from tvrkit.data import loader, prepare
 from tvrkit.data.manifest import Manifest
 from tvrkit.evaluation import evaluate as evaluation
 from tvrkit.evaluation.ranks import RSUM
-from tvrkit.models import METHODS, checkpoints
+from tvrkit.models import checkpoints, method_class
 from tvrkit.models.backbone import create_backbone
 from tvrkit.models.method import Method
 from tvrkit.recipes import build, load_recipe, to_dict
@@ -123,7 +123,7 @@ class Run:
 def build_method(config: Config) -> Method:
     """Backbone and method of a recipe, untrained; the new parts' weights come from torch's global
     generator."""
-    return METHODS[config.method_name](create_backbone(config.backbone), config.method)
+    return method_class(config.method_name)(create_backbone(config.backbone), config.method)
 
 
 def read_config(folder: Path) -> Config:

@@ -1,0 +1,243 @@
+"""HMMC's pre-training (Shen et al., IEEE TIP 2023): contrast with queues of keys from momentum
+encoders at the level of videos (VTM) and of frames (FTM), agreement of neighbouring frames (FAM),
+and masked language modelling (MLM)."""
+
+from __future__ import annotations
+
+import torch
+from open_clip.tokenizer import HFTokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.losses.momentum import frame_text, neighbour_frames, queue_contrast
+from tvrkit.models.backbone import Backbone
+from tvrkit.models.hmmc import HMMC, EncoderSettings, mean_frame
+from tvrkit.models.momentum import NegativeQueue, freeze_copy, momentum_update
+from tvrkit.settings import settings
+
+MASK_CHARACTER = (
+    "*</w>"  # stands for [MASK] in CLIP's vocabulary, which has none; captions hardly use it
+)
+UNMASKED = -100  # label of tokens that are not to be predicted
+KEPT_AS_MASK, REPLACED = 0.8, 0.1  # of the chosen words; the rest stays (Devlin et al., 2019)
+BERT_EPS = 1e-12  # of the prediction head's LayerNorm
+
+
+@settings
+class Settings(EncoderSettings):
+    """Pre-training.
+
+    Attributes:
+        neighbour_weight, video_weight, frame_weight, language_weight: of FAM, VTM, FTM and MLM.
+        momentum: of the momentum encoders.
+        temperature: of the contrast with queues.
+        queue_size: videos, titles and tags kept as negatives.
+        frame_queue_size: frames, and projected frames, kept as negatives.
+        projector_width: inner width of projector and predictor.
+        mask_share: share of the words that MLM predicts.
+    """
+
+    neighbour_weight: float = 0.05
+    video_weight: float = 0.45
+    frame_weight: float = 0.45
+    language_weight: float = 0.05
+    momentum: float = 0.99
+    temperature: float = 0.07
+    queue_size: int = 1024
+    frame_queue_size: int = 4096
+    projector_width: int = 4096
+    mask_share: float = 0.15
+
+
+class HMMCPretraining(HMMC):
+    """Pre-training; it scores as HMMC does, zero-shot.
+
+    A batch's text is the title. A second text, the tags, comes as `batch.extras["tag_tokens"]` and
+    `batch.extras["tag_mask"]` (B, L) where the recipe has `data.captions: tagged`; its losses are
+    averaged with the title's, and without it the queue of tags stays as it is. Keys and masked
+    words are made in training mode only, as features, so that the loss, which also pushes the keys,
+    has the rows of all processes.
+    """
+
+    Settings = Settings
+
+    def __init__(self, backbone: Backbone, settings: Settings):
+        super().__init__(backbone, settings)
+        backbone.logit_scale.requires_grad_(False)  # the contrast has a constant temperature
+        width = backbone.width
+        self.projector = perceptron(width, settings.projector_width)
+        self.predictor = perceptron(width, settings.projector_width)
+        vocabulary, self.mask_token = vocabulary_of(backbone.tokenizer)
+        self.word_head = WordHead(width, vocabulary)
+        self.slow = nn.ModuleDict({name: freeze_copy(fast) for name, fast in self._fast().items()})
+        sizes = dict.fromkeys(("video", "title", "tag"), settings.queue_size)
+        sizes |= dict.fromkeys(("frames", "projected"), settings.frame_queue_size)
+        queues = {name: NegativeQueue(width, size) for name, size in sizes.items()}
+        self.queues = nn.ModuleDict(queues)
+
+    def _fast(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone, "temporal": self.temporal, "projector": self.projector}
+
+    def before_step(self) -> None:
+        """Momentum update: it comes before the keys of the step."""
+        for name, fast in self._fast().items():
+            momentum_update(self.slow[name], fast, self.settings.momentum)
+
+    def encode_text(self, batch: TextVideoBatch) -> TextFeatures:
+        """As HMMC; in training mode also, per text ("title", "tag"), extras `<text>` and
+        `<text>_key` (B, D), `<text>_masked` (B, L, D), words of the masked text, and
+        `<text>_labels` (B, L) int64."""
+        text = super().encode_text(batch)
+        if not self.training:
+            return text
+        text.extras |= self._contrasted("title", batch.tokens, batch.token_mask, text.sentence)
+        if "tag_tokens" in batch.extras:
+            tokens, mask = batch.extras["tag_tokens"], batch.extras["tag_mask"]
+            sentence = self.backbone.encode_text(tokens, mask)[1]
+            text.extras |= self._contrasted("tag", tokens, mask, sentence)
+        return text
+
+    def _contrasted(
+        self, name: str, tokens: Tensor, mask: Tensor, sentence: Tensor
+    ) -> dict[str, Tensor]:
+        with torch.no_grad():
+            key = self.slow["backbone"].encode_text(tokens, mask)[1]
+        ids = {"mask_token": self.mask_token, "vocabulary": self.word_head.size}
+        masked, labels = mask_words(tokens, mask, share=self.settings.mask_share, **ids)
+        words = self.backbone.encode_text(masked, mask)[0]
+        extras = {"": sentence, "_key": key, "_masked": words, "_labels": labels}
+        return {f"{name}{part}": tensor for part, tensor in extras.items()}
+
+    def encode_video(self, batch: TextVideoBatch) -> VideoFeatures:
+        """As HMMC; in training mode also extras `video_key` (B, D), `frame_keys`, `projected` and
+        `projected_keys` (B, F, D)."""
+        video = super().encode_video(batch)
+        if not self.training:
+            return video
+        mask = self.counted(batch.frame_mask)
+        projection = nn.Sequential(self.projector, self.predictor)
+        video.extras["projected"] = _on_valid(projection, video.frames, mask)
+        with torch.no_grad():
+            frames = self.slow["backbone"].encode_frames(batch.frames)
+            video.extras["frame_keys"] = frames
+            video.extras["video_key"] = mean_frame(self.slow["temporal"], frames, mask)
+            video.extras["projected_keys"] = _on_valid(self.slow["projector"], frames, mask)
+        return video
+
+    def loss(
+        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
+    ) -> dict[str, Tensor]:
+        """Weighted sum of FAM, VTM, FTM and MLM against the queues as they are; then the keys are
+        pushed."""
+        choice, mask = self.settings, self.counted(video.mask)
+        frames = (video.extras["projected"], video.extras["projected_keys"])
+        negatives = {name: queue.negatives() for name, queue in self.queues.items()}
+        fam = neighbour_frames(
+            *frames, negatives["projected"], mask, temperature=choice.temperature
+        )
+        texts = [name for name in ("title", "tag") if name in text.extras]
+        by_text = [self._text_losses(name, text.extras, video, negatives) for name in texts]
+        vtm, ftm, mlm = (sum(losses) / len(texts) for losses in zip(*by_text, strict=True))
+        self._push(texts, text, video)
+        loss = choice.neighbour_weight * fam + choice.video_weight * vtm
+        loss = loss + choice.frame_weight * ftm + choice.language_weight * mlm
+        return {"loss": loss, "fam": fam, "vtm": vtm, "ftm": ftm, "mlm": mlm}
+
+    def _text_losses(self, name: str, text, video, negatives) -> tuple[Tensor, Tensor, Tensor]:
+        """VTM, FTM and MLM of one text."""
+        cold = {"temperature": self.settings.temperature}
+        words = (text[name], text[f"{name}_key"], negatives[name])
+        frames = (video.frames, video.extras["frame_keys"], negatives["frames"])
+        to_text = queue_contrast(video.video, *words[1:], **cold)
+        to_video = queue_contrast(words[0], video.extras["video_key"], negatives["video"], **cold)
+        ftm = frame_text(*frames, *words, self.counted(video.mask), **cold)
+        mlm = self.word_head.loss(text[f"{name}_masked"], text[f"{name}_labels"])
+        return to_text + to_video, ftm, mlm
+
+    def _push(self, texts: list[str], text: TextFeatures, video: VideoFeatures) -> None:
+        mask = self.counted(video.mask)
+        self.queues["video"].push(video.extras["video_key"])
+        self.queues["frames"].push(video.extras["frame_keys"][mask])
+        self.queues["projected"].push(video.extras["projected_keys"][mask])
+        for name in texts:
+            self.queues[name].push(text.extras[f"{name}_key"])
+
+
+class WordHead(nn.Module):
+    """BERT's prediction head: scores of all words at one position.
+
+    Args:
+        width: of the text tower's words.
+        size: of the vocabulary.
+    """
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.size = size
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=BERT_EPS)
+        self.decoder = nn.Linear(width, size)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """(..., size) float logits of words (..., D)."""
+        return self.decoder(self.norm(F.gelu(self.dense(words))))
+
+    def loss(self, words: Tensor, labels: Tensor) -> Tensor:
+        """MLM: mean cross entropy over the positions of words (B, L, D) with a label; 0 if there is
+        none."""
+        chosen = labels != UNMASKED
+        total = F.cross_entropy(self(words[chosen]), labels[chosen], reduction="sum")
+        return total / chosen.sum().clamp(min=1)
+
+
+def mask_words(
+    tokens: Tensor, mask: Tensor, *, share: float, mask_token: int, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """Choose words for MLM: 80 % of them become `mask_token`, 10 % a random one, 10 % stay.
+
+    Only real words are chosen, never padding nor the first and last token (SOT and EOT, or CLS and
+    SEP): 74 % of the released English targets are padding (finding 24). Draws come from torch's CPU
+    generator.
+
+    Args:
+        tokens: (B, L) int64.
+        mask: (B, L) bool, True on real tokens, which come first.
+        share: of the words that are chosen, on average.
+        mask_token: id.
+        vocabulary: number of ids.
+
+    Returns:
+        tokens (B, L) with replacements, and labels (B, L) int64: the original id where chosen, else
+        -100.
+    """
+    inner, rows = mask.clone(), torch.arange(len(mask))
+    inner[:, 0] = inner[rows, mask.sum(dim=1) - 1] = False
+    draws = torch.rand(3, *tokens.shape).to(tokens.device)
+    chosen = inner & (draws[0] < share)
+    hidden = draws[1] < KEPT_AS_MASK
+    swapped = ~hidden & (draws[1] < KEPT_AS_MASK + REPLACED)
+    masked = tokens.masked_fill(chosen & hidden, mask_token)
+    masked = torch.where(chosen & swapped, (draws[2] * vocabulary).long(), masked)
+    return masked, tokens.masked_fill(~chosen, UNMASKED)
+
+
+def vocabulary_of(tokenizer) -> tuple[int, int]:
+    """Number of ids and the id of the mask token of an open_clip tokenizer."""
+    if isinstance(tokenizer, HFTokenizer):
+        return len(tokenizer.tokenizer), tokenizer.tokenizer.mask_token_id
+    return tokenizer.vocab_size, tokenizer.encoder[MASK_CHARACTER]
+
+
+def perceptron(width: int, inner: int) -> nn.Sequential:
+    """HMMC's projector and predictor: two layers with BatchNorm between, D -> inner -> D."""
+    return nn.Sequential(
+        nn.Linear(width, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Linear(inner, width)
+    )
+
+
+def _on_valid(module: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
+    """`module` on the valid frames (B, F, D) only, so that padding stays out of BatchNorm; 0
+    elsewhere."""
+    valid = module(frames[mask]).to(frames.dtype)
+    return torch.zeros_like(frames).masked_scatter(mask[..., None], valid)

@@ -1,0 +1,273 @@
+"""Checkpoints of the released codes: GLSCL, and HMMC in English and Chinese.
+
+Sizes are read off the tensors' shapes, and weights get the kit's names.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from open_clip import CustomTextCLIP
+from open_clip.hf_model import HFTextEncoder
+from open_clip.model import set_model_preprocess_cfg
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tvrkit.models import METHODS
+from tvrkit.models.backbone import Backbone
+from tvrkit.models.checkpoints import State, fill, save
+from tvrkit.models.method import Method
+from tvrkit.models.temporal import HEAD_WIDTH, TemporalTransformer
+from tvrkit.settings import choose
+
+log = logging.getLogger(__name__)
+
+# Released models whose architecture has a name in open_clip; others are called CONVERTED.
+KNOWN_BACKBONES = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu")
+CONVERTED = "converted"
+RELEASED_LOGIT_SCALE = math.log(100.0)  # HMMC's constant, which its checkpoints do not hold
+HMMC_TEMPORAL_HEADS = 8  # 512 / 64, whatever the width
+MIN_BERT_HEADS = 2  # of the smallest BERT; heads of all published sizes are 64 wide
+TEXT, VISUAL, TEMPORAL = "backbone.clip.text.", "backbone.clip.visual.", "temporal."
+CLIP_TEXT = (
+    "token_embedding",
+    "positional_embedding",
+    "transformer",
+    "ln_final",
+    "text_projection",
+)
+
+
+class Weights(dict[str, Tensor]):
+    """A state dict that names what it lacks, and counts its layers."""
+
+    def __missing__(self, key: str) -> Tensor:
+        raise ValueError(f"released checkpoint: {key} is missing")
+
+    def layers(self, prefix: str) -> int:
+        """Number of layers `prefix`0, `prefix`1, ..."""
+        pattern = re.compile(rf"{re.escape(prefix)}\d+")
+        return len({match.group() for match in map(pattern.match, self) if match})
+
+    def renamed(self, prefixes: Mapping[str, str]) -> Weights:
+        """The same under the kit's names; a key that no prefix fits keeps its own, and is not
+        used."""
+        names = {key: next((p for p in prefixes if key.startswith(p)), "") for key in self}
+        return Weights(
+            {prefixes.get(p, "") + key.removeprefix(p): self[key] for key, p in names.items()}
+        )
+
+
+class Release(NamedTuple):
+    """What one released code's checkpoints are like.
+
+    Attributes:
+        prefixes: the kit's names for theirs, by the settings.
+        settings: what shapes show of the settings.
+        temporal_heads: by the width, where the caller does not say.
+    """
+
+    prefixes: Callable[[Any], dict[str, str]]
+    settings: Callable[[Weights], dict[str, int]]
+    temporal_heads: Callable[[int], int]
+
+
+def _glscl_settings(weights: Weights) -> dict[str, int]:
+    decoder = "transformer_decoder_noun.layers."
+    return {
+        "queries": len(weights["spatial_queries"]),
+        "decoder_layers": weights.layers(decoder),
+        "feedforward": len(weights[f"{decoder}0.linear1.bias"]),
+        "temporal_layers": weights.layers("transformerClip.resblocks."),
+    }
+
+
+def _glscl_prefixes(settings) -> dict[str, str]:
+    names = {f"clip.{part}": f"{TEXT}{part}" for part in CLIP_TEXT}
+    names |= {"clip.visual.": VISUAL, "clip.logit_scale": "backbone.clip.logit_scale"}
+    names |= {"transformerClip.": TEMPORAL}
+    names |= {"frame_position_embeddings.": f"{TEMPORAL}frame_position_embeddings."}
+    video, text = ("both", "") if settings.shared_queries else ("video", "text")
+    names["spatial_queries"] = f"queries.{video}.weight"
+    if text:
+        names["noun_queries"] = f"queries.{text}.weight"
+    text, video = ("both", "") if settings.shared_decoder else ("text", "video")
+    names["transformer_decoder_noun."] = f"decoder.{text}."
+    if video:
+        names["transformer_decoder_spatial."] = f"decoder.{video}."
+    return names
+
+
+def _hmmc_settings(weights: Weights) -> dict[str, int]:
+    return {
+        "temporal_layers": weights.layers("visual_encoder.temporal_transformer.resblocks."),
+        "max_frames": len(weights["visual_encoder.frame_position_embeddings.weight"]),
+    }
+
+
+def _hmmc_prefixes(settings) -> dict[str, str]:
+    names = {f"text_encoder.{part}": f"{TEXT}{part}" for part in CLIP_TEXT}
+    names |= {"text_encoder.chinese_encoder.": f"{TEXT}transformer."}
+    names |= {"text_encoder.text_proj.": f"{TEXT}proj.", "visual_encoder.visual.": VISUAL}
+    names |= {"visual_encoder.temporal_transformer.": TEMPORAL}
+    positions = "frame_position_embeddings."
+    return names | {f"visual_encoder.{positions}": f"{TEMPORAL}{positions}"}
+
+
+OFFICIAL = {
+    "glscl": Release(_glscl_prefixes, _glscl_settings, lambda width: max(1, width // HEAD_WIDTH)),
+    "hmmc": Release(_hmmc_prefixes, _hmmc_settings, lambda width: HMMC_TEMPORAL_HEADS),
+}
+
+
+def load_official(
+    method: str,
+    state_dict_or_path: State | str | Path | Sequence[Path],
+    *,
+    tokenizer=None,
+    temporal_heads: int | None = None,
+    text_heads: int | None = None,
+    **config,
+) -> Method:
+    """A method with the weights of a released GLSCL or HMMC checkpoint (English or Chinese), in
+    evaluation mode.
+
+    Sizes are read off the tensors' shapes. Keys without use (GLSCL saves 23.1 M such weights) are
+    logged.
+
+    Args:
+        method: "glscl" or "hmmc".
+        state_dict_or_path: the state dict, or a file (.safetensors; others by torch.load with
+            weights_only), or several files that make one.
+        tokenizer: open_clip tokenizer; default CLIP's. A Chinese checkpoint does not hold its own:
+            without one, captions can't be tokenised, and features of tokens are what there is.
+        temporal_heads, text_heads: attention heads of the temporal transformer and of a Chinese
+            text tower, which shapes do not show; default what the released code has.
+        config: any of the method's settings, instead of what shapes show (fidelity is "released" by
+            default).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unknown method or keyword, a missing key, a tower that is no vision transformer,
+            or a file that can't be read.
+    """
+    release = OFFICIAL[choose("released method", method, OFFICIAL)]
+    weights, cls = Weights(_read(state_dict_or_path)), METHODS[method]
+    for key in config:
+        choose(f"{method} setting", key, [field.name for field in fields(cls.Settings)])
+    settings = cls.Settings(**{"fidelity": "released", **release.settings(weights), **config})
+    weights = weights.renamed(release.prefixes(settings))
+    weights.setdefault("backbone.clip.logit_scale", torch.tensor(RELEASED_LOGIT_SCALE))
+    positions, width = weights[f"{TEMPORAL}frame_position_embeddings.weight"].shape
+    sizes = (
+        weights.layers(f"{TEMPORAL}resblocks."),
+        temporal_heads or release.temporal_heads(width),
+    )
+    made = cls(_backbone(weights, tokenizer, text_heads), settings)
+    made.temporal = TemporalTransformer(width, *sizes, positions)
+    source = f"released {method} checkpoint"
+    unused = fill(made, {key: tensor.float() for key, tensor in weights.items()}, source)
+    if unused:
+        log.info("%s: unused keys (%d): %s", source, len(unused), ", ".join(unused))
+    return made.eval()
+
+
+def convert(method: str, source: Path | Sequence[Path], target: Path, **config) -> str:
+    """Rewrite a released checkpoint as one of the kit's; arguments as `load_official`. Returns its
+    SHA-256."""
+    return save(load_official(method, source, **config), target)
+
+
+def _read(source: State | str | Path | Sequence[Path]) -> State:
+    if isinstance(source, Mapping):
+        return source
+    if not isinstance(source, str | Path):
+        return {key: tensor for part in source for key, tensor in _read(part).items()}
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: expected a file of plain tensors: {reason}") from None
+
+
+def clip_config(weights: Weights) -> dict[str, Any]:
+    """open_clip's configuration of the CLIP towers in `weights`, which have the kit's names."""
+    patches, layers = weights[f"{VISUAL}conv1.weight"], "transformer.resblocks."
+    width, patch = patches.shape[0], patches.shape[-1]
+    grid = math.isqrt(len(weights[f"{VISUAL}positional_embedding"]) - 1)
+    vision = {"image_size": grid * patch, "patch_size": patch, "width": width}
+    words, text_width = weights[f"{TEXT}token_embedding.weight"].shape
+    text = {
+        "context_length": len(weights[f"{TEXT}positional_embedding"]),
+        "vocab_size": words,
+        "width": text_width,
+        "heads": text_width // HEAD_WIDTH,
+        "layers": weights.layers(f"{TEXT}{layers}"),
+    }
+    return {
+        "embed_dim": weights[f"{VISUAL}proj"].shape[1],
+        "vision_cfg": vision | {"layers": weights.layers(f"{VISUAL}{layers}")},
+        "text_cfg": text,
+        "quick_gelu": True,
+    }
+
+
+def _backbone(weights: Weights, tokenizer, text_heads: int | None) -> Backbone:
+    """Towers of the sizes that `weights`, under the kit's names, have."""
+    is_chinese = f"{TEXT}{BERT_WORDS}" in weights
+    if is_chinese:  # open_clip builds such a tower from files only: a small one holds its place
+        small = {"token_embedding.weight": torch.empty(1, HEAD_WIDTH)}
+        small |= {"positional_embedding": torch.empty(1, HEAD_WIDTH)}
+        config = clip_config(Weights(weights | {f"{TEXT}{key}": t for key, t in small.items()}))
+    else:
+        config = clip_config(weights)
+    clip = CustomTextCLIP(**config)
+    pixels = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    set_model_preprocess_cfg(clip, pixels)
+    if is_chinese:
+        clip.text = _bert(weights, config["embed_dim"], text_heads)
+        clip.context_length = clip.text.context_length
+        return Backbone(clip, tokenizer, CONVERTED)
+    known = (name for name in KNOWN_BACKBONES if open_clip.get_model_config(name) == config)
+    length = config["text_cfg"]["context_length"]
+    tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=length)
+    return Backbone(clip, tokenizer, next(known, CONVERTED))
+
+
+BERT_WORDS = "transformer.embeddings.word_embeddings.weight"
+
+
+def _bert(weights: Weights, embed_dim: int, heads: int | None) -> HFTextEncoder:
+    try:
+        from transformers import BertConfig
+    except ImportError:
+        message = "Chinese checkpoints need transformers: pip install 'tvrkit[zh]'"
+        raise ImportError(message) from None
+    tower = f"{TEXT}transformer."
+    words, width = weights[f"{TEXT}{BERT_WORDS}"].shape
+    config = BertConfig(
+        vocab_size=words,
+        hidden_size=width,
+        num_hidden_layers=weights.layers(f"{tower}encoder.layer."),
+        num_attention_heads=heads or max(MIN_BERT_HEADS, width // HEAD_WIDTH),
+        intermediate_size=len(weights[f"{tower}encoder.layer.0.intermediate.dense.bias"]),
+        max_position_embeddings=len(weights[f"{tower}embeddings.position_embeddings.weight"]),
+    )
+    text = HFTextEncoder("", embed_dim, config, pooler_type="cls_pooler", proj_type="linear")
+    text.proj = nn.Linear(width, embed_dim)  # open_clip's has no bias, the released one has
+    return text
