@@ -18,18 +18,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.losses import contrastive as losses
+from tvrkit.losses import concepts as concept_losses
+from tvrkit.losses import momentum as momentum_losses
 from tvrkit.losses.contrastive import info_nce, neg_nce
-from tvrkit.models import checkpoints, glscl, hmmc, similarity
-from tvrkit.models.dmae import (
-    POOLING,
-    PartialOrder,
-    TokenWeightPredictor,
-    select_tokens,
-    token_weight,
-)
+from tvrkit.models import glscl, hmmc, hmmc_pretraining, official, similarity, tpm
 from tvrkit.models.momentum import NegativeQueue, momentum_update
-from tvrkit.models.similarity import token_interaction
+from tvrkit.models.similarity import token_interaction, token_weight
 from tvrkit.models.temporal import TemporalTransformer
 from tvrkit.training.optim import BertAdam
 
@@ -178,9 +172,9 @@ def check_neg_nce(g: Golden) -> None:
 
 def check_token_weights(g: Golden) -> None:
     for side, names in {"t2v": ("q_text", "k_frames"), "v2t": ("q_frames", "k_words")}.items():
-        for kind in ("linear", *POOLING):
+        for kind in ("linear", *tpm.POOLING):
             query, key = (g.leaf(name) for name in names)
-            predictor = TokenWeightPredictor(kind, key.shape[2], query.shape[1], key.shape[1])
+            predictor = tpm.TokenWeightPredictor(kind, key.shape[2], query.shape[1], key.shape[1])
             g.load(predictor, lambda name, prefix=f"{side}.{kind}": f"{prefix}.weight.{name}")
             weight = predictor(query, key)
             g.expect(f"{side}.{kind}.attn", weight)
@@ -192,17 +186,15 @@ def check_select_tokens(g: Golden) -> None:
     for name in [name.removesuffix(".policy") for name in g.stored if name.endswith(".policy")]:
         source, threshold = name.split(".select")
         tokens = g["k_frames" if name.startswith("t2v") else "k_words"]
-        kept, policy = select_tokens(tokens, g[f"{source}.attn"], float(threshold))
+        kept, policy = tpm.select_tokens(tokens, g[f"{source}.attn"], float(threshold))
         g.expect(f"{name}.policy", policy)
         g.expect(f"{name}.tokens", kept)
 
 
 def check_partial_order(g: Golden) -> None:
     text, words, video = (g.leaf(k) for k in ("text_feat", "word_feat", "video_feat"))
-    width, repairs = text.shape[2], ("mask_aware", "normalise_partial", "straight_through")
-    order = PartialOrder(
-        width, words.shape[1], video.shape[1], mask_fill="zero", **dict.fromkeys(repairs, False)
-    )
+    sizes = {"max_words": words.shape[1], "max_frames": video.shape[1]}
+    order = tpm.PartialOrder(text.shape[2], tpm.Settings(fidelity="released", **sizes))
     sides = {"word_predictor": "v2t_linear_xwp", "frame_predictor": "t2v_linear_xwp"}
     g.load(order, lambda name: f"weight.{sides[name.split('.')[0]]}.{name.split('.', 1)[1]}")
     is_weighted = "weight.video_weight_fc.weight" in g.stored
@@ -212,11 +204,11 @@ def check_partial_order(g: Golden) -> None:
         else None,
         "weigh": linear(g["weight.video_weight_fc.weight"]) if is_weighted else None,
     }
-    pairs = (text[:, 0], words, video, g["word_mask"].bool(), g["video_mask"].bool())
+    pairs = tpm.Pairs(text[:, 0], words, video, g["word_mask"].bool(), g["video_mask"].bool())
     names = {"t,v": "t2vh", "t,v'": "t2vhh", "g,v": "tg2vh", "g,v'": "tg2vhh", "g',v": "tgh2vh"}
-    for name, score in order.scores(*pairs, **options).items():
+    for name, score in order.scores(pairs, **options).items():
         g.expect(f"matched_diag.{names[name]}", score)
-    margins = order(*pairs, **options)
+    margins = order(pairs, **options)
     g.expect("matched_loss.type2", margins["sentence_video"] + margins["grounded_video"])
     g.expect("matched_loss.type3", margins["grounded_text"])
     g.expect("matched_loss.type4", sum(margins.values()))
@@ -261,10 +253,11 @@ def check_concepts(g: Golden) -> None:
         text, video = g[f"share{share}.noun_out"], g[f"share{share}.spatial_out"]
         g.expect(f"share{share}.score_s", similarity.concept_similarity(text, video))
         g.expect(
-            f"share{share}.inter_diversity_loss", 1e-4 * losses.concept_diversity(video, margin=0.1)
+            f"share{share}.inter_diversity_loss",
+            1e-4 * concept_losses.concept_diversity(video, margin=0.1),
         )
         for beta in (0.005, 0.02):
-            loss = losses.concept_consistency(
+            loss = concept_losses.concept_consistency(
                 text, video, target=0.75, weight=beta, reduction="batch_sum"
             )
             g.expect(f"share{share}.beta{beta}.intra_consistency_loss", loss)
@@ -276,7 +269,7 @@ def check_margin_ranking(g: Golden) -> None:
     ]:
         case, margin = name.rsplit(".m", 1)
         gram = g.leaf(f"{case}.S")
-        loss = losses.margin_ranking(gram, margin=float(margin))
+        loss = concept_losses.margin_ranking(gram, margin=float(margin))
         g.expect(f"{name}.both.loss", loss)
         g.expect_gradients(loss, {f"{name}.both.grad": gram})
 
@@ -361,7 +354,8 @@ def check_hmmc_video(g: Golden) -> None:
         frames.shape[2], layers, int(g.name.removeprefix("hmmc_temporal_h")), positions
     )
     g.load(module, lambda name: f"weight.{'temporal_transformer.' * name.startswith('res')}{name}")
-    video = method._video(module, frames, torch.ones(frames.shape[:2], dtype=torch.bool))
+    method.temporal = module
+    video = method.video_features(frames, torch.ones(frames.shape[:2], dtype=torch.bool)).video
     g.expect("visual_output", video)
     g.expect_gradients((video * g["cotangent"]).sum(), {"grad_frame_feat": frames})
 
@@ -391,10 +385,14 @@ def check_queue_losses(g: Golden) -> None:
     q, k, frames, keys = (g.leaf(name) for name in ("q", "k", "frame_q", "frame_k"))
     queue, frame_queue, cold = g["queue"], g["frame_queue"], {"temperature": 0.07}
     cases = {
-        "contrastive": (losses.queue_contrast(q, k, queue, **cold), q, k),
-        "frame_self": (losses.neighbour_frames(frames, keys, frame_queue, **cold), frames, keys),
+        "contrastive": (momentum_losses.queue_contrast(q, k, queue, **cold), q, k),
+        "frame_self": (
+            momentum_losses.neighbour_frames(frames, keys, frame_queue, **cold),
+            frames,
+            keys,
+        ),
         "frame_cross": (
-            losses.frame_text(frames, keys, frame_queue, q, k, queue, **cold),
+            momentum_losses.frame_text(frames, keys, frame_queue, q, k, queue, **cold),
             frames,
             q,
         ),
@@ -436,7 +434,7 @@ def check_momentum(g: Golden) -> None:
 
 
 def check_word_head(g: Golden) -> None:
-    head = hmmc.WordHead(g["hidden"].shape[2], len(g["weight.bias"]))
+    head = hmmc_pretraining.WordHead(g["hidden"].shape[2], len(g["weight.bias"]))
     parts = {"dense": "transform.dense", "norm": "transform.LayerNorm", "decoder": "decoder"}
 
     def rename(name: str) -> str:
@@ -457,7 +455,7 @@ class LinearTowers(Features):
     class Tokenizer:
         """Ids of the stand-in."""
 
-        vocab_size, encoder = 60, {hmmc.MASK_CHARACTER: 57}
+        vocab_size, encoder = 60, {hmmc_pretraining.MASK_CHARACTER: 57}
 
     def __init__(self, width: int = 32, pixels: int = 12):
         super().__init__(width, 3.0)
@@ -525,11 +523,11 @@ def kit_name(name: str) -> str | None:
     return MODULES[prefix] + rest
 
 
-def released_pretraining(g: Golden) -> hmmc.HMMCPretraining:
+def released_pretraining(g: Golden) -> hmmc_pretraining.HMMCPretraining:
     """HMMC's pre-training as stored before the step, the words to mask as drawn there."""
     sizes = {"queue_size": 24, "frame_queue_size": 96, "projector_width": 48, "temporal_layers": 0}
-    method = hmmc.HMMCPretraining(
-        LinearTowers(), hmmc.PretrainingSettings(fidelity="released", **sizes)
+    method = hmmc_pretraining.HMMCPretraining(
+        LinearTowers(), hmmc_pretraining.Settings(fidelity="released", **sizes)
     )
     method.temporal = method.slow["temporal"] = Tanh()
     state = {
@@ -620,9 +618,7 @@ def stored_batch(g: Golden, frame_mask: Tensor) -> TextVideoBatch:
 
 
 def check_glscl_checkpoint(g: Golden) -> None:
-    method = checkpoints.load_official(
-        "glscl", sorted(g.folder.glob("glscl_full_ckpt-*.safetensors"))
-    )
+    method = official.load_official("glscl", sorted(g.folder.glob("glscl_full_ckpt-*.safetensors")))
     batch = stored_batch(g, g["video_mask"].bool())
     text, video = method.encode_text(batch), method.encode_video(batch)
     g.expect("text_feat", text.words)
@@ -648,7 +644,7 @@ def check_hmmc_checkpoint(g: Golden) -> None:
     files = sorted(g.folder.glob(f"{g.name.removesuffix('io')}ckpt-*.safetensors"))
     batch = stored_batch(g, torch.ones(g["frame_output"].shape[:2], dtype=torch.bool))
     for k in (2, 3):
-        method = checkpoints.load_official("hmmc", files, top_frames=k)
+        method = official.load_official("hmmc", files, top_frames=k)
         text, video = method.encode_text(batch), method.encode_video(batch)
         g.expect(f"eval_sim_top{k}", 100 * method.similarity(text, video))
     g.expect("query_output", text.sentence)
@@ -676,35 +672,35 @@ CHECKS = [
         "dmae_seqtransf_*",
         check_interaction_after_temporal,
     ),
-    Check("losses.info_nce", "b", "dmae_losses", check_info_nce),
-    Check("losses.neg_nce", "b", "dmae_losses", check_neg_nce),
-    Check("dmae.TokenWeightPredictor", "c", "tpmcl_predictors", check_token_weights),
-    Check("dmae.select_tokens", "c", "tpmcl_predictors", check_select_tokens),
-    Check("dmae.PartialOrder", "c", "tpmcl_margin_*", check_partial_order),
+    Check("contrastive.info_nce", "b", "dmae_losses", check_info_nce),
+    Check("contrastive.neg_nce", "b", "dmae_losses", check_neg_nce),
+    Check("tpm.TokenWeightPredictor", "c", "tpmcl_predictors", check_token_weights),
+    Check("tpm.select_tokens", "c", "tpmcl_predictors", check_select_tokens),
+    Check("tpm.PartialOrder", "c", "tpmcl_margin_*", check_partial_order),
     Check("temporal.TemporalTransformer", "d", "seqtransf_*", check_temporal),
     Check("similarity.conditioned_pooling", "e", "glscl_similarity_b*", check_conditioned_pooling),
     Check(
         "concept_similarity, _diversity, _consistency", "e", "glscl_similarity_b*", check_concepts
     ),
-    Check("losses.margin_ranking", "e", "glscl_margin_ranking", check_margin_ranking),
+    Check("concepts.margin_ranking", "e", "glscl_margin_ranking", check_margin_ranking),
     Check("glscl.GLSCL", "e", "glscl_similarity_*", check_glscl, committed=False),
     Check("hmmc.HMMC, video feature", "f", "hmmc_temporal_*", check_hmmc_video, committed=False),
     Check("hmmc.HMMC, topk_frame_similarity", "f", "hmmc_finetune_*", check_finetuning),
     Check("queue_contrast, neighbour_frames, frame_text", "f", "hmmc_contrast", check_queue_losses),
     Check("momentum.NegativeQueue", "f", "hmmc_contrast", check_queues),
     Check("momentum.momentum_update", "f", "hmmc_contrast", check_momentum),
-    Check("hmmc.WordHead", "f", "hmmc_mlm_head", check_word_head),
-    Check("hmmc.HMMCPretraining", "f", "hmmc_pretrain_*", check_pretraining),
+    Check("hmmc_pretraining.WordHead", "f", "hmmc_mlm_head", check_word_head),
+    Check("hmmc_pretraining.HMMCPretraining", "f", "hmmc_pretrain_*", check_pretraining),
     Check("optim.BertAdam", "g", "bertadam", check_bertadam),
     Check(
-        "checkpoints.load_official, GLSCL",
+        "official.load_official, GLSCL",
         "i",
         "glscl_full_io",
         check_glscl_checkpoint,
         committed=False,
     ),
     Check(
-        "checkpoints.load_official, HMMC",
+        "official.load_official, HMMC",
         "i",
         "hmmc_full_*_io",
         check_hmmc_checkpoint,

@@ -4,7 +4,7 @@ batch."""
 import pytest
 import torch
 
-from tvrkit.losses.contrastive import info_nce, neg_nce
+from tvrkit.losses.contrastive import info_nce, neg_nce, neg_nce_plain
 from tvrkit.losses.miners import top_k_negatives
 
 GROUPS = torch.tensor([0, 1, 1, 2, 3, 0])
@@ -42,6 +42,12 @@ def naive(scores, same, scale, margin=0.0, negative_weight=0.5):
 def test_neg_nce_equals_the_loops(scores, same, margin, clamp):
     result = neg_nce(scores, logit_scale=5.0, margin=margin, clamp=clamp, positives=same)
     torch.testing.assert_close(result, naive(scores, same, 5.0, margin))
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, -2.0])
+def test_exact_and_plain_neg_nce_agree(scores, margin):
+    exact = neg_nce(scores, logit_scale=5.0, margin=margin, clamp=None)
+    torch.testing.assert_close(exact, neg_nce_plain(scores, 5.0, margin))
 
 
 @pytest.mark.parametrize("same", [torch.eye(6, dtype=torch.bool), SAME], ids=["pairs", "captions"])

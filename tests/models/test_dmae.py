@@ -1,45 +1,19 @@
-"""DMAE: parts of TPM-CL against loops, and what a corrected method must keep (released numbers:
+"""DMAE: what a corrected method must keep (released numbers:
 test_parity)."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from fakes import FRAMES, WIDTH, WORDS, TwoLayers
 from torch import nn
-from torch.nn.functional import normalize
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.models.dmae import (
-    DMAE,
-    MARGINS,
-    POOLING,
-    PartialOrder,
-    TokenWeightPredictor,
-    matched_interaction,
-    select_tokens,
-    token_weight,
-)
-from tvrkit.models.similarity import token_interaction
+from tvrkit.models.dmae import DMAE
+from tvrkit.models.similarity import token_weight
+from tvrkit.models.tpm import MARGINS, POOLING
 
-WIDTH, WORDS, FRAMES, KINDS = 16, 7, 5, ("linear", *POOLING)
-
-
-class TwoLayers(nn.Module):
-    """The backbone's interface over one embedding and one linear layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.width = self.text_width = WIDTH
-        self.context_length, self.text_blocks, self.text_positions = WORDS, None, None
-        self.logit_scale = nn.Parameter(torch.tensor(3.0))
-        self.words, self.image = nn.Embedding(40, WIDTH), nn.Linear(3 * 2 * 2, WIDTH)
-
-    def encode_text(self, tokens, mask):
-        words = self.words(tokens)
-        return words, words[torch.arange(len(tokens)), mask.sum(1) - 1]
-
-    def encode_frames(self, frames):
-        return self.image(frames.flatten(2).float() / 255 - 0.5)
+KINDS = ("linear", *POOLING)
 
 
 @pytest.fixture
@@ -209,100 +183,3 @@ def test_explain_names_what_the_score_is_made_of(batch):
     assert not any(tensor.requires_grad for tensor in maps.values())
     torch.testing.assert_close(maps["partial_frame_weight"].sum(1), torch.ones(6))
     assert maps["partial_frame_weight"][~batch.frame_mask].abs().max() == 0
-
-
-# --- TPM-CL
-#  ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def pairs():
-    random = torch.Generator().manual_seed(5)
-    sentence, words, frames = (
-        normalize(torch.randn(4, *shape, WIDTH, generator=random), dim=-1)
-        for shape in ((), (WORDS,), (FRAMES,))
-    )
-    word_mask = torch.arange(WORDS) < torch.tensor([7, 3, 4, 2])[:, None]
-    frame_mask = torch.arange(FRAMES) < torch.tensor([5, 1, 4, 3])[:, None]
-    return sentence, words, frames, word_mask, frame_mask
-
-
-def test_selection_masks_the_most_important_tokens():
-    tokens, weight = (
-        torch.ones(2, 4, 3),
-        torch.tensor([[0.1, 0.3, 0.2, 0.4], [0.97, 0.01, 0.01, 0.01]]),
-    )
-    kept, policy = select_tokens(tokens, weight, 0.75)
-    assert policy.tolist() == [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
-    assert torch.equal(kept, tokens * policy[..., None])
-    assert select_tokens(tokens, weight, 0.0)[1].min() == 1
-
-
-def test_straight_through_passes_the_opposite_gradient():
-    weight = torch.tensor([[0.1, 0.3, 0.2, 0.4]], requires_grad=True)
-    tokens = torch.randn(1, 4, 3)
-    kept, policy = select_tokens(tokens, weight, 0.75, straight_through=True)
-    assert torch.equal(policy, select_tokens(tokens, weight, 0.75)[1])
-    (gradient,) = torch.autograd.grad(kept.sum(), weight)
-    torch.testing.assert_close(gradient, -tokens.sum(-1))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_weights_leave_padding_out(pairs, kind):
-    _, words, frames, word_mask, frame_mask = pairs
-    predictor = TokenWeightPredictor(kind, WIDTH, FRAMES, WORDS)
-    weight = predictor(frames, words, frame_mask, word_mask)
-    assert weight[~word_mask].abs().max() == 0
-    torch.testing.assert_close(weight.sum(1), torch.ones(4))
-    assert predictor(frames, words)[~word_mask].abs().max() > 0  # finding 5
-    noisy = [
-        torch.where(m[..., None], x, x + 9) for x, m in ((frames, frame_mask), (words, word_mask))
-    ]
-    torch.testing.assert_close(predictor(*noisy, frame_mask, word_mask), weight)
-
-
-@pytest.mark.parametrize("mask_fill", ["zero", "exclude"])
-def test_matched_interaction_is_the_diagonal(pairs, mask_fill):
-    sentence, _, frames, _, mask = pairs
-    weight = token_weight(frames, mask, None)
-    whole = token_interaction(
-        sentence[:, None], frames, torch.ones(4, 1), mask, mask_fill=mask_fill
-    )
-    matched = matched_interaction(sentence, frames, mask, weight, mask_fill=mask_fill)
-    torch.testing.assert_close(matched, whole.diagonal())
-
-
-def test_margins_of_a_batch_are_the_mean_over_its_pairs(pairs):
-    torch.manual_seed(0)
-    order = PartialOrder(WIDTH, WORDS, FRAMES)
-    whole = order(*pairs)
-    alone = [order(*(x[i : i + 1] for x in pairs)) for i in range(4)]
-    assert list(whole) == list(MARGINS)
-    for name, value in whole.items():
-        torch.testing.assert_close(value, torch.stack([one[name] for one in alone]).mean())
-
-
-def test_partial_words_are_normalised_where_corrected(pairs):
-    """Finding 6: a short g' scores low whatever it says."""
-    torch.manual_seed(0)
-    released, corrected = (
-        PartialOrder(WIDTH, WORDS, FRAMES, normalise_partial=n) for n in (False, True)
-    )
-    corrected.load_state_dict(released.state_dict())
-    scores = [order.scores(*pairs) for order in (released, corrected)]
-    assert (scores[0]["g',v"].abs() < scores[1]["g',v"].abs()).all()
-    for name in ("t,v", "t,v'", "g,v", "g,v'"):
-        assert torch.equal(scores[0][name], scores[1][name])
-
-
-def test_other_sizes_and_names_are_refused(pairs):
-    sentence, words, frames, word_mask, frame_mask = pairs
-    order = PartialOrder(WIDTH, WORDS, FRAMES)
-    with pytest.raises(
-        ValueError, match=r"expected 5 query and 7 key tokens, got 5 and 6 \(method.max_words"
-    ):
-        order(sentence, words[:, 1:], frames, word_mask[:, 1:], frame_mask)
-    with pytest.raises(ValueError, match="unknown margin 'all': expected one of grounded_text"):
-        PartialOrder(WIDTH, WORDS, FRAMES, margins=("all",))
-    with pytest.raises(ValueError, match="unknown predictor 'mlp'"):
-        TokenWeightPredictor("mlp", WIDTH, FRAMES, WORDS)

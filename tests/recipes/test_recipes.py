@@ -1,23 +1,26 @@
 """Recipes are read strictly, and every packaged one is readable."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
+import yaml
 
-from tvrkit import settings as config
+from tvrkit import files, recipes
 
 
-@pytest.mark.parametrize("recipe", config.recipe_names())
+@pytest.mark.parametrize("recipe", recipes.recipe_names())
 def test_every_packaged_recipe_builds_and_survives_the_round_trip(recipe):
-    built = config.load_recipe(recipe)
-    assert config.build(config.to_dict(built), recipe) == built
+    built = recipes.load_recipe(recipe)
+    assert recipes.build(recipes.to_dict(built), recipe) == built
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick", "reference", "full"])
 def test_every_profile_names_recipes_that_exist(profile):
-    loaded = config.load_profile(profile)
+    loaded = recipes.load_profile(profile)
     for recipe in [*loaded.recipes, *loaded.inspect]:
-        assert config.load_recipe(recipe, profile=profile).recipe == recipe
+        assert recipes.load_recipe(recipe, profile=profile).recipe == recipe
     assert set(loaded.inspect) <= set(loaded.recipes)
 
 
@@ -43,7 +46,7 @@ def test_every_profile_names_recipes_that_exist(profile):
 )
 def test_a_wrong_override_is_one_clear_line(override, message):
     with pytest.raises(ValueError, match=message) as caught:
-        config.load_recipe("clip4clip_shapes", [override])
+        recipes.load_recipe("clip4clip_shapes", [override])
     assert "\n" not in str(caught.value)
 
 
@@ -51,43 +54,65 @@ def test_unknown_recipe_and_profile_list_the_choices():
     with pytest.raises(
         ValueError, match=r"unknown recipe 'clip4chip_shapes': expected one of .*clip4clip_shapes"
     ):
-        config.load_recipe("clip4chip_shapes")
+        recipes.load_recipe("clip4chip_shapes")
     with pytest.raises(
         ValueError, match="unknown profile 'fast': expected one of full, quick, reference, smoke"
     ):
-        config.load_recipe("clip4clip_shapes", profile="fast")
+        recipes.load_recipe("clip4clip_shapes", profile="fast")
 
 
-def test_a_profile_with_an_unknown_notebook_lists_the_choices(monkeypatch):
+def test_a_profile_with_an_unknown_notebook_lists_the_choices(tmp_path, monkeypatch):
     broken = {"notebooks": ["6_ablations"], "recipes": ["dmae_shapes"], "inspect": [], "seeds": [0]}
-    monkeypatch.setattr(config, "_profiles", lambda: {"mine": broken})
+    (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"mine": broken}))
+    monkeypatch.setattr(files, "RECIPES", tmp_path)
     expected = r"profile mine\.notebooks\.0: .*'06_ablations', .*got '6_ablations'"
     with pytest.raises(ValueError, match=expected):
-        config.load_profile("mine")
+        recipes.load_profile("mine")
 
 
 def test_own_overrides_win_over_the_profile():
-    smoke = config.load_recipe("clip4clip_shapes", profile="smoke")
-    own = config.load_recipe("clip4clip_shapes", ["train.epochs=7"], profile="smoke")
+    smoke = recipes.load_recipe("clip4clip_shapes", profile="smoke")
+    own = recipes.load_recipe("clip4clip_shapes", ["train.epochs=7"], profile="smoke")
     assert own == dataclasses.replace(smoke, train=dataclasses.replace(smoke.train, epochs=7))
 
 
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.load_recipe("clip4clip_shapes").train.epochs = 3
-
-
-def test_an_unknown_name_is_told_the_nearest_and_no_endless_list():
-    videos = {f"test{number:05d}" for number in range(2700)}
-    with pytest.raises(
-        ValueError, match=r"unknown video .*test00039 and 2,660 more; near it: test00017"
-    ) as told:
-        config.choose("video", "tst00017", videos)
-    assert len(str(told.value)) < 600
-    with pytest.raises(ValueError, match=r"one of a, b$"):
-        config.choose("letter", "xyz", ["b", "a"])
+        recipes.load_recipe("clip4clip_shapes").train.epochs = 3
 
 
 def test_a_recipe_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"recipe .*none\.yaml: no such file"):
-        config.load_recipe(str(tmp_path / "none.yaml"))
+        recipes.load_recipe(str(tmp_path / "none.yaml"))
+
+
+def test_a_method_of_ones_own_is_named_by_module_and_class():
+    name = "examples.dmae_extended:ExtendedDMAE"
+    built = recipes.load_recipe("dmae_shapes", [f"method.name={name}", "method.queue=8"])
+    assert (built.method_name, built.method.queue) == (name, 8)
+    assert recipes.build(recipes.to_dict(built), "dmae_shapes") == built
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_package.m:Mine", "no_such_package.m can't be imported: ModuleNotFoundError: No"),
+        ("broken_method:Mine", "broken_method can't be imported: ZeroDivisionError: division"),
+        ("tvrkit.models.dmae:DMEA", "expected a class DMEA in it, a subclass of .* got None"),
+        ("tvrkit.settings:Config", "expected a class Config in it, a subclass of .* got <class"),
+        ("tvrkit.models.method:Method", "with Settings, got <class"),
+    ],
+)
+def test_what_is_no_method_is_one_clear_line(name, message, tmp_path, monkeypatch):
+    (tmp_path / "broken_method.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"method {name}: .*{message}") as caught:
+        recipes.load_recipe("dmae_shapes", [f"method.name={name}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_names_and_profiles_load_nothing_heavy():
+    code = "import sys; from tvrkit import recipes; recipes.recipe_names(); "
+    code += "recipes.load_profile('smoke'); print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.losses import contrastive as losses
+from tvrkit.losses.contrastive import info_nce
 from tvrkit.models.method import Method
 from tvrkit.settings import TrainConfig
 from tvrkit.training.trainer import Step, Trainer, backward_in_chunks
@@ -46,7 +46,7 @@ class Toy(Method):
 
     def loss(self, text, video, batch):
         scale = self.backbone.logit_scale.exp()
-        return {"loss": losses.info_nce(self.similarity(text, video), logit_scale=scale)}
+        return {"loss": info_nce(self.similarity(text, video), logit_scale=scale)}
 
 
 class Rows(Dataset):

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from tvrkit.data.loader import TrainData, train_loader
 from tvrkit.data.manifest import Split
 from tvrkit.data.text import token_spans, tokenise
-from tvrkit.models.hmmc import HMMCPretraining
+from tvrkit.models.hmmc_pretraining import HMMCPretraining
 from tvrkit.shapes.scenes import Truth
 from tvrkit.training import optim, runs
 

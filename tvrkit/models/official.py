@@ -39,13 +39,10 @@ RELEASED_LOGIT_SCALE = math.log(100.0)  # HMMC's constant, which its checkpoints
 HMMC_TEMPORAL_HEADS = 8  # 512 / 64, whatever the width
 MIN_BERT_HEADS = 2  # of the smallest BERT; heads of all published sizes are 64 wide
 TEXT, VISUAL, TEMPORAL = "backbone.clip.text.", "backbone.clip.visual.", "temporal."
-CLIP_TEXT = (
-    "token_embedding",
-    "positional_embedding",
-    "transformer",
-    "ln_final",
-    "text_projection",
-)
+CLIP_TEXT = "token_embedding positional_embedding transformer ln_final text_projection".split()
+BERT_WORDS = f"{TEXT}transformer.embeddings.word_embeddings.weight"
+# open_clip builds a BERT tower from files only: this small one holds its place.
+PLACEHOLDER = {"context_length": 1, "vocab_size": 1, "width": HEAD_WIDTH, "heads": 1, "layers": 1}
 
 
 class Weights(dict[str, Tensor]):
@@ -206,50 +203,41 @@ def _read(source: State | str | Path | Sequence[Path]) -> State:
 
 
 def clip_config(weights: Weights) -> dict[str, Any]:
-    """open_clip's configuration of the CLIP towers in `weights`, which have the kit's names."""
-    patches, layers = weights[f"{VISUAL}conv1.weight"], "transformer.resblocks."
-    width, patch = patches.shape[0], patches.shape[-1]
+    """open_clip's configuration of the towers in `weights`, which have the kit's names."""
+    patches = weights[f"{VISUAL}conv1.weight"]
     grid = math.isqrt(len(weights[f"{VISUAL}positional_embedding"]) - 1)
-    vision = {"image_size": grid * patch, "patch_size": patch, "width": width}
-    words, text_width = weights[f"{TEXT}token_embedding.weight"].shape
-    text = {
-        "context_length": len(weights[f"{TEXT}positional_embedding"]),
-        "vocab_size": words,
-        "width": text_width,
-        "heads": text_width // HEAD_WIDTH,
-        "layers": weights.layers(f"{TEXT}{layers}"),
+    vision = {
+        "image_size": grid * patches.shape[-1],
+        "patch_size": patches.shape[-1],
+        "width": patches.shape[0],
+        "layers": weights.layers(f"{VISUAL}transformer.resblocks."),
     }
-    return {
-        "embed_dim": weights[f"{VISUAL}proj"].shape[1],
-        "vision_cfg": vision | {"layers": weights.layers(f"{VISUAL}{layers}")},
-        "text_cfg": text,
-        "quick_gelu": True,
-    }
+    text = PLACEHOLDER if BERT_WORDS in weights else _text_config(weights)
+    sizes = {"embed_dim": weights[f"{VISUAL}proj"].shape[1], "vision_cfg": vision}
+    return {**sizes, "text_cfg": text, "quick_gelu": True}
+
+
+def _text_config(weights: Weights) -> dict[str, int]:
+    words, width = weights[f"{TEXT}token_embedding.weight"].shape
+    length = len(weights[f"{TEXT}positional_embedding"])
+    layers = weights.layers(f"{TEXT}transformer.resblocks.")
+    sizes = {"context_length": length, "vocab_size": words, "width": width, "layers": layers}
+    return sizes | {"heads": width // HEAD_WIDTH}
 
 
 def _backbone(weights: Weights, tokenizer, text_heads: int | None) -> Backbone:
     """Towers of the sizes that `weights`, under the kit's names, have."""
-    is_chinese = f"{TEXT}{BERT_WORDS}" in weights
-    if is_chinese:  # open_clip builds such a tower from files only: a small one holds its place
-        small = {"token_embedding.weight": torch.empty(1, HEAD_WIDTH)}
-        small |= {"positional_embedding": torch.empty(1, HEAD_WIDTH)}
-        config = clip_config(Weights(weights | {f"{TEXT}{key}": t for key, t in small.items()}))
-    else:
-        config = clip_config(weights)
+    config = clip_config(weights)
     clip = CustomTextCLIP(**config)
     pixels = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     set_model_preprocess_cfg(clip, pixels)
-    if is_chinese:
+    if BERT_WORDS in weights:
         clip.text = _bert(weights, config["embed_dim"], text_heads)
         clip.context_length = clip.text.context_length
         return Backbone(clip, tokenizer, CONVERTED)
     known = (name for name in KNOWN_BACKBONES if open_clip.get_model_config(name) == config)
-    length = config["text_cfg"]["context_length"]
-    tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=length)
+    tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=clip.context_length)
     return Backbone(clip, tokenizer, next(known, CONVERTED))
-
-
-BERT_WORDS = "transformer.embeddings.word_embeddings.weight"
 
 
 def _bert(weights: Weights, embed_dim: int, heads: int | None) -> HFTextEncoder:
@@ -259,7 +247,7 @@ def _bert(weights: Weights, embed_dim: int, heads: int | None) -> HFTextEncoder:
         message = "Chinese checkpoints need transformers: pip install 'tvrkit[zh]'"
         raise ImportError(message) from None
     tower = f"{TEXT}transformer."
-    words, width = weights[f"{TEXT}{BERT_WORDS}"].shape
+    words, width = weights[BERT_WORDS].shape
     config = BertConfig(
         vocab_size=words,
         hidden_size=width,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import yaml
@@ -55,13 +54,8 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), profile: str | None 
 
 def load_profile(name: str) -> Profile:
     """A profile of `recipes/profiles.yaml`."""
-    profiles = _profiles()
+    profiles = _yaml((files.RECIPES / "profiles.yaml").read_text(encoding="utf-8"), "profiles.yaml")
     return parse(Profile, profiles[choose("profile", name, profiles)], f"profile {name}")
-
-
-@cache
-def _profiles() -> dict:
-    return yaml.safe_load((files.RECIPES / "profiles.yaml").read_text(encoding="utf-8"))
 
 
 def build(raw: dict, recipe: str) -> Config:

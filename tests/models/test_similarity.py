@@ -1,12 +1,14 @@
-"""Token interaction against loops over single pairs, and what must not change it."""
+"""Scores against their plain forms and loops, and what must not change them."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.functional import normalize
 
 from tvrkit.models import similarity
 from tvrkit.models.similarity import second_look, token_interaction
 
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 TEXTS, VIDEOS, WORDS, FRAMES, WIDTH = 7, 5, 6, 4, 8
 
 
@@ -78,6 +80,12 @@ def test_equals_the_loops(sides, mask_fill, second_frame, weighted):
         options["video_weight"] = torch.rand(VIDEOS, FRAMES)
     expected = naive(*sides, **options).float()
     torch.testing.assert_close(token_interaction(*sides, **options), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_fast_and_plain_token_interaction_agree(sides):
+    fast = token_interaction(*sides, second_frame=True, mask_fill="exclude")
+    plain = similarity.token_interaction_plain(*sides)
+    torch.testing.assert_close(fast, plain, atol=1e-6, rtol=1e-6)
 
 
 def test_boosted_words_weigh_double(sides):
@@ -197,3 +205,83 @@ def test_bad_masks_are_named(sides, change, message):
 def test_unknown_mask_fill_lists_the_choices(sides):
     with pytest.raises(ValueError, match="unknown mask_fill 'inf': expected one of exclude, zero"):
         token_interaction(*sides, mask_fill="inf")
+
+
+# --- GLSCL and HMMC
+
+
+def ragged(texts, videos, frames, width, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, frames + 1, (videos,), generator=random)
+    mask = torch.arange(frames) < lengths[:, None]
+    features = torch.randn(videos, frames, width, generator=random)
+    return torch.randn(texts, width, generator=random), features, mask
+
+
+def test_conditioned_pooling_equals_a_loop():
+    sentence, frames, mask = ragged(7, 4, 5, 16)
+    scores = similarity.conditioned_pooling(sentence, frames, mask, temperature=2.0)
+    for a, s in enumerate(sentence):
+        for b, (video, valid) in enumerate(zip(frames, mask, strict=True)):
+            weight = torch.softmax(video[valid] @ s / 2.0, dim=0)
+            expected = F.cosine_similarity(s, weight @ video[valid], dim=0)
+            torch.testing.assert_close(scores[a, b], expected, **CLOSE)
+
+
+def test_fast_and_plain_pooling_and_topk_agree():
+    sentence, frames, mask = ragged(7, 4, 5, 16)
+    fast = similarity.conditioned_pooling(sentence, frames, mask, temperature=2.0)
+    plain = similarity.conditioned_pooling_plain(sentence, frames, mask, temperature=2.0)
+    torch.testing.assert_close(fast, plain, **CLOSE)
+    mask[:, :3] = True
+    fast = similarity.topk_frame_similarity(sentence, frames, mask, k=3)
+    plain = similarity.topk_frame_similarity_plain(sentence, frames, mask, k=3)
+    torch.testing.assert_close(fast, plain, **CLOSE)
+
+
+def test_topk_equals_a_loop():
+    sentence, frames, mask = ragged(7, 4, 5, 16)
+    scores = similarity.topk_frame_similarity(sentence, frames, mask, k=3)
+    for a, s in enumerate(sentence):
+        for b, (video, valid) in enumerate(zip(frames, mask, strict=True)):
+            cosine = F.cosine_similarity(s, video[valid], dim=-1).sort(descending=True).values[:3]
+            torch.testing.assert_close(scores[a, b], cosine.mean(), **CLOSE)
+
+
+SCORES = {
+    "conditioned": lambda s, f, m: similarity.conditioned_pooling(s, f, m, temperature=3.0),
+    "topk": lambda s, f, m: similarity.topk_frame_similarity(s, f, m, k=2),
+}
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_padding_and_chunking_never_change_a_score(score, monkeypatch):
+    sentence, frames, mask = ragged(7, 5, 6, 16)
+    expected = score(sentence, frames, mask)
+    noisy = torch.where(mask[..., None], frames, 100 * torch.randn_like(frames))
+    torch.testing.assert_close(score(sentence, noisy, mask), expected)
+    longer = torch.cat([noisy, torch.randn(5, 3, 16)], dim=1)
+    longer_mask = torch.cat([mask, torch.zeros(5, 3, dtype=torch.bool)], dim=1)
+    torch.testing.assert_close(score(sentence, longer, longer_mask), expected)
+    monkeypatch.setattr(similarity, "BLOCK", 50)
+    torch.testing.assert_close(score(sentence, frames, mask), expected)
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_scores_refuse_a_video_without_frames(score):
+    sentence, frames, mask = ragged(2, 3, 4, 8)
+    mask[1] = False
+    with pytest.raises(ValueError, match="video 1 has no valid token"):
+        score(sentence, frames, mask)
+
+
+def test_conditioned_pooling_survives_extreme_weights():
+    sentence, frames, mask = ragged(3, 3, 4, 8)
+    frames[:, 0] *= 1e3
+    mask[:, 0] = False
+    mask[:, 1] = True
+    sentence.requires_grad_()
+    scores = similarity.conditioned_pooling(sentence, frames, mask, temperature=0.01)
+    scores.sum().backward()
+    assert scores.isfinite().all()
+    assert sentence.grad.isfinite().all()

@@ -1,18 +1,19 @@
 """DMAE with a queue and a moving margin: DMAE where both are off, a loop's numbers where they are
 on."""
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from test_dmae import FRAMES, WORDS, TwoLayers
+from fakes import FRAMES, WORDS, TwoLayers
 
 from tvrkit.data.batch import TextVideoBatch
-from tvrkit.models import METHODS
+from tvrkit.models import method_class
 from tvrkit.models.dmae import DMAE
-from tvrkit.models.dmae_extended import ExtendedDMAE
-from tvrkit.models.momentum import FeatureQueue
 
+ExtendedDMAE = method_class("examples.dmae_extended:ExtendedDMAE")
+FeatureQueue = sys.modules[ExtendedDMAE.__module__].FeatureQueue
 SIZES = {"max_words": WORDS, "max_frames": FRAMES, "temporal_layers": 1}
 INTERACTIONS = [
     {"interaction": "ti", "second_frame": False},
@@ -219,7 +220,6 @@ def test_other_numbers_of_frames_than_the_queue_has_room_for_are_refused(frames)
 
 
 def test_wrong_sizes_are_refused():
-    assert METHODS["dmae-extended"] is ExtendedDMAE
     with pytest.raises(ValueError, match="queue size: expected at least 1, got -2"):
         build(queue=-2)
     with pytest.raises(ValueError, match=r"method\.margin_steps: expected at least 1, got 0"):
