@@ -1,10 +1,13 @@
 """Stand-ins that several tests share."""
 
-<<<<<<< HEAD
 import numpy as np
+import torch
+from torch import nn
 
 from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.settings import EvalConfig
+
+WIDTH, WORDS, FRAMES = 16, 7, 5  # of `TwoLayers` and of what it is given
 
 
 def ranked(ranks_of_own, seed=0, **settings):
@@ -25,11 +28,6 @@ def from_scores(scores, video_of_caption, **settings):
     settings = EvalConfig(**{"bootstrap": 100, **settings})
     labels = {"split": "test", "selection": "last", "complete": True, "missing": []}
     return Evaluation.from_similarity(scores, *ids, video_of_caption, settings, **labels)
-=======
-import torch
-from torch import nn
-
-WIDTH, WORDS, FRAMES = 16, 7, 5  # of `TwoLayers` and of what it is given
 
 
 class TwoLayers(nn.Module):
@@ -48,4 +46,3 @@ class TwoLayers(nn.Module):
 
     def encode_frames(self, frames):
         return self.image(frames.flatten(2).float() / 255 - 0.5)
->>>>>>> bbd2bc4 (Tests mirror models, losses and recipes file by file; importing tvrkit.recipes loads no torch)
