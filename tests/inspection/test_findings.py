@@ -94,9 +94,7 @@ def test_strangers_meet_above_eight_pairs_only(case):
         for size in (8, 24, 128)
     }
     assert wrong == {8: 0, 24: 14, 128: 112}
-    text, video = case.features["dmae"]
-    order = case.order(mask_aware=False)
-    expected = order(text.sentence, text.words, video.frames, text.mask, video.mask)
+    expected = case.order(mask_aware=False)(case.pairs)
     matched = findings.grounded_margin(case, np.arange(PAIRS), np.arange(PAIRS))
     assert matched == pytest.approx(expected["grounded_video"].item(), abs=1e-6)
 

@@ -24,10 +24,14 @@ from tvrkit.data.loader import augmentation
 from tvrkit.data.text import KeywordMasker, Tagger, token_spans, tokenise
 from tvrkit.evaluation.postprocess import qb_norm
 from tvrkit.evaluation.ranks import retrieval_metrics, retrieval_ranks
-from tvrkit.losses.contrastive import concept_consistency, concept_diversity, info_nce, neg_nce
-from tvrkit.models.dmae import PartialOrder, matched_interaction, token_weight
-from tvrkit.models.hmmc import RELEASED_SCALE, UNMASKED, mask_words
+from tvrkit.losses.concepts import concept_consistency, concept_diversity
+from tvrkit.losses.contrastive import info_nce, neg_nce
+from tvrkit.models.dmae import matched_pairs
+from tvrkit.models.hmmc import RELEASED_SCALE
+from tvrkit.models.hmmc_pretraining import UNMASKED, mask_words
 from tvrkit.models.momentum import NegativeQueue
+from tvrkit.models.similarity import token_weight
+from tvrkit.models.tpm import Pairs, PartialOrder, matched_interaction
 from tvrkit.settings import TrainConfig
 from tvrkit.training.optim import BertAdam, build_optimizer, parameter_groups
 
@@ -69,10 +73,9 @@ class Case:
             return {n: (text(self.batch), video(self.batch)) for n, (text, video) in sides.items()}
 
     @property
-    def pairs(self) -> tuple[Tensor, ...]:
-        """DMAE's sentences, words, frames and both masks, as `PartialOrder` takes them."""
-        text, video = self.features["dmae"]
-        return text.sentence, text.words, video.frames, text.mask, video.mask
+    def pairs(self) -> Pairs:
+        """DMAE's pairs, as `PartialOrder` takes them."""
+        return matched_pairs(*self.features["dmae"])
 
     @property
     def ragged(self) -> Any:
@@ -169,12 +172,13 @@ def released_pairing(size: int) -> np.ndarray:
 
 def grounded_margin(case: Case, texts: np.ndarray, videos: np.ndarray) -> float:
     """mean [delta - s(g, v) + s(h, v')]_+, h the words of `texts` weighed by `videos`, (size,)."""
-    order, own = case.order(mask_aware=False), [side[: len(texts)] for side in case.pairs]
-    words, (_, _, frames, _, mask) = case.pairs[1][texts], own
-    weight = order.word_predictor(case.pairs[2][videos], words)[..., None]
-    met, masked = F.normalize((weight * words).sum(dim=1), dim=-1), order.select(*own)[0][1]
+    order = case.order(mask_aware=False)
+    own = Pairs(*(side[: len(texts)] for side in case.pairs))
+    words, frames, mask = case.pairs.words[texts], own.frames, own.frame_mask
+    weight = order.word_predictor(case.pairs.frames[videos], words)[..., None]
+    met, masked = F.normalize((weight * words).sum(dim=1), dim=-1), order.select(own)[0][1]
     part = matched_interaction(met, masked, mask, token_weight(frames, mask, None))
-    return (order.margin - order.scores(*own)["g,v"] + part).relu().mean().item()
+    return (order.margin - order.scores(own)["g,v"] + part).relu().mean().item()
 
 
 @finding(2, "TPM-CL", "margin (g, v) > (g, v') of a batch of 24", MATCHED)
@@ -199,9 +203,9 @@ def first_rank(case: Case) -> Values:
     """Paper: the mean over the batch. Released: of what is gathered, rank 0's rows count."""
     shares = []
     for rows in (8, 16):
-        pairs = [side[:rows] for side in case.pairs]
-        pairs[2] = pairs[2].requires_grad_()
-        (slope,) = torch.autograd.grad(case.order()(*pairs)["sentence_video"], pairs[2])
+        pairs = Pairs(*(side[:rows] for side in case.pairs))
+        frames = pairs.frames.requires_grad_()
+        (slope,) = torch.autograd.grad(case.order()(pairs)["sentence_video"], frames)
         shares.append(100 * int(slope.flatten(1).any(dim=1).sum()) / 16)
     return shares
 
@@ -210,15 +214,15 @@ def first_rank(case: Case) -> Values:
 def padding_weighed(case: Case) -> Values:
     """Paper: words are weighed. Released: padded positions too."""
     orders = [case.order(mask_aware=aware) for aware in (False, True)]
-    weights = [order.select(*case.pairs)[1]["partial_word_weight"] for order in orders]
-    return [100 * (weight * ~case.pairs[3]).sum(dim=1).mean().item() for weight in weights]
+    weights = [order.select(case.pairs)[1]["partial_word_weight"] for order in orders]
+    return [100 * (weight * ~case.pairs.word_mask).sum(dim=1).mean().item() for weight in weights]
 
 
 @finding(6, "TPM-CL", "margin (g, v) > (g', v)", "fidelity: normalise_partial")
 def unequal_norms(case: Case) -> Values:
     """Paper: g and g' are compared alike. Released: only g is normalised."""
     orders = [case.order(normalise_partial=normalised) for normalised in (False, True)]
-    return [order(*case.pairs)["grounded_text"].item() for order in orders]
+    return [order(case.pairs)["grounded_text"].item() for order in orders]
 
 
 @finding(7, "TPM-CL", "frame predictor's tensors with a gradient", "fidelity: straight_through")
@@ -227,7 +231,7 @@ def hard_selection(case: Case) -> Values:
     counts = []
     for straight in (False, True):
         order = case.order(straight_through=straight)
-        loss, wanted = sum(order(*case.pairs).values()), [*order.frame_predictor.parameters()]
+        loss, wanted = sum(order(case.pairs).values()), [*order.frame_predictor.parameters()]
         slopes = torch.autograd.grad(loss, wanted, allow_unused=True)
         counts.append(sum(slope is not None and bool(slope.any()) for slope in slopes))
     return counts
@@ -242,7 +246,7 @@ def hard_selection(case: Case) -> Values:
 def padding_best(case: Case) -> Values:
     """Paper: a text takes its best frame. Released: a masked frame is 0, and may be the best."""
     mask = case.ragged.frame_mask
-    product = torch.einsum("ad,bfd->abf", case.pairs[0], case.pairs[2])
+    product = torch.einsum("ad,bfd->abf", case.pairs.sentence, case.pairs.frames)
     best = [product.masked_fill(~mask, fill).argmax(dim=2) for fill in (0.0, -torch.inf)]
     return [100 * (~mask)[range(len(mask)), frame].float().mean().item() for frame in best]
 
