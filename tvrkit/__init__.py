@@ -1,3 +1,3 @@
 """tvrkit: a notebook-first reproducibility kit for text-video retrieval."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
