@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tvrkit.data import extract as frames
+from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.loader import train_loader
 from tvrkit.data.manifest import write
 from tvrkit.settings import DataConfig, EvalConfig, TrainConfig
@@ -36,7 +37,7 @@ def videos(tmp_path_factory):
 def bench_extraction(benchmark, videos, tmp_path):
     stores = iter(range(1000))
     rows = benchmark.pedantic(
-        lambda: frames.extract(videos, tmp_path / str(next(stores)), frames=8, short_side=None),
+        lambda: frames.extract(videos, tmp_path / str(next(stores)), FrameSettings(8)),
         rounds=2,
     )
     assert (rows["frames"] == 8).all()
@@ -47,7 +48,7 @@ def bench_extraction(benchmark, videos, tmp_path):
 def bench_loader(benchmark, videos, tmp_path, augmentation):
     from open_clip import SimpleTokenizer  # it can be imported after tvrkit only
 
-    rows = frames.extract(videos, tmp_path / "frames.lmdb", frames=8, short_side=None)
+    rows = frames.extract(videos, tmp_path / "frames.lmdb", FrameSettings(8))
     captions = [
         {
             "caption_id": name,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-HEADER = 4096  # bytes at the beginning; an .mp4 file's index is at its end as often, so `flip-tail` is there too
+HEADER = 4096  # bytes at the beginning; an .mp4 file's index is as often at its end: `flip-tail`
 
 
 def _flip(data, places):
@@ -70,7 +70,9 @@ def damaged_files(good, folder, count, seed):
 
 
 def main():
-    from tvrkit.data.extract import FrameStore, extract, find_videos
+    from tvrkit.data.decoders import FrameSettings
+    from tvrkit.data.extract import extract, find_videos
+    from tvrkit.data.store import FrameStore
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("videos", type=Path, help="folder of good videos")
@@ -88,7 +90,7 @@ def main():
         files = {**good, **{path.name: path for path in damaged}}
         start = time.monotonic()
         store = Path(folder) / "frames.lmdb"
-        rows = extract(files, store, frames=12, short_side=224, timeout=arguments.timeout)
+        rows = extract(files, store, FrameSettings(12, 224), timeout=arguments.timeout)
         seconds = time.monotonic() - start
         kinds = collections.defaultdict(collections.Counter)
         reasons = collections.Counter()

@@ -6,6 +6,7 @@ import torch
 from video_files import indices, write_video
 
 from tvrkit.data import extract as frames
+from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.loader import augmentation, fit, text_loader, train_loader, video_loader
 from tvrkit.data.manifest import Manifest, write
 from tvrkit.data.text import tokenise
@@ -23,7 +24,7 @@ def prepared(tmp_path_factory):
     }
     files["train7"] = write_video(root / "train7.mp4", count=2)
     files["test2"] = write_video(root / "test2.mp4", count=3)
-    videos = frames.extract(files, root / "frames.lmdb", frames=6, short_side=48)
+    videos = frames.extract(files, root / "frames.lmdb", FrameSettings(6, 48))
     videos["split"] = videos["video_id"].str.rstrip("0123456789")
     captions = [
         {

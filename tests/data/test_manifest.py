@@ -7,6 +7,7 @@ from video_files import write_audio, write_video
 
 from tvrkit.data import extract as frames
 from tvrkit.data import manifest
+from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.manifest import Manifest, coverage, write
 
 COUNTS = {"good": 9, "short": 3, "other": 9}
@@ -24,7 +25,7 @@ def tables(tmp_path_factory):
     )
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     files |= {"cut": cut, "broken": write_audio(root.parent / "broken.mp4"), "lost": None}
-    videos = frames.extract(files, root / "frames.lmdb", frames=4, short_side=None)
+    videos = frames.extract(files, root / "frames.lmdb", FrameSettings(4))
     videos["split"] = ["test", "test", "train", "test", "test", "test"]
     rows = [
         {
@@ -146,7 +147,7 @@ def test_parts_that_do_not_belong_together_are_an_error(prepared, tables):
     (prepared.root / "captions.jsonl").write_text("\n".join(lines))
     shutil.rmtree(prepared.root / "frames.lmdb")
     files = {"good": root.parent / "good.mp4"}
-    frames.extract(files, prepared.root / "frames.lmdb", frames=2, short_side=None)
+    frames.extract(files, prepared.root / "frames.lmdb", FrameSettings(2))
     with pytest.raises(
         ValueError, match=r"card.json says store .*'frames': 4.* found .*'frames': 2"
     ):

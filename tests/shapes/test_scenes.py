@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tvrkit.data.decoders import read_frames
-from tvrkit.data.extract import FrameStore
+from tvrkit.data.decoders import FrameSettings, read_frames
+from tvrkit.data.store import FrameStore
 from tvrkit.shapes import scenes as shapes
 from tvrkit.shapes.captions import WORDS, mention, tell
 from tvrkit.shapes.render import (
@@ -229,7 +229,7 @@ def test_encoding_is_deterministic_and_close(tmp_path):
         encode(frames, tmp_path / f"{name}.mp4", 8)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
-    decoded = read_frames(tmp_path / "a.mp4", 16)
+    decoded = read_frames(tmp_path / "a.mp4", FrameSettings(16))
     assert decoded.shape == (16, SIDE, SIDE, 3)
     assert np.abs(decoded[:12].astype(int) - frames[:12]).mean() < 5
 

@@ -16,7 +16,7 @@ import pandas as pd
 from annotated_types import Len
 
 from tvrkit.data import records
-from tvrkit.data.extract import check_id
+from tvrkit.data.store import check_id
 from tvrkit.data.records import fields
 from tvrkit.settings import choose
 

@@ -1,172 +1,254 @@
-"""What reads one video file, in a process of its own.
+"""What reads one video file, in a process of its own: the program that `tvrkit.data.decoders` runs.
 
-decord reads what it is right about: plain MP4, Matroska and AVI whose header and packets agree.
-PyAV reads the rest (MPEG-TS, whose frames decord mixes up; wrong frame counts, at which decord
-hangs; rotation; 10-bit, 4:4:4 and odd sizes; several video streams), and whatever decord fails on
-or hangs at.
-
-Run as a program, this file is the worker. It imports nothing heavy: it starts in a third of a
-second, holds no torch, and costs little to kill and replace.
+It imports nothing heavy: it starts in a third of a second, holds no torch, and costs little to kill
+and replace.
 """
 
-from __future__ import annotations
-
 import contextlib
+import io
 import json
 import os
 import resource
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+import av
 import numpy as np
+import simplejpeg
 
+from tvrkit.data.decoders import READY, FrameSettings, Result, VideoInfo
 from tvrkit.data.sampling import sample
 
-BEST, SECOND = (
-    "best",
-    "pyav",
-)  # the decoder that fits the file; the one that is left when that one died
-READY = b"ready"
+try:
+    import decord
+except ImportError:  # there is no wheel of it for this machine
+    decord = None
+
 DECORD_FORMATS = {"mov", "matroska", "avi"}
 DECORD_PIXELS = {"yuv420p", "yuvj420p"}
-REFUSED_FORMATS = {
-    "hls",
-    "dash",
-    "concat",
-    "sdp",
-    "tty",
-    "image2",
-}  # lists of files, addresses, text, stills
-MEMORY_LIMIT = (
-    4 << 30
-)  # bytes of address space: a header that claims absurd sizes costs its worker only
+# lists of files, addresses, text, stills
+REFUSED_FORMATS = {"hls", "dash", "concat", "sdp", "tty", "image2"}
+# bytes of address space: a header that claims absurd sizes costs its worker only
+MEMORY_LIMIT = 4 << 30
 FRAMES_PER_SECOND = 200  # a long video's time limit grows by a second per so many frames
 BATCH = 8  # frames decord holds at a time
 
 
-@dataclass(frozen=True)
-class Job:
-    """One file to read.
-
-    Attributes:
-        count: frames, chosen by `sampling` over the video's time.
-        size: short side that larger videos are scaled down to, or None.
-        quality: of JPEG files, 1 to 100; None for raw frames.
-    """
-
-    path: str
-    count: int
-    sampling: str = "uniform"
-    size: int | None = None
-    quality: int | None = None
-
-
-def about(**known) -> dict:
-    """What is told of a file; see `tvrkit.data.decoders.DecodePool.run`."""
-    nothing = {"frames": 0, "shape": None, "fps": 0.0, "duration": 0.0, "width": 0, "height": 0}
-    return {**nothing, "decoder": "", "reason": "", **known}
-
-
-class _Unreadable(Exception):
+class Unreadable(Exception):
     """The reason why a file gives no frames, or why a decoder is not to be believed."""
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """What the packets of a file say, after decoding only its first frame."""
+class Video:
+    """What a file says of itself, after decoding only its first frame.
 
-    times: (
-        np.ndarray
-    )  # (N,) int64, when each frame is shown, rising; (0,) where the file does not say clearly
-    keys: np.ndarray  # those of `times` that decoding can start at
-    count: int  # frames there are
-    base: float  # seconds per unit of `times`
-    fps: float
-    width: int
-    height: int
-    turns: int  # quarter turns counter-clockwise that bring the picture upright
-    plain: bool  # decord is right about such files
-    damage: str
+    Attributes:
+        formats: names of the container's format.
+        streams: video streams it has; the first is read.
+        promised: frames that the header counts, 0 where it does not.
+        stored: frames that there are, `count` those of them that are shown.
+        times: (N,) int64, when each frame is shown, rising; (0,) where the file does not say
+            clearly.
+        keys: those of `times` that decoding can start at.
+        base: seconds per unit of `times`.
+        pixels: name of the pixel format.
+        rotation: degrees counter-clockwise that bring the picture upright, `turns` in quarters.
+
+    Raises:
+        Unreadable: no video, or no frame can be decoded.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        container, stream = _open(path)
+        with container:
+            # (time, can start here, hidden by an edit list); the last packet is an empty mark
+            packets = [
+                (p.dts if p.pts is None else p.pts, p.is_keyframe, p.is_discard)
+                for p in _packets(container, stream)
+                if p.size
+            ]
+            self.formats = set(container.format.name.split(","))
+            self.streams = len(container.streams.video)
+            self.promised = stream.frames
+            self.base = float(stream.time_base)
+            self.fps = float(stream.average_rate or stream.base_rate or 0) or 25.0
+        container, stream = _open(path)
+        with container:
+            first = next(_decoded(container, stream), None)
+        if first is None:
+            raise Unreadable("no frame can be decoded" if packets else "no frames")
+        self.width, self.height, self.pixels = first.width, first.height, first.format.name
+        self.rotation, self.turns = first.rotation, round(first.rotation / 90) % 4
+        shown = [packet for packet in packets if not packet[2]] or packets
+        self.stored, self.count = len(packets), len(shown)
+        self.times, self.keys = _times(shown)
+        if len(self.times) > 1:
+            self.fps = (self.count - 1) / ((self.times[-1] - self.times[0]) * self.base)
 
 
-def _open(path: str):
-    import av
+def choose_decoder(wanted: str, video: Video) -> str:
+    """Which decoder reads this file: decord where it is right about it, unless PyAV is wanted.
 
+    Raises:
+        Unreadable: decord is wanted, but may be wrong about the file; the message says why.
+    """
+    doubts = {
+        "it is not installed": decord is None,
+        "it mixes up the frames of other containers than MP4, Matroska and AVI": not (
+            DECORD_FORMATS & video.formats
+        ),
+        "the file has several video streams": video.streams > 1,
+        "not every frame has a time of its own": not len(video.times),
+        "the header counts other frames than there are": video.promised not in (0, video.stored),
+        "an edit list hides frames": video.count < video.stored,
+        f"the pixels are {video.pixels}": video.pixels not in DECORD_PIXELS,
+        "the picture is to be rotated": video.rotation != 0,
+        "width or height is odd": video.width % 2 + video.height % 2 > 0,
+    }
+    doubt = next((why for why, holds in doubts.items() if holds), None)
+    if wanted == "decord" and doubt:
+        raise Unreadable(f"decord is not to be trusted with this file: {doubt}")
+    return "pyav" if wanted == "pyav" or doubt else "decord"
+
+
+def read(path: str, settings: FrameSettings, timeout: float) -> Result:
+    """The frames of one file; the kernel's alarm is set again when its length is known.
+
+    Raises:
+        Unreadable, OSError, or whatever a library makes of a hostile file.
+    """
+    path = os.path.abspath(path)  # so that no name can be taken for an address
+    if not os.path.getsize(path):
+        raise Unreadable("empty file")
+    video = Video(path)
+    signal.setitimer(signal.ITIMER_REAL, timeout + video.count / FRAMES_PER_SECOND)
+    wanted = sample(settings.sampling, video.count, settings.frames)
+    if len(wanted) < video.count and len(video.times):
+        wanted = _timeline(video.times)[wanted]
+    decoder, frames = _decode(video, wanted, settings)
+    damage = []
+    if video.promised > video.stored:
+        damage.append(f"cut off: {video.stored} of {video.promised} frames are there")
+    if len(frames) < len(wanted):
+        damage.append(f"damaged: {len(frames)} of {len(wanted)} frames can be decoded")
+    fps, duration = round(video.fps, 4), round(video.count / video.fps, 4)
+    size = (video.height, video.width) if video.turns % 2 else (video.width, video.height)
+    return VideoInfo(len(frames), fps, duration, *size, decoder, "; ".join(damage)), frames
+
+
+def _decode(video: Video, wanted: np.ndarray, settings: FrameSettings) -> tuple[str, list[bytes]]:
+    """The decoder that was right, and the frames as files."""
+
+    def files(way) -> list[bytes]:
+        return [_encode(frame, video, settings) for frame in way(video, wanted)]
+
+    decoder = choose_decoder(settings.decoder, video)
+    if settings.decoder == "decord":
+        return "decord", files(_by_decord)
+    # whatever goes wrong with the faster ways, the next one has its turn
+    if decoder == "decord":
+        with contextlib.suppress(Exception):
+            return "decord", files(_by_decord)
+    if len(video.keys):
+        with contextlib.suppress(Exception):
+            return "pyav", files(_by_seeking)
+    return "pyav", files(_by_counting)
+
+
+def _by_decord(video: Video, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
+    reader = decord.VideoReader(video.path, num_threads=1)
+    if len(reader) != video.count:
+        raise Unreadable(f"decord counts {len(reader)} frames, the file has {video.count}")
+    starts = reader.get_frame_timestamp(wanted)[:, 0]
+    errors = np.abs(starts - (video.times[wanted] - video.times[0]) * video.base)
+    if errors.max() > 0.5 / video.fps:
+        raise Unreadable("decord and the file disagree about time")
+    for start in range(0, len(wanted), BATCH):
+        for picture in reader.get_batch(wanted[start : start + BATCH]).asnumpy():
+            yield av.VideoFrame.from_ndarray(picture)
+
+
+def _by_seeking(video: Video, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
+    """From the key frame before each; fewer frames where the stream ends early."""
+    container, stream = _open(video.path)
+    with container:
+        position, frames = -1, _decoded(container, stream)
+        for index in wanted:
+            key = video.keys[np.searchsorted(video.keys, video.times[index], side="right") - 1]
+            if position < np.searchsorted(video.times, key) - 1:
+                container.seek(int(key), stream=stream)
+                frames = _decoded(container, stream)
+            while position < index:
+                frame = next(frames, None)
+                if frame is None:
+                    return
+                position = int(np.searchsorted(video.times, frame.pts))
+            if position != index:
+                raise Unreadable("the frame that was sought did not come")
+            yield frame
+
+
+def _by_counting(video: Video, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
+    """Every frame from the start on; fewer frames where the stream ends early."""
+    container, stream = _open(video.path)
+    with container:
+        for position, frame in enumerate(_decoded(container, stream)):
+            yield from [frame] * np.count_nonzero(wanted == position)
+            if position >= wanted[-1]:
+                return
+
+
+def _encode(frame: av.VideoFrame, video: Video, settings: FrameSettings) -> bytes:
+    """A JPEG or .npy file of the frame, upright, with a short side of at most `short_side`."""
+    short_side = min(video.width, video.height)
+    scale = min(1.0, (settings.short_side or short_side) / short_side)
+    width, height = (max(1, round(side * scale)) for side in (video.width, video.height))
+    # not by decord, which fails at many widths
+    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+    picture = np.ascontiguousarray(np.rot90(picture, video.turns))
+    if settings.quality:
+        return simplejpeg.encode_jpeg(picture, quality=settings.quality)
+    file = io.BytesIO()
+    np.save(file, picture)
+    return file.getvalue()
+
+
+def _open(path: str) -> tuple:
+    """PyAV's container, and the stream in it that is read."""
     container = av.open(path, options={"protocol_whitelist": "file"})
-    names = set(container.format.name.split(","))
-    if names & REFUSED_FORMATS or any(name.endswith("_pipe") for name in names):
-        raise _Unreadable(f"no video ({container.format.long_name})")
-    streams = [
-        s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
-    ]
+    names = container.format.name.split(",")
+    if REFUSED_FORMATS & set(names) or any(name.endswith("_pipe") for name in names):
+        raise Unreadable(f"no video ({container.format.long_name})")
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
-        raise _Unreadable("no video stream" + (", only audio" if container.streams.audio else ""))
+        raise Unreadable("no video stream" + (", only audio" if container.streams.audio else ""))
     streams[0].codec_context.thread_count = 1
     return container, streams[0]
 
 
 def _packets(container, stream) -> Iterator:
     """The packets up to the first that can't be read."""
-    import av
-
     with contextlib.suppress(av.error.FFmpegError):
         yield from container.demux(stream)
 
 
-def _decoded(container, stream) -> Iterator:
+def _decoded(container, stream) -> Iterator[av.VideoFrame]:
     """The frames that can be decoded; broken packets are passed over."""
-    import av
-
     for packet in _packets(container, stream):
         with contextlib.suppress(av.error.FFmpegError):
             yield from packet.decode()
 
 
-def _probe(path: str) -> _Probe:
-    container, stream = _open(path)
-    with container:
-        # (time, can start here, hidden by an edit list) of each packet; the last one demuxed is an
-        # empty mark
-        packets = [
-            (p.pts if p.pts is not None else p.dts, p.is_keyframe, p.is_discard)
-            for p in _packets(container, stream)
-            if p.size
-        ]
-        promised, base = stream.frames, float(stream.time_base)
-        fps = float(stream.average_rate or stream.base_rate or 0) or 25.0
-        ordinary = bool(DECORD_FORMATS & set(container.format.name.split(",")))
-        ordinary &= len(container.streams.video) == 1
-    container, stream = _open(path)
-    with container:
-        first = next(_decoded(container, stream), None)
-    if first is None:
-        raise _Unreadable("no frame can be decoded" if packets else "no frames")
-    shown = [packet for packet in packets if not packet[2]] or packets
-    times, keys, clear = _times(shown)
-    if len(times) > 1:
-        fps = (len(times) - 1) / ((times[-1] - times[0]) * base)
-    ordinary &= clear and promised in (0, len(packets)) and len(shown) == len(packets)
-    ordinary &= first.format.name in DECORD_PIXELS and not first.rotation
-    ordinary &= first.width % 2 == first.height % 2 == 0
-    damage = (
-        f"cut off: {len(packets)} of {promised} frames are there" if promised > len(packets) else ""
-    )
-    turns = round(first.rotation / 90) % 4
-    return _Probe(
-        times, keys, len(shown), base, fps, first.width, first.height, turns, ordinary, damage
-    )
-
-
-def _times(packets: list[tuple]) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Times of all frames, those of key frames, and whether each frame has a time of its own."""
-    stamps = [stamp for stamp, *_ in packets]
-    times = np.unique([stamp for stamp in stamps if stamp is not None]).astype(np.int64)
-    if len(times) < len(stamps):
-        return np.empty(0, np.int64), np.empty(0, np.int64), False
-    return times, np.sort(np.array([stamp for stamp, key, _ in packets if key], np.int64)), True
+def _times(shown: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    """Times of all frames and of key frames; none where not every frame has a time of its own."""
+    times = {time for time, *_ in shown if time is not None}
+    keys = {time for time, is_key, _ in shown if is_key}
+    if len(times) < len(shown):
+        times = keys = set()
+    return np.array(sorted(times), np.int64), np.array(sorted(keys), np.int64)
 
 
 def _timeline(times: np.ndarray) -> np.ndarray:
@@ -177,153 +259,37 @@ def _timeline(times: np.ndarray) -> np.ndarray:
     return np.searchsorted(times, middle, side="right") - 1
 
 
-def _scale(frame, probe: _Probe, size: int | None) -> np.ndarray:
-    """An `av.VideoFrame` as (H, W, 3) uint8 RGB with a short side of at most `size`."""
-    scale = 1.0 if size is None else min(1.0, size / min(probe.width, probe.height))
-    width, height = (max(1, round(side * scale)) for side in (probe.width, probe.height))
-    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-
-
-def _by_decord(
-    path: str, probe: _Probe, wanted: np.ndarray, size: int | None
-) -> Iterator[np.ndarray]:
-    import av
-    import decord
-
-    reader = decord.VideoReader(path, num_threads=1)
-    if len(reader) != probe.count:
-        raise _Unreadable(f"decord counts {len(reader)} frames, the file has {probe.count}")
-    starts = reader.get_frame_timestamp(wanted)[:, 0]
-    if np.abs(starts - (probe.times[wanted] - probe.times[0]) * probe.base).max() > 0.5 / probe.fps:
-        raise _Unreadable("decord and the file disagree about time")
-    for start in range(0, len(wanted), BATCH):
-        for picture in reader.get_batch(wanted[start : start + BATCH]).asnumpy():
-            # not by decord itself, which fails at many widths
-            yield _scale(av.VideoFrame.from_ndarray(picture), probe, size)
-
-
-def _by_pyav(
-    path: str, probe: _Probe, wanted: np.ndarray, size: int | None, seek: bool
-) -> Iterator[np.ndarray]:
-    """The wanted frames, fewer where the stream ends early. Without `seek` they are counted from
-    the start."""
-    container, stream = _open(path)
-    position = -1
-    with container:
-        frames = _decoded(container, stream)
-        for index in wanted:
-            key = (
-                probe.keys[np.searchsorted(probe.keys, probe.times[index], side="right") - 1]
-                if seek
-                else None
-            )
-            if seek and position < np.searchsorted(probe.times, key) - 1:
-                container.seek(int(key), stream=stream)
-                frames = _decoded(container, stream)
-            while position < index:
-                frame = next(frames, None)
-                if frame is None:
-                    return
-                position = int(np.searchsorted(probe.times, frame.pts)) if seek else position + 1
-            if seek and position != index:
-                raise _Unreadable("the frame that was sought did not come")
-            yield np.ascontiguousarray(np.rot90(_scale(frame, probe, size), probe.turns))
-
-
-def _read(
-    job: Job, path: str, probe: _Probe, wanted: np.ndarray, decoder: str
-) -> tuple[str, list, list[bytes]]:
-    """The decoder that was right, the frames' shape, and the frames."""
-    import simplejpeg
-
-    def collect(frames: Iterator[np.ndarray]) -> tuple[list, list[bytes]]:
-        shape, blobs = None, []
-        for frame in frames:
-            shape = list(frame.shape)
-            blobs.append(
-                frame.tobytes()
-                if job.quality is None
-                else simplejpeg.encode_jpeg(frame, quality=job.quality)
-            )
-        return shape, blobs
-
-    # whatever goes wrong with the faster ways, the next one has its turn
-    if decoder == BEST and probe.plain:
-        with contextlib.suppress(Exception):
-            return "decord", *collect(_by_decord(path, probe, wanted, job.size))
-    if len(probe.keys):
-        with contextlib.suppress(Exception):
-            return "pyav", *collect(_by_pyav(path, probe, wanted, job.size, seek=True))
-    return "pyav", *collect(_by_pyav(path, probe, wanted, job.size, seek=False))
-
-
-def _work(job: Job, decoder: str, timeout: float) -> tuple[dict, list[bytes]]:
-    path = os.path.abspath(job.path)  # so that no name can be taken for an address
-    if not os.path.getsize(path):
-        raise _Unreadable("empty file")
-    probe = _probe(path)
-    signal.setitimer(signal.ITIMER_REAL, timeout + probe.count / FRAMES_PER_SECOND)
-    wanted = sample(job.sampling, probe.count, job.count)
-    if len(wanted) < probe.count and len(probe.times):
-        wanted = _timeline(probe.times)[wanted]
-    used, shape, blobs = _read(job, path, probe, wanted, decoder)
-    lost = (
-        f"damaged: {len(blobs)} of {len(wanted)} frames can be decoded"
-        if len(blobs) < len(wanted)
-        else ""
-    )
-    width, height = (probe.height, probe.width) if probe.turns % 2 else (probe.width, probe.height)
-    known = {
-        "fps": round(probe.fps, 4),
-        "duration": round(probe.count / probe.fps, 4),
-        "reason": "; ".join(filter(None, (probe.damage, lost))),
-    }
-    return about(
-        frames=len(blobs), shape=shape, decoder=used, width=width, height=height, **known
-    ), blobs
-
-
-def _answer(request: dict, timeout: float) -> tuple[dict, list[bytes]]:
-    import av
-
-    decoder = request.pop("decoder")
+def answer(path: str, settings: FrameSettings, timeout: float) -> Result:
+    """`read`, with whatever goes wrong as the file's reason."""
     try:
-        return _work(Job(**request), decoder, timeout)
-    except _Unreadable as error:
-        return about(reason=str(error)), []
+        return read(path, settings, timeout)
+    except Unreadable as error:
+        reason = str(error)
     except (av.error.FFmpegError, OSError) as error:
-        return about(reason=f"can't be read: {error.strerror}"), []
-    except Exception as error:  # whatever a library makes of a hostile file is that file's reason
-        return about(
-            reason=f"can't be read: {type(error).__name__} {' '.join(str(error).split())}"[:200]
-        ), []
+        reason = f"can't be read: {error.strerror}"
+    except Exception as error:  # whatever a library makes of a hostile file
+        reason = f"can't be read: {type(error).__name__} {' '.join(str(error).split())}"[:200]
+    return VideoInfo(reason=reason), []
 
 
-def _serve(connection: Connection, timeout: float) -> None:
-    """Answer jobs until the other side goes. SIGALRM, at its default, ends the process whatever it
+def serve(connection: Connection, timeout: float) -> None:
+    """Answer until the other side goes. SIGALRM, at its default, ends the process whatever it
     does."""
-    import av  # noqa: F401  imported here so that the first file's time is its own
-    import decord  # noqa: F401
-    import simplejpeg  # noqa: F401
-
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the main process, which then closes the pool
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     connection.send_bytes(READY)
-    os.dup2(
-        os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()
-    )  # what libraries say about broken files
+    # what libraries say about broken files
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     with contextlib.suppress(EOFError, OSError):
         while True:
-            request = json.loads(connection.recv_bytes())
+            path, settings = json.loads(connection.recv_bytes())
             signal.setitimer(signal.ITIMER_REAL, timeout)
-            info, blobs = _answer(request, timeout)
+            info, frames = answer(path, FrameSettings(**settings), timeout)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            connection.send_bytes(json.dumps(info).encode())
-            for blob in blobs:
-                connection.send_bytes(blob)
+            for message in (json.dumps(vars(info)).encode(), *frames):
+                connection.send_bytes(message)
 
 
 if __name__ == "__main__":
-    _serve(Connection(int(sys.argv[1])), float(sys.argv[2]))
+    serve(Connection(int(sys.argv[1])), float(sys.argv[2]))

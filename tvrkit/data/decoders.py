@@ -3,11 +3,13 @@
 A file that hangs or crashes its worker costs that worker, which is replaced; the file is tried once
 more with the other decoder, and then has a reason. What runs in the worker is
 `tvrkit.data.decode_worker`.
+
+The workers are a program of their own and not `multiprocessing`'s: they start in a third of a
+second whatever the main module has loaded, never run a user's script again, and take no memory map
+or lock over from it. Their limit is the kernel's alarm, which holds even if this process is gone.
 """
 
-from __future__ import annotations
-
-import contextlib
+import io
 import json
 import os
 import signal
@@ -15,46 +17,107 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from multiprocessing.connection import Pipe, wait
+from importlib.util import find_spec
+from multiprocessing.connection import Pipe
 from pathlib import Path
+from threading import get_ident
+from typing import Self
 
 import numpy as np
 
-from tvrkit.data import decode_worker
-from tvrkit.data.decode_worker import Job
+from tvrkit.data.sampling import SAMPLERS
 from tvrkit.files import PACKAGE
 
-__all__ = ["DecodeError", "DecodePool", "Job", "decoder_versions", "read_frames"]
-
+DECODERS = ("auto", "decord", "pyav")
+TIMEOUT = 20.0  # seconds
+READY = b"ready"
 START_LIMIT = 120.0  # seconds a worker may take to import its libraries
 WINDOW = 64  # results that may wait for an earlier, slower one: bounds memory
-Result = tuple[dict, list[bytes]]
 
 
 class DecodeError(RuntimeError):
     """A file that gave no frames; the message has the reason."""
 
 
-def decoder_versions() -> str:
-    """What decodes, for cards and stores."""
-    return f"decord {version('decord')}, PyAV {version('av')}"
+@dataclass(frozen=True)
+class FrameSettings:
+    """What is read of each video.
+
+    Attributes:
+        frames: how many, chosen over the video's time, so a variable frame rate does no harm; a
+            shorter video gives all it has.
+        short_side: pixels that larger videos are scaled down to, never up; None keeps every size.
+        sampling: a name of `tvrkit.data.sampling`.
+        quality: of the JPEG files, 1 to 100; None gives .npy files of (H, W, 3) uint8 RGB.
+        decoder: "auto" is decord where it is installed and right about the file, PyAV elsewhere;
+            "decord" refuses files that it may be wrong about; "pyav" reads every file.
+
+    Raises:
+        ValueError: unknown sampling or decoder.
+    """
+
+    frames: int
+    short_side: int | None = None
+    sampling: str = "uniform"
+    quality: int | None = 90
+    decoder: str = "auto"
+
+    def __post_init__(self):
+        for kind, name, known in (
+            ("sampling", self.sampling, sorted(SAMPLERS)),
+            ("decoder", self.decoder, DECODERS),
+        ):
+            if name not in known:
+                raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
 
 
-def read_frames(
-    path: Path | str,
-    count: int,
-    sampling: str = "uniform",
-    size: int | None = None,
-    timeout: float = 20.0,
-) -> np.ndarray:
+@dataclass(frozen=True)
+class VideoInfo:
+    """What became of a file.
+
+    Attributes:
+        frames: that were read.
+        duration: seconds.
+        width, height: of the video as it is shown.
+        decoder: that read it.
+        reason: "" where all is well; a damaged file that gave frames says what is wrong with it.
+    """
+
+    frames: int = 0
+    fps: float = 0.0
+    duration: float = 0.0
+    width: int = 0
+    height: int = 0
+    decoder: str = ""
+    reason: str = ""
+
+
+Result = tuple[VideoInfo, list[bytes]]
+
+
+def decoder_versions(decoder: str = FrameSettings.decoder) -> str:
+    """What reads files under this setting, for cards and stores: "decord 0.6.0, PyAV 18.1.0".
+
+    Raises:
+        ValueError: "decord" where it is not installed.
+    """
+    versions = {"PyAV": version("av")}
+    if find_spec("decord"):
+        versions = {"decord": version("decord"), **versions}
+    elif decoder == "decord":
+        raise ValueError("decoder 'decord' is not installed: expected 'auto' or 'pyav'")
+    used = [name for name in versions if decoder in ("auto", name.lower())]
+    return ", ".join(f"{name} {versions[name]}" for name in used)
+
+
+def read_frames(path: Path | str, settings: FrameSettings, timeout: float = TIMEOUT) -> np.ndarray:
     """Frames of one video file, read in a worker process.
 
     Args:
-        count: frames asked for; a shorter video gives all it has.
-        sampling: see `tvrkit.data.sampling`; over the video's time, so a variable frame rate does no harm.
-        size: short side of the result; never enlarged; None keeps the video's.
+        settings: `quality` counts for nothing: the frames are as decoded.
         timeout: see `DecodePool`.
 
     Returns:
@@ -64,63 +127,106 @@ def read_frames(
         DecodeError: no frame could be read.
     """
     with DecodePool(1, timeout) as pool:
-        ((info, blobs),) = pool.run([Job(str(path), count, sampling, size)])
-    if not blobs:
-        raise DecodeError(f"{path}: {info['reason']}")
-    return np.stack([np.frombuffer(blob, np.uint8).reshape(info["shape"]) for blob in blobs])
+        ((info, frames),) = pool.run([path], replace(settings, quality=None))
+    if not frames:
+        raise DecodeError(f"{path}: {info.reason}")
+    return np.stack([np.load(io.BytesIO(frame)) for frame in frames])
 
 
-def _environment() -> dict[str, str]:
-    """This process's, with the package to be found and one thread for each worker."""
-    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+class DecodePool:
+    """Worker processes that turn files into frames or reasons. A context manager.
+
+    Args:
+        workers: processes; each is started and held by a thread of this process.
+        timeout: wall-clock seconds a decoder may take per file, and one more per 200 frames of a
+            long one.
+    """
+
+    def __init__(self, workers: int = 2, timeout: float = TIMEOUT):
+        self.timeout = timeout
+        self._threads = ThreadPoolExecutor(workers)
+        self._workers: dict[int, _Worker] = {}  # by the thread that holds it
+        self._closing = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._closing = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in list(self._workers.values()):
+            worker.process.kill()
+        self._threads.shutdown()
+        for worker in self._workers.values():
+            worker.close()
+
+    def run(self, paths: Iterable[Path | str], settings: FrameSettings) -> Iterator[Result]:
+        """(info, frames) of each file in the order of `paths`; the frames are files of bytes, see
+        `FrameSettings.quality`.
+
+        Raises:
+            RuntimeError: a worker could not start.
+        """
+        pending = deque()
+        for path in paths:
+            pending.append(self._threads.submit(self._read, str(path), settings))
+            if len(pending) == WINDOW:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def _read(self, path: str, settings: FrameSettings) -> Result:
+        """The file's result; a new worker tries again where the first one dies."""
+        status = 0
+        for decoder in ("auto", "pyav") if settings.decoder == "auto" else (settings.decoder,):
+            worker = self._workers.get(get_ident()) or _Worker(self.timeout)
+            self._workers[get_ident()] = worker
+            result = worker.read(path, replace(settings, decoder=decoder))
+            if result:
+                return result
+            status = self._workers.pop(get_ident()).close()
+            if self._closing:
+                break
+        hangs = status == -signal.SIGALRM
+        reason = f"hangs: stopped after {self.timeout:g} s"
+        return VideoInfo(reason=reason if hangs else f"crashes the decoder (status {status})"), []
 
 
 class _Worker:
-    """A process and the job it holds."""
-
-    index: int
-    job: Job
-    decoder: str
+    """A process that reads one file after another."""
 
     def __init__(self, timeout: float):
         self.connection, theirs = Pipe()
-        # -P: the folder of the program, which is this one, holds no modules for it
-        command = [sys.executable, "-P", decode_worker.__file__, str(theirs.fileno()), str(timeout)]
+        fd = theirs.fileno()
+        program = [sys.executable, "-P", "-m", "tvrkit.data.decode_worker", str(fd), str(timeout)]
         self.process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
+            program,
+            pass_fds=[fd],
             env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
         theirs.close()
+        with self.process.stderr as errors:
+            if not self._is_ready():
+                self.close()
+                lines = errors.read().decode(errors="replace").strip().split("\n")
+                why = lines[-1] or "no answer"
+                raise RuntimeError(f"a decoding worker could not start: {why}")
+
+    def _is_ready(self) -> bool:
         try:
-            ready = (
-                self.connection.poll(START_LIMIT)
-                and self.connection.recv_bytes() == decode_worker.READY
-            )
+            return self.connection.poll(START_LIMIT) and self.connection.recv_bytes() == READY
         except (EOFError, OSError):
-            ready = False
-        if not ready:
-            self.close()
-            said = self.process.stderr.read().decode(errors="replace").split("\n")
-            raise RuntimeError(
-                f"a decoding worker could not start: {' '.join(said[-2:]).strip() or 'no answer'}"
-            )
-        self.process.stderr.close()
+            return False
 
-    def send(self, index: int, job: Job, decoder: str) -> None:
-        self.index, self.job, self.decoder = index, job, decoder
-        with contextlib.suppress(OSError):  # a worker that died meanwhile is found by `receive`
-            self.connection.send_bytes(json.dumps({**asdict(job), "decoder": decoder}).encode())
-
-    def receive(self) -> Result | None:
-        """The answer; None where the process has ended without one."""
+    def read(self, path: str, settings: FrameSettings) -> Result | None:
+        """What became of the file; None where the process has ended without an answer."""
         try:
-            info = json.loads(self.connection.recv_bytes())
-            return info, [self.connection.recv_bytes() for _ in range(info["frames"])]
+            self.connection.send_bytes(json.dumps([path, asdict(settings)]).encode())
+            info = VideoInfo(**json.loads(self.connection.recv_bytes()))
+            return info, [self.connection.recv_bytes() for _ in range(info.frames)]
         except (EOFError, OSError):
             return None
 
@@ -135,75 +241,7 @@ class _Worker:
         return self.process.wait()
 
 
-class DecodePool:
-    """Worker processes that turn jobs into frames or reasons. A context manager.
-
-    Args:
-        workers: processes.
-        timeout: wall-clock seconds a decoder may take per file, and one more per 200 frames of a
-            long one. The kernel's alarm then ends the worker, whatever it is stuck in and even if
-            this process is gone.
-    """
-
-    def __init__(self, workers: int = 2, timeout: float = 20.0):
-        self.timeout = timeout
-        self.size = workers
-        self.workers: list[_Worker] = []
-
-    def __enter__(self) -> DecodePool:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for worker in self.workers:
-            worker.close()
-        self.workers = []
-
-    def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
-        """Results in the order of the jobs. To be read to the end, or the pool closed.
-
-        Yields:
-            (info, frames). info: frames (got), shape (H, W, 3), fps, duration (s), width, height
-            (as shown), decoder, reason ("" where all is well; a damaged file that gave frames says
-            what is wrong with it).
-            frames: JPEG files, or raw bytes of `shape`.
-        """
-        queue = deque(enumerate(jobs))
-        total = len(queue)
-        while len(self.workers) < min(self.size, total):
-            self.workers.append(_Worker(self.timeout))
-        idle, busy, done = list(self.workers), {}, {}
-        for turn in range(total):
-            while turn not in done:
-                while idle and queue and queue[0][0] < turn + WINDOW:
-                    worker = idle.pop()
-                    worker.send(*queue.popleft(), decode_worker.BEST)
-                    busy[worker.connection] = worker
-                for connection in wait(list(busy)):
-                    worker = busy.pop(connection)
-                    result = worker.receive()
-                    if result is None:
-                        worker, result = self._replace(worker)
-                    if result is None:
-                        busy[worker.connection] = worker
-                    else:
-                        done[worker.index] = result
-                        idle.append(worker)
-            yield done.pop(turn)
-
-    def _replace(self, dead: _Worker) -> tuple[_Worker, Result | None]:
-        """A new worker, at work on the file with the other decoder; or idle, with the reason, if
-        there is none."""
-        code = dead.close()
-        worker = _Worker(self.timeout)
-        self.workers[self.workers.index(dead)] = worker
-        if dead.decoder == decode_worker.BEST:
-            worker.send(dead.index, dead.job, decode_worker.SECOND)
-            return worker, None
-        worker.index = dead.index
-        hung = code == -signal.SIGALRM
-        reason = (
-            f"hangs: stopped after {self.timeout:g} s"
-            if hung
-            else f"crashes the decoder (status {code})"
-        )
-        return worker, (decode_worker.about(reason=reason), [])
+def _environment() -> dict[str, str]:
+    """This process's, with the package to be found and one thread for each worker."""
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -6,8 +6,6 @@ in one transaction, and always in the same order, so that after a kill at any mo
 goes on with the same result as an unbroken one.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json
@@ -15,9 +13,10 @@ import os
 import shutil
 import sys
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -26,8 +25,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from tvrkit.data.decoders import DecodePool, Job, decoder_versions
-from tvrkit.data.sampling import SAMPLERS
+from tvrkit.data.decoders import TIMEOUT, DecodePool, FrameSettings, VideoInfo, decoder_versions
 from tvrkit.data.store import (
     LAYOUTS,
     ROW,
@@ -42,14 +40,12 @@ from tvrkit.data.store import (
 )
 from tvrkit.settings import choose
 
-__all__ = ["NO_FILE", "FrameStore", "check_id", "extract", "find_videos"]
-
 NO_FILE = "no file found"
 FIRST_MAP = 1 << 28  # bytes of address space to begin with: doubled when full, no disk is taken
 COMMIT = 64  # videos per transaction
 PROBES = 4  # videos read for the estimate of the store's size
 PAGE = 4096  # bytes; LMDB gives whole pages to values larger than half of one
-VIDEO_SUFFIXES = frozenset(
+VIDEO_SUFFIXES = set(
     ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
 )
 
@@ -57,14 +53,11 @@ VIDEO_SUFFIXES = frozenset(
 def extract(
     files: Mapping[str, Path | None],
     store: Path | str,
+    settings: FrameSettings,
     *,
-    frames: int,
-    short_side: int | None,
-    workers: int = 2,
-    timeout: float = 20.0,
-    sampling: str = "uniform",
-    quality: int = 90,
     layout: str = "kit",
+    workers: int = 2,
+    timeout: float = TIMEOUT,
 ) -> pd.DataFrame:
     """Read every video into the frame store.
 
@@ -74,12 +67,10 @@ def extract(
     Args:
         files: video id -> file, or None where there is none.
         store: folder of the store.
-        frames: per video, chosen by `sampling` over its time; a shorter video gives all it has.
-        short_side: pixels that larger videos are scaled down to; None keeps every size.
+        settings: what is read of each video; kept in the store, and in the data set's card.
+        layout: of the keys, see `FrameStore`.
         workers: processes.
         timeout: seconds per file and decoder, see `DecodePool`.
-        quality: of the JPEG files, 1 to 100.
-        layout: of the keys, see `FrameStore`.
 
     Returns:
         A row per video in the order of `files`: video_id, file (relative to the store's folder
@@ -93,70 +84,63 @@ def extract(
             stays), or another process is at work on this store.
     """
     store = Path(store)
-    settings = {
-        "frames": frames,
-        "short_side": short_side,
-        "quality": quality,
-        "decoder": decoder_versions(),
-    }
-    settings["sampling"] = choose("sampling", sampling, SAMPLERS)
-    settings["layout"] = choose("layout", layout, LAYOUTS)
-    there = {
-        i: Path(file) for i, file in files.items() if check_id(i) and file and Path(file).is_file()
-    }
-    if not store.exists() or _reopen(there, store, settings):
-        with _writing(store, settings) as environment:
+    built_with = asdict(settings) | {"layout": choose("layout", layout, LAYOUTS)}
+    built_with["decoder"] = decoder_versions(settings.decoder)
+    there = {i: Path(path) for i, path in files.items() if check_id(i) and path}
+    there = {i: path for i, path in there.items() if path.is_file()}
+    if not store.exists() or _reopen(store, there, built_with):
+        with _writing(store, built_with) as environment, DecodePool(workers, timeout) as pool:
             with environment.begin() as transaction:
-                known = read_rows(transaction)
-            new = sorted(
-                video_id
-                for video_id, file in there.items()
-                if not _current(known.get(video_id), file)
+                rows = read_rows(transaction)
+            new = {i: there[i] for i in sorted(there) if not _is_current(rows.get(i), there[i])}
+            _check_space(store, list(new.values()), settings, pool)
+            results = zip(new.items(), pool.run(new.values(), settings), strict=True)
+            entries = (
+                (_row(video_id, path, settings.frames, store, info), frames)
+                for (video_id, path), (info, frames) in results
             )
-            jobs = {i: Job(str(there[i]), frames, sampling, short_side, quality) for i in new}
-            with DecodePool(workers, timeout) as pool:
-                _check_space(pool, jobs, store)
-                _fill(environment, pool, jobs, layout, store, len(files) - len(jobs))
+            progress = {"desc": f"extracting {store.name}", "unit": "video", "total": len(files)}
+            entries = iter(tqdm(entries, initial=len(files) - len(new), **progress))
+            while batch := list(islice(entries, COMMIT)):
+                _commit(environment, layout, batch)
         os.replace(partial(store), store)
-    known = _known(store)
-    return pd.DataFrame(
-        [known.get(video_id) or _row(video_id, None, frames, store, {}) for video_id in files]
-    )
+    rows, lost = _rows(store), VideoInfo(reason=NO_FILE)
+    return pd.DataFrame([rows.get(i) or _row(i, None, settings.frames, store, lost) for i in files])
 
 
-def _reopen(files: Mapping[str, Path], store: Path, settings: dict) -> bool:
+def _reopen(store: Path, files: Mapping[str, Path], built_with: dict) -> bool:
     """Take a finished store back to being built, if there is anything to do."""
-    _compare(store, FrameStore(store).settings, settings)
-    rows = _known(store)
-    if all(_current(rows.get(i), file) and rows[i]["status"] == "ok" for i, file in files.items()):
+    _compare(store, FrameStore(store).settings, built_with)
+    rows = _rows(store)
+    good = {i for i in files if _is_current(rows.get(i), files[i]) and rows[i]["status"] == "ok"}
+    if len(good) == len(files):
         return False
     if partial(store).exists():
-        raise ValueError(
-            f"{store} and {partial(store).name} both exist: delete the one that is not wanted"
-        )
+        both = f"{store} and {partial(store).name} both exist"
+        raise ValueError(f"{both}: delete the one that is not wanted")
     os.replace(store, partial(store))
-    with _writing(store, settings) as environment, environment.begin(write=True) as transaction:
-        for video_id in files:
-            if video_id in rows and rows[video_id]["status"] == "failed":
+    with _writing(store, built_with) as environment, environment.begin(write=True) as transaction:
+        for video_id in files.keys() - good:
+            if rows.get(video_id, {}).get("status") == "failed":
                 transaction.delete(ROW + video_id.encode())
     return True
 
 
-def _known(store: Path) -> dict[str, dict]:
+def _rows(store: Path) -> dict[str, dict]:
     return {row["video_id"]: row for row in FrameStore(store).rows().to_dict("records")}
 
 
-def _compare(store: Path, found: dict, expected: dict) -> None:
-    differ = [key for key in expected if found.get(key) != expected[key]]
+def _compare(store: Path, has: dict, wanted: dict) -> None:
+    differ = [key for key in wanted if has.get(key) != wanted[key]]
     if differ:
-        has, asked = ({key: side.get(key) for key in differ} for side in (found, expected))
+        has, wanted = ({key: side.get(key) for key in differ} for side in (has, wanted))
         raise ValueError(
-            f"{store} was built with other settings: it has {has}, asked for is {asked}"
+            f"{store} was built with other settings: it has {has}, asked for is {wanted}"
         )
 
 
 @contextmanager
-def _writing(store: Path, settings: dict) -> Iterator[lmdb.Environment]:
+def _writing(store: Path, built_with: dict) -> Iterator[lmdb.Environment]:
     """The environment that is being built, with this process as its only writer."""
     folder = partial(store)
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,101 +150,73 @@ def _writing(store: Path, settings: dict) -> Iterator[lmdb.Environment]:
         release(folder)
         with lmdb.open(str(folder), map_size=FIRST_MAP, lock=False) as environment:
             with environment.begin(write=True) as transaction:
-                found = json.loads(transaction.get(SETTINGS, b"null"))
-                if found is None:
-                    transaction.put(SETTINGS, json.dumps(settings, sort_keys=True).encode())
-            _compare(folder, found or settings, settings)
+                transaction.put(
+                    SETTINGS, json.dumps(built_with, sort_keys=True).encode(), overwrite=False
+                )
+                has = json.loads(transaction.get(SETTINGS))
+            _compare(folder, has, built_with)
             yield environment
     except BlockingIOError:
         raise OSError(f"another process is extracting into {store}") from None
     except lmdb.Error as error:
         free = shutil.disk_usage(folder).free
         why = f"{store} could not be written: {error}; {free:,} bytes are free"
-        raise OSError(
-            errno.ENOSPC, f"{why}. What was finished is safe: make room and run again"
-        ) from None
+        advice = "What was finished is safe: make room and run again"
+        raise OSError(errno.ENOSPC, f"{why}. {advice}") from None
     finally:
         os.close(lock)
 
 
-def _current(row: dict | None, file: Path) -> bool:
+def _is_current(row: dict | None, file: Path) -> bool:
     """Whether the row tells of this very file, wherever it lies by now."""
-    return (
-        row is not None
-        and row["bytes"] == file.stat().st_size
-        and Path(row["file"]).name == file.name
-    )
+    if row is None:
+        return False
+    return (row["bytes"], Path(row["file"]).name) == (file.stat().st_size, file.name)
 
 
-def _check_space(pool: DecodePool, jobs: Mapping[str, Job], store: Path) -> None:
+def _check_space(store: Path, paths: list[Path], settings: FrameSettings, pool: DecodePool) -> None:
     """Read a few of the files, say how large the store will be, and stop where the disk has no room
     for it."""
-    spread = list(jobs.values())[:: max(1, len(jobs) // PROBES)][:PROBES]
-    sizes = [sum(map(_space, blobs)) for _, blobs in pool.run(spread)]
-    needed = int(np.mean(sizes or [0]) * len(jobs))
+    some = paths[:: max(1, len(paths) // PROBES)][:PROBES]
+    sizes = [sum(map(_disk_space, frames)) for _, frames in pool.run(some, settings)]
+    needed = int(np.mean(sizes or [0]) * len(paths))
     free = shutil.disk_usage(store.parent).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"{store} needs about {needed:,} bytes, {free:,} are free")
-    tqdm.write(
-        f"{store.name}: {len(jobs):,} videos to read, about {needed / 1e6:,.0f} MB", file=sys.stderr
-    )
+    size = f"{len(paths):,} videos to read, about {needed / 1e6:,.0f} MB"
+    tqdm.write(f"{store.name}: {size}", file=sys.stderr)
 
 
-def _space(blob: bytes) -> int:
-    return len(blob) if len(blob) < PAGE // 2 else -(-len(blob) // PAGE) * PAGE
+def _disk_space(frame: bytes) -> int:
+    return len(frame) if len(frame) < PAGE // 2 else -(-len(frame) // PAGE) * PAGE
 
 
-def _fill(
-    environment, pool: DecodePool, jobs: Mapping[str, Job], layout: str, store: Path, done: int
-) -> None:
-    results = zip(jobs.items(), pool.run(jobs.values()), strict=True)
-    about = {
-        "desc": f"extracting {store.name}",
-        "unit": "video",
-        "total": done + len(jobs),
-        "initial": done,
-    }
-    progress = iter(tqdm(results, **about))
-    while batch := list(islice(progress, COMMIT)):
-        entries = [
-            (_row(video_id, Path(job.path), job.count, store, info), blobs)
-            for (video_id, job), (info, blobs) in batch
-        ]
-        while not _commit(environment, layout, entries):
-            environment.set_mapsize(2 * environment.info()["map_size"])
-
-
-def _commit(environment, layout: str, entries: list[tuple[dict, list[bytes]]]) -> bool:
-    """All entries in one transaction; False, and nothing is written, where the address space is too
-    small."""
+def _commit(environment, layout: str, entries: list[tuple[dict, list[bytes]]]) -> None:
+    """All rows and their frames in one transaction."""
     try:
         with environment.begin(write=True) as transaction:
-            for row, blobs in entries:
+            for row, frames in entries:
                 video_id = row["video_id"]
                 for index in range(stored(transaction, layout, video_id)):
                     transaction.delete(frame_key(layout, video_id, index))
-                for index, blob in enumerate(blobs):
-                    transaction.put(frame_key(layout, video_id, index), blob)
+                for index, frame in enumerate(frames):
+                    transaction.put(frame_key(layout, video_id, index), frame)
                 transaction.put(ROW + video_id.encode(), json.dumps(row).encode())
-    except lmdb.MapFullError:
-        return False
-    return True
+    except lmdb.MapFullError:  # nothing was written
+        environment.set_mapsize(2 * environment.info()["map_size"])
+        _commit(environment, layout, entries)
 
 
-def _row(video_id: str, file: Path | None, requested: int, store: Path, info: dict) -> dict:
-    """A line of videos.jsonl; without a file, that of a missing one."""
-    inside = file is not None and file.resolve().is_relative_to(store.resolve().parent)
-    name = file.resolve().relative_to(store.resolve().parent) if inside else file or ""
-    return {
-        "video_id": video_id,
-        "file": str(name),
-        "status": "ok" if info.get("frames") else "failed",
-        "reason": info.get("reason", NO_FILE),
-        "requested": requested,
-        **{key: info.get(key, 0) for key in ("frames", "fps", "duration", "width", "height")},
-        "decoder": info.get("decoder", ""),
-        "bytes": file.stat().st_size if file else 0,
-    }
+def _row(video_id: str, file: Path | None, requested: int, store: Path, info: VideoInfo) -> dict:
+    """A line of videos.jsonl."""
+    folder = store.resolve().parent
+    if file and file.resolve().is_relative_to(folder):
+        name = str(file.resolve().relative_to(folder))
+    else:
+        name = str(file or "")
+    status, size = "ok" if info.frames else "failed", file.stat().st_size if file else 0
+    row = {"video_id": video_id, "file": name, "status": status, "reason": info.reason}
+    return {**row, "requested": requested, **asdict(info), "bytes": size}
 
 
 def find_videos(root: Path | str, ids: Iterable[str] | None = None) -> dict[str, Path]:
@@ -285,49 +241,44 @@ def find_videos(root: Path | str, ids: Iterable[str] | None = None) -> dict[str,
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder of videos at {root}")
-    files = [
-        file for file in root.rglob("*") if file.is_file() and not _hidden(file.relative_to(root))
-    ]
+    files = sorted(
+        file for file in root.rglob("*") if file.is_file() and not _is_hidden(file, root)
+    )
     if ids is None:
-        return _name_all(sorted(files), root)
-    files.sort(key=lambda file: (file.suffix.lower() not in VIDEO_SUFFIXES, file))
-    named: dict[str, list[Path]] = {}
+        return _name_all(files, root)
+    files.sort(key=lambda file: file.suffix.lower() not in VIDEO_SUFFIXES)
+    by_name: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         for name in {file.name, file.name.rpartition(".")[0] or file.name}:
-            named.setdefault(name, []).append(file)
-    found = {video_id: hits for video_id in ids if (hits := _lookup(video_id, named))}
-    doubles = [
-        f"{video_id}: {', '.join(map(str, hits))}"
-        for video_id, hits in found.items()
-        if len(hits) > 1
-    ]
+            by_name[name].append(file)
+    matches = {video_id: paths for video_id in ids if (paths := _look_up(video_id, by_name))}
+    doubles = [f"{i}: {', '.join(map(str, paths))}" for i, paths in matches.items() if paths[1:]]
     if doubles:
-        warnings.warn(
-            f"{len(doubles)} ids have several files: {'; '.join(doubles[:3])}", stacklevel=2
-        )
-    return {video_id: hits[0] for video_id, hits in found.items()}
+        some = "; ".join(doubles[:3])
+        warnings.warn(f"{len(doubles)} ids have several files: {some}", stacklevel=2)
+    return {video_id: paths[0] for video_id, paths in matches.items()}
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _is_hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _lookup(video_id: str, named: Mapping[str, list[Path]]) -> list[Path]:
+def _look_up(video_id: str, by_name: Mapping[str, list[Path]]) -> list[Path]:
     stem, dot, suffix = video_id.rpartition(".")
     bare = stem if dot and (not suffix or f".{suffix.lower()}" in VIDEO_SUFFIXES) else video_id
     names = (video_id, bare, bare.removeprefix("v_"), f"v_{bare}")
-    return next((named[name] for name in names if name in named), [])
+    return next((by_name[name] for name in names if name in by_name), [])
 
 
 def _name_all(files: list[Path], root: Path) -> dict[str, Path]:
+    """By stem, by name where two stems are the same, by the whole path where two names are."""
     stems, names = Counter(file.stem for file in files), Counter(file.name for file in files)
     named: dict[str, Path] = {}
     for file in files:
         short = file.stem if stems[file.stem] == 1 else file.name
         video_id = short if names[file.name] == 1 else "__".join(file.relative_to(root).parts)
         if video_id in named:
-            raise ValueError(
-                f"two files would have the id {video_id!r}: {named[video_id]} and {file}"
-            )
+            both = f"{named[video_id]} and {file}"
+            raise ValueError(f"two files would have the id {video_id!r}: {both}")
         named[video_id] = file
     return named

@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from tvrkit.data import manifest
 from tvrkit.data.annotations import load_annotations, resolve
-from tvrkit.data.extract import NO_FILE, FrameStore, extract, find_videos
+from tvrkit.data.decoders import FrameSettings
+from tvrkit.data.extract import NO_FILE, extract, find_videos
 from tvrkit.data.splits import SplitReport, check_splits
+from tvrkit.data.store import FrameStore
 from tvrkit.files import write_text
 from tvrkit.shapes import scenes as shapes
 
@@ -69,9 +71,8 @@ def prepare(
         found = find_videos(videos, split_of.index)
         count = frames or FRAMES.get(dataset, FRAMES_ELSEWHERE)
         files = {video_id: found.get(video_id) for video_id in split_of.index}
-        rows = extract(
-            files, out / manifest.STORE, frames=count, short_side=short_side, workers=workers
-        )
+        settings = FrameSettings(count, short_side)
+        rows = extract(files, out / manifest.STORE, settings, workers=workers)
     rows = rows.assign(split=rows["video_id"].map(split_of))
     return manifest.write(out, captions, rows, _card(report)), report
 
@@ -159,9 +160,8 @@ def extract_folder(
     if not files:
         raise ValueError(f"{folder}: expected videos, found no file")
     out.mkdir(parents=True, exist_ok=True)
-    rows = extract(
-        files, out / manifest.STORE, frames=frames, short_side=short_side, workers=workers
-    )
+    settings = FrameSettings(frames, short_side)
+    rows = extract(files, out / manifest.STORE, settings, workers=workers)
     rows["file"] = [str(file.relative_to(folder)) for file in files.values()]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_dict("records"))
     write_text(out / manifest.VIDEOS, "".join(lines))

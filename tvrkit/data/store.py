@@ -1,14 +1,12 @@
 """Reading a frame store: every video's frames as JPEG files in LMDB, the kit's own or of HMMC's
 making."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 
 import lmdb
@@ -20,16 +18,11 @@ from tqdm import tqdm
 from tvrkit.settings import choose
 
 LAYOUTS = {"kit": "{id}/{index:06d}", "hmmc": "{id}_{index}", "chvtt": "Video{id}_{index}"}
-KEYS = {
-    "kit": re.compile(r"(.+)/\d{6}", re.DOTALL),
-    "hmmc": re.compile(r"(.+)_\d+", re.DOTALL),
-    "chvtt": re.compile(r"Video(.+)_\d+", re.DOTALL),
-}
-SETTINGS, ROW = (
-    b"\0settings",
-    b"\0row/",
-)  # no video id holds \0: the kit's own entries meet no frame's key
+KEYS = {"kit": r"(?s)(.+)/\d{6}", "hmmc": r"(?s)(.+)_\d+", "chvtt": r"(?s)Video(.+)_\d+"}
+# The kit's own entries: no video id holds \0, so they meet no frame's key.
+SETTINGS, ROW = b"\0settings", b"\0row/"
 MAX_ID = 480  # bytes; LMDB's keys have 511
+UNUSABLE_ID = re.compile(r"^\.|[/\\\x00-\x1f\x7f\ud800-\udfff]")
 # LMDB opens a file once per process: (device, inode) -> (process, environment)
 _ENVIRONMENTS: dict[tuple[int, int], tuple[int, lmdb.Environment]] = {}
 
@@ -41,12 +34,8 @@ def check_id(video_id: str) -> str:
         ValueError: no text, empty, too long, begins with a dot, or holds a slash or a control
             character.
     """
-    usable = isinstance(video_id, str) and 0 < len(video_id.encode(errors="replace")) <= MAX_ID
-    if (
-        not usable
-        or video_id.startswith(".")
-        or re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", video_id)
-    ):
+    size = len(video_id.encode(errors="replace")) if isinstance(video_id, str) else 0
+    if not 0 < size <= MAX_ID or UNUSABLE_ID.search(video_id):
         raise ValueError(
             f"unusable video id {str(video_id)[:80]!r}: expected 1 to {MAX_ID} bytes of text "
             "that holds no slash or control character and does not begin with a dot"
@@ -73,7 +62,8 @@ class FrameStore:
     def layout(self) -> str:
         """Name of the key layout."""
         if self._layout is None:
-            self._layout = self.settings.get("layout") or self._guess_layout()
+            like_kit = re.fullmatch(KEYS["kit"], next(self._keys(), ""))
+            self._layout = self.settings.get("layout") or ("kit" if like_kit else "hmmc")
         return self._layout
 
     @property
@@ -94,11 +84,10 @@ class FrameStore:
         """
         with self._begin() as transaction:
             images = [self._image(transaction, video_id, int(index)) for index in indices]
-        sizes = {image.shape for image in images}
+        sizes = sorted({image.shape for image in images})
         if len(sizes) != 1:
-            raise ValueError(
-                f"{self.path}: expected frames of one size of {video_id!r}, got sizes {sorted(sizes)}"
-            )
+            expected = f"expected frames of one size of {video_id!r}"
+            raise ValueError(f"{self.path}: {expected}, got sizes {sizes}")
         return np.stack(images)
 
     def count(self, video_id: str) -> int:
@@ -108,9 +97,8 @@ class FrameStore:
 
     def video_ids(self) -> list[str]:
         """Videos with frames, sorted."""
-        return sorted(
-            {match[1] for match in map(KEYS[self.layout].fullmatch, self._keys()) if match}
-        )
+        matches = map(re.compile(KEYS[self.layout]).fullmatch, self._keys())
+        return sorted({match[1] for match in matches if match})
 
     def rows(self) -> pd.DataFrame:
         """A row per video that was tried, as `extract` returns them; none in a store of other
@@ -124,27 +112,21 @@ class FrameStore:
         Returns:
             What is wrong with the store, a line each; nothing where it is whole.
         """
-        problems, found, keys = [], {}, sum(1 for _ in self._keys())
-        for video_id in tqdm(
-            self.video_ids(), desc=f"verifying {self.path.name}", unit="video", delay=2
-        ):
-            found[video_id] = self.count(video_id)
+        problems, counts = [], {video_id: self.count(video_id) for video_id in self.video_ids()}
+        about = {"desc": f"verifying {self.path.name}", "unit": "video", "delay": 2}
+        for video_id, frames in tqdm(counts.items(), **about):
             try:
-                self.read(video_id, range(found[video_id]))
+                self.read(video_id, range(frames))
             except (KeyError, ValueError) as error:
                 problems.append(f"{video_id}: {error.args[0]}")
-        if keys != sum(found.values()):
-            problems.append(
-                f"{keys} frames are stored, {sum(found.values())} can be reached counting from 0"
-            )
-        for row in self.rows().to_dict("records"):
-            there = found.pop(row["video_id"], 0)
-            if row["frames"] != there:
-                problems.append(
-                    f"{row['video_id']}: expected {row['frames']} frames, found {there}"
-                )
-        if self.settings and found:
-            problems.append(f"{len(found)} videos without a row: {', '.join(list(found)[:3])}")
+        keys, reached = sum(1 for _ in self._keys()), sum(counts.values())
+        if keys != reached:
+            problems.append(f"{keys} frames are stored, {reached} can be reached counting from 0")
+        for row in self.rows().itertuples():
+            if row.frames != (there := counts.pop(row.video_id, 0)):
+                problems.append(f"{row.video_id}: expected {row.frames} frames, found {there}")
+        if self.settings and counts:
+            problems.append(f"{len(counts)} videos without a row: {', '.join(list(counts)[:3])}")
         return problems
 
     def _image(self, transaction, video_id: str, index: int) -> np.ndarray:
@@ -154,12 +136,8 @@ class FrameStore:
         try:
             return simplejpeg.decode_jpeg(data)
         except ValueError as error:
-            raise ValueError(
-                f"{self.path}: frame {index} of {video_id!r} is broken: {error}"
-            ) from None
-
-    def _guess_layout(self) -> str:
-        return "kit" if KEYS["kit"].fullmatch(next(self._keys(), "")) else "hmmc"
+            broken = f"frame {index} of {video_id!r} is broken"
+            raise ValueError(f"{self.path}: {broken}: {error}") from None
 
     def _keys(self) -> Iterator[str]:
         with self._begin() as transaction:
@@ -178,20 +156,16 @@ def frame_key(layout: str, video_id: str, index: int) -> bytes:
 
 def stored(transaction: lmdb.Transaction, layout: str, video_id: str) -> int:
     """Frames of a video that are there, counting from 0."""
-    return next(
-        index for index in count() if transaction.get(frame_key(layout, video_id, index)) is None
-    )
+    return next(i for i in count() if transaction.get(frame_key(layout, video_id, i)) is None)
 
 
 def read_rows(transaction: lmdb.Transaction) -> dict[str, dict]:
     """The rows of the videos that were tried, by id."""
-    rows, cursor = {}, transaction.cursor()
+    cursor = transaction.cursor()
     cursor.set_range(ROW)
-    for key, value in cursor:
-        if bytes(key[: len(ROW)]) != ROW:
-            break
-        rows[bytes(key[len(ROW) :]).decode()] = json.loads(bytes(value))
-    return rows
+    entries = takewhile(lambda entry: bytes(entry[0]).startswith(ROW), cursor)
+    rows = (json.loads(bytes(value)) for _, value in entries)
+    return {row["video_id"]: row for row in rows}
 
 
 def partial(store: Path) -> Path:
@@ -217,10 +191,8 @@ def _environment(path: Path) -> lmdb.Environment:
         half = ": it is half-built, extract again to finish it" if partial(path).exists() else ""
         raise FileNotFoundError(f"no frame store at {path}{half}") from None
     key, process = (stat.st_dev, stat.st_ino), os.getpid()
-    if (
-        key in _ENVIRONMENTS and _ENVIRONMENTS[key][0] != process
-    ):  # inherited by fork: not to be used here
-        _ENVIRONMENTS.pop(key)[1].close()
+    if key in _ENVIRONMENTS and _ENVIRONMENTS[key][0] != process:
+        _ENVIRONMENTS.pop(key)[1].close()  # inherited by fork: not to be used here
     if key not in _ENVIRONMENTS:
         _ENVIRONMENTS[key] = process, _open(path, stat.st_size)
     return _ENVIRONMENTS[key][1]

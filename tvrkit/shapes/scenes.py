@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from tvrkit.data import extract as frames
 from tvrkit.data import manifest
+from tvrkit.data.decoders import FrameSettings
 from tvrkit.settings import choose, settings
 from tvrkit.shapes.captions import mention, tell
 from tvrkit.shapes.render import (
@@ -246,9 +247,8 @@ def prepare(root: Path | str, preset: str = "quick", seed: int = 0, workers: int
     _write_lines(root / "truth" / "captions.jsonl", captions[TRUTH_COLUMNS].to_dict("records"))
     files = {video.video_id: root / "videos" / f"{video.video_id}.mp4" for video in videos}
     _film_all([(video, files[video.video_id], chosen.fps) for video in videos], workers)
-    rows = frames.extract(
-        files, root / "frames.lmdb", frames=chosen.frames, short_side=None, workers=workers
-    )
+    settings = FrameSettings(chosen.frames)
+    rows = frames.extract(files, root / "frames.lmdb", settings, workers=workers)
     broken = rows[(rows.status != "ok") | (rows.frames != chosen.frames)]
     if len(broken):
         raise RuntimeError(

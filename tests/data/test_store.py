@@ -1,0 +1,121 @@
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+from video_files import indices, pictures, write_video
+
+from tvrkit.data.decoders import FrameSettings
+from tvrkit.data.extract import extract
+from tvrkit.data.store import FrameStore, check_id
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Four frames of each of twelve videos."""
+    folder = tmp_path_factory.mktemp("store")
+    files = {f"video{n}": write_video(folder / f"video{n}.mp4", count=4 + n) for n in range(12)}
+    extract(files, folder / "frames.lmdb", FrameSettings(4, 32))
+    return folder / "frames.lmdb"
+
+
+@pytest.mark.parametrize(
+    ("layout", "ids"), [("hmmc", ["a_1", "a_1_1", "video7", "视频"]), ("chvtt", ["12", "3"])]
+)
+def test_stores_of_other_making_can_be_read(tmp_path, layout, ids):
+    with (
+        lmdb.open(str(tmp_path / "theirs"), map_size=1 << 24) as environment,
+        environment.begin(write=True) as out,
+    ):
+        for video_id in ids:
+            for index, image in enumerate(pictures(30, 32, 32)):
+                name = f"{video_id}_{index}" if layout == "hmmc" else f"Video{video_id}_{index}"
+                out.put(name.encode(), simplejpeg.encode_jpeg(image))
+    read = FrameStore(tmp_path / "theirs", layout=None if layout == "hmmc" else layout)
+    assert read.layout == layout
+    assert read.video_ids() == sorted(ids)
+    assert [read.count(video_id) for video_id in ids] == [30] * len(ids)
+    assert indices(read.read(ids[0], [2, 29])) == [2, 29]
+    assert read.verify() == []
+    assert read.settings == {}
+
+
+def test_reading_errors_say_what_and_where(store, tmp_path):
+    with pytest.raises(KeyError, match="no frame 4 of video 'video0'"):
+        FrameStore(store).read("video0", [0, 4])
+    with pytest.raises(KeyError, match="no frame 0 of video 'nobody'"):
+        FrameStore(store).read("nobody", [0])
+    with pytest.raises(FileNotFoundError, match=r"no frame store at .*nowhere$"):
+        FrameStore(tmp_path / "nowhere").video_ids()
+    with pytest.raises(ValueError, match="unknown layout 'mine': expected one of chvtt, hmmc, kit"):
+        FrameStore(store, layout="mine")
+    (tmp_path / "text").write_text("no store " * 1000)
+    with pytest.raises(ValueError, match="is no frame store"):
+        FrameStore(tmp_path / "text").video_ids()
+
+
+def test_a_cut_off_store_is_an_error_and_no_crash(store, tmp_path):
+    shutil.copytree(store, tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "data.mdb", (store / "data.mdb").stat().st_size - 8192)
+    with pytest.raises(ValueError, match="is cut off: expected"):
+        FrameStore(tmp_path / "cut").read("video0", [0])
+
+
+def test_verify_finds_what_is_wrong(store, tmp_path):
+    shutil.copytree(store, tmp_path / "bad")
+    with (
+        lmdb.open(str(tmp_path / "bad"), map_size=1 << 28) as environment,
+        environment.begin(write=True) as out,
+    ):
+        out.delete(b"video1/000003")
+        out.delete(b"video2/000001")
+        out.put(b"video3/000000", b"no picture")
+        out.put(b"stranger/000000", out.get(b"video0/000000"))
+    problems = "\n".join(FrameStore(tmp_path / "bad").verify())
+    for part in (
+        "47 frames are stored, 45 can be reached",
+        "video1: expected 4 frames, found 3",
+        "video2: expected 4 frames, found 1",
+        "frame 0 of 'video3' is broken",
+        "1 videos without a row: stranger",
+    ):
+        assert part in problems
+
+
+class _Reads(Dataset):
+    def __init__(self, store):
+        self.store = store
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, item):
+        return torch.from_numpy(self.store.read(f"video{item}", [0, 3]))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_store_works_in_loader_workers(store, context):
+    read = FrameStore(store)
+    assert read.count("video0") == 4  # open in this process already
+    loader = DataLoader(_Reads(read), batch_size=4, num_workers=1, multiprocessing_context=context)
+    expected = [read.read(f"video{item}", [0, 3]) for item in range(12)]
+    assert torch.equal(torch.cat(list(loader)), torch.from_numpy(np.stack(expected)))
+    assert len(pickle.dumps(read)) < 500
+
+
+@given(st.text(max_size=600))
+def test_an_accepted_id_is_a_key_and_a_name(text):
+    try:
+        check_id(text)
+    except ValueError:
+        return
+    assert Path("/folder", text).parent == Path("/folder")
+    assert 0 < len(f"{text}/000000".encode()) <= 511
