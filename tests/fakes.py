@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tvrkit.data.manifest import Split
 from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.settings import EvalConfig
 
@@ -46,3 +47,10 @@ class TwoLayers(nn.Module):
 
     def encode_frames(self, frames):
         return self.image(frames.flatten(2).float() / 255 - 0.5)
+
+
+def split(name, captions, video_ids, video_of_caption, *, language="en", missing=(), frames=None):
+    """A `Split` with six frames a video, read from `frames`."""
+    owner, missing = np.asarray(video_of_caption), list(missing)
+    stored = [6] * len(video_ids), frames
+    return Split(name, language, captions, video_ids, owner, missing, not missing, *stored)

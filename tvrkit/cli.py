@@ -208,7 +208,8 @@ def data_prepare(
     """Read annotations, extract videos, write the folder that recipes name; goes on if stopped."""
     from tvrkit import files
     from tvrkit.data.manifest import coverage
-    from tvrkit.data.prepare import prepare, prepare_shapes
+    from tvrkit.data.prepare import prepare
+    from tvrkit.shapes.dataset import prepare_shapes
 
     if name.startswith("shapes"):
         name = "shapes-quick" if name == "shapes" else name

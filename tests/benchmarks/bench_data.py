@@ -66,6 +66,6 @@ def bench_loader(benchmark, videos, tmp_path, augmentation):
         eval=EvalConfig(),
     )
     backbone = SimpleNamespace(image_size=64, tokenizer=SimpleTokenizer())
-    loader = train_loader(manifest, config, backbone, seed=0)
+    loader = train_loader(manifest.split("train"), config, backbone, seed=0)
     batches = benchmark.pedantic(lambda: list(loader), rounds=3, warmup_rounds=1)
     assert sum(map(len, batches)) == VIDEOS

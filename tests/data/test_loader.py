@@ -67,7 +67,7 @@ def same(batches, others):
 
 
 def test_a_training_batch_is_what_it_says(prepared, backbone):
-    loader = train_loader(prepared, config(captions="all"), backbone, seed=0)
+    loader = train_loader(prepared.split("train"), config(captions="all"), backbone, seed=0)
     split = prepared.split("train")
     assert (len(loader), len(loader.dataset)) == (8, 24)
     for batch in loader:
@@ -92,7 +92,7 @@ def test_a_training_batch_is_what_it_says(prepared, backbone):
 
 
 def test_one_caption_per_video_and_epoch_is_drawn_anew(prepared, backbone):
-    loader = train_loader(prepared, config(), backbone, seed=0)
+    loader = train_loader(prepared.split("train"), config(), backbone, seed=0)
     drawn = []
     for epoch in range(12):
         loader.dataset.set_epoch(epoch)
@@ -108,7 +108,7 @@ def test_one_caption_per_video_and_epoch_is_drawn_anew(prepared, backbone):
 )
 def test_batches_depend_on_seed_epoch_and_item_only(prepared, backbone, data):
     def epoch(number, seed=0, workers=0, before=()):
-        loader = train_loader(prepared, config(workers, **data), backbone, seed=seed)
+        loader = train_loader(prepared.split("train"), config(workers, **data), backbone, seed=seed)
         for earlier in before:
             loader.dataset.set_epoch(earlier)
             list(loader)
@@ -136,7 +136,12 @@ def test_tags_are_a_second_text(prepared, backbone, language):
         "球 草地" if language == "zh" else "ball grass"
     )
     tagged = Manifest(prepared.root, captions, prepared.videos, prepared.card)
-    loader = train_loader(tagged, config(captions="tagged", language=language), backbone, seed=0)
+    loader = train_loader(
+        tagged.split("train", language),
+        config(captions="tagged", language=language),
+        backbone,
+        seed=0,
+    )
     split = tagged.split("train", language)
     assert len(loader.dataset) == 8  # one caption a video
     for batch in loader:
@@ -151,13 +156,17 @@ def test_tags_are_a_second_text(prepared, backbone, language):
 
 
 def test_tags_that_are_not_there(prepared, backbone):
-    assert next(iter(train_loader(prepared, config(), backbone, seed=0))).extras == {}
+    assert (
+        next(iter(train_loader(prepared.split("train"), config(), backbone, seed=0))).extras == {}
+    )
     with pytest.raises(ValueError, match="has no tags: expected 'one' or 'all'"):
-        train_loader(prepared, config(captions="tagged"), backbone, seed=0)
+        train_loader(prepared.split("train"), config(captions="tagged"), backbone, seed=0)
 
 
 def test_keyword_masking_drops_words_and_keeps_the_rest(prepared, backbone):
-    loader = train_loader(prepared, config(captions="all", keyword_masking=True), backbone, seed=0)
+    loader = train_loader(
+        prepared.split("train"), config(captions="all", keyword_masking=True), backbone, seed=0
+    )
     split = prepared.split("train")
     shorter = 0
     for batch in loader:
@@ -171,14 +180,14 @@ def test_keyword_masking_drops_words_and_keeps_the_rest(prepared, backbone):
 def test_evaluation_goes_through_a_split_in_order(prepared, backbone):
     split = prepared.split("test")
     for workers in (0, 1):
-        batches = list(video_loader(split, config(workers), backbone, prepared))
+        batches = list(video_loader(split, config(workers), backbone))
         assert [len(batch) for batch in batches] == [2, 1]
         assert torch.cat([batch.video_index for batch in batches]).tolist() == [0, 1, 2]
         assert all(batch.tokens is None for batch in batches)
         images = batches[0].frames[0].permute(0, 2, 3, 1).numpy()
         assert indices(images) == [2, 10, 14, 22]  # frames 0, 2, 3, 5 of the six stored ones
         assert batches[1].frame_mask.tolist() == [[True, True, True, False]]
-    texts = list(text_loader(split, config(), backbone, prepared))
+    texts = list(text_loader(split, config(), backbone))
     assert [len(batch) for batch in texts] == [2, 2, 2, 2, 1]
     assert torch.cat([batch.caption_index for batch in texts]).tolist() == list(range(9))
     assert torch.cat([batch.video_index for batch in texts]).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -189,10 +198,12 @@ def test_unknown_samplings_and_a_small_set(prepared, backbone):
     with pytest.raises(
         ValueError, match="unknown sampling 'middle': expected one of head, random, "
     ):
-        train_loader(prepared, config(train_sampling="middle"), backbone, seed=0)
+        train_loader(prepared.split("train"), config(train_sampling="middle"), backbone, seed=0)
     few = config()
     few.train = TrainConfig(batch_size=100, workers=0)
-    assert [len(batch) for batch in train_loader(prepared, few, backbone, seed=0)] == [8]
+    assert [
+        len(batch) for batch in train_loader(prepared.split("train"), few, backbone, seed=0)
+    ] == [8]
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (48, 80), (96, 64), (20, 31)])
@@ -228,6 +239,8 @@ def test_augmentation_is_one_draw_for_a_clip():
 
 
 def test_a_recipe_runs_with_spawned_workers(prepared, backbone):
-    loader = train_loader(prepared, config(1), backbone, seed=0)
+    loader = train_loader(prepared.split("train"), config(1), backbone, seed=0)
     loader.multiprocessing_context = "spawn"
-    assert same(list(loader), list(train_loader(prepared, config(), backbone, seed=0)))
+    assert same(
+        list(loader), list(train_loader(prepared.split("train"), config(), backbone, seed=0))
+    )

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from video_files import write_audio, write_video
 
+from tvrkit import files as kit_files
 from tvrkit.data import extract as frames
-from tvrkit.data import manifest
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.manifest import Manifest, coverage, write
 
@@ -61,7 +61,7 @@ def test_what_is_written_is_read(prepared, tables):
     }
     assert opened.card["store"] == opened.frames.settings
     assert opened.frames.read("good", [0, 3]).shape == (2, 64, 96, 3)
-    assert not list(prepared.root.glob("*.partial"))
+    assert not list(prepared.root.glob(".*.tmp"))
 
 
 def test_a_split_has_the_videos_with_frames_and_names_the_others(prepared):
@@ -113,15 +113,15 @@ def test_missing_and_half_built_folders_name_the_command(prepared, tmp_path):
 
 def test_a_stop_while_writing_is_never_taken_for_whole(prepared, tables, monkeypatch):
     _, captions, videos = tables
-    saved, calls = manifest._write, []
+    saved, calls = kit_files.write_json_lines, []
 
-    def stop(path, lines):
+    def stop(path, rows):
         calls.append(path.name)
         if path.name == "videos.jsonl":
             raise KeyboardInterrupt
-        saved(path, lines)
+        saved(path, rows)
 
-    monkeypatch.setattr(manifest, "_write", stop)
+    monkeypatch.setattr(kit_files, "write_json_lines", stop)
     with pytest.raises(KeyboardInterrupt):
         write(prepared.root, captions.iloc[:4], videos, {})
     with pytest.raises(FileNotFoundError, match=r"half-built, it has no card.json"):
@@ -142,7 +142,7 @@ def test_parts_that_do_not_belong_together_are_an_error(prepared, tables):
     with pytest.raises(ValueError, match=r"card.json says captions_hash"):
         Manifest.open(prepared.root)
     (prepared.root / "captions.jsonl").write_text("\n".join([lines[0], lines[1][:-1], *lines[2:]]))
-    with pytest.raises(ValueError, match=r"captions.jsonl, line 2: Expecting"):
+    with pytest.raises(ValueError, match=r"captions.jsonl line 2: expected JSON, got Expecting"):
         Manifest.open(prepared.root)
     (prepared.root / "captions.jsonl").write_text("\n".join(lines))
     shutil.rmtree(prepared.root / "frames.lmdb")

@@ -180,12 +180,12 @@ def test_three_real_clips_of_a_thousand(msrvtt):
     config = load_recipe("clip4clip_shapes", recipe_settings(msrvtt))
     backbone = create_backbone(config.backbone)
     split = msrvtt.split("test")
-    batch = next(iter(video_loader(split, config, backbone, msrvtt)))
+    batch = next(iter(video_loader(split, config, backbone)))
     assert batch.frames.shape == (2, 8, 3, backbone.image_size, backbone.image_size)
     assert batch.frames.float().std() > 10  # pictures, not blanks
     assert batch.frame_mask.all()
 
-    result = evaluate(BagOfPixels(backbone, None), msrvtt, config)
+    result = evaluate(BagOfPixels(backbone, None), split, config)
     assert sorted(result.video_ids) == CLIPS
     assert (result.metrics["t2v queries"], result.metrics["v2t queries"]) == (3, 3)
     assert not result.metrics["complete"]

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
+from tests import fakes
 from tests.fakes import ranked
 from tvrkit import files
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.data.manifest import Split
 from tvrkit.evaluation import compare
 from tvrkit.evaluation import evaluate as evaluation
 from tvrkit.evaluation import ranks as metrics
-from tvrkit.evaluation.evaluate import Evaluation, evaluate
+from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.evaluation.postprocess import dual_softmax, qb_norm
 from tvrkit.models.method import Method
 from tvrkit.settings import EvalConfig
@@ -29,14 +29,12 @@ SETTINGS = EvalConfig(batch_size=4, bootstrap=100)
 def make_split(name, videos, missing):
     owner = np.random.default_rng(0).permutation(np.repeat(np.arange(videos), PER_VIDEO))
     captions = pd.DataFrame({"caption_id": [f"{name}-c{row}" for row in range(len(owner))]})
-    return Split(name, captions, [f"{name}-v{row}" for row in range(videos)], owner, missing)
+    ids = [f"{name}-v{row}" for row in range(videos)]
+    return fakes.split(name, captions, ids, owner, missing=missing)
 
 
 class FakeManifest:
     """Splits without files."""
-
-    root = "data/fake"
-    card: dict = {}  # noqa: RUF012  replaced, never changed
 
     def __init__(self, videos=VIDEOS, missing=()):
         self.splits = {
@@ -44,9 +42,10 @@ class FakeManifest:
             "train": make_split("train", 21, []),
         }
 
-    def split(self, name, language):
-        assert language == "en"
-        return self.splits[name]
+
+def evaluate(method, manifest, config):
+    test, train = manifest.splits["test"], manifest.splits["train"]
+    return evaluation.evaluate(method, test, config, bank=train)
 
 
 class FakeMethod(Method):
@@ -82,7 +81,7 @@ class FakeMethod(Method):
         return torch.cosine_similarity(text.sentence[:, None], video.video[None], dim=-1)
 
 
-def text_loader(split, config, backbone, manifest):
+def text_loader(split, config, backbone):
     torch.rand(1)  # loaders draw the seed of their workers from the global generator
     first = FIRST_ID[split.name]
     rows = np.array([int(caption.split("-c")[1]) for caption in split.captions["caption_id"]])
@@ -91,7 +90,7 @@ def text_loader(split, config, backbone, manifest):
         yield TextVideoBatch(tokens=part, token_mask=torch.ones(part.shape, dtype=torch.bool))
 
 
-def video_loader(split, config, backbone, manifest):
+def video_loader(split, config, backbone):
     torch.rand(1)
     frames = FIRST_ID[split.name] + torch.arange(len(split.video_ids))[:, None]
     for part in frames.split(config.eval.batch_size):
@@ -187,26 +186,21 @@ def test_selection_on_the_test_split_is_called_optimistic():
     )
 
 
-def test_a_set_prepared_with_other_counts_than_its_protocol_is_labelled():
-    manifest = FakeManifest()
-    assert evaluate(FakeMethod(), manifest, make_config()).metrics["complete"]
-    manifest.card = {"partial": True}
-    assert not evaluate(FakeMethod(), manifest, make_config()).metrics["complete"]
-
-
-def test_missing_videos_are_listed_and_an_empty_split_is_refused():
-    found = evaluate(
+def test_missing_videos_are_listed():
+    metrics = evaluate(
         FakeMethod(), FakeManifest(missing=["gone-1", "gone-2"]), make_config()
     ).metrics
-    assert (found["complete"], found["missing"], found["videos"]) == (
+    assert (metrics["complete"], metrics["missing"], metrics["videos"]) == (
         False,
         ["gone-1", "gone-2"],
         VIDEOS,
     )
-    with pytest.raises(
-        ValueError, match="split 'test' of data/fake: none of its 2 videos has frames"
-    ):
-        evaluate(FakeMethod(), FakeManifest(videos=0, missing=["gone-1", "gone-2"]), make_config())
+
+
+def test_a_post_processing_without_its_bank_is_refused():
+    split = FakeManifest().splits["test"]
+    with pytest.raises(ValueError, match=r"qbnorm.*expected bank=, the training split"):
+        evaluation.evaluate(FakeMethod(), split, make_config(postprocess=["qbnorm"]))
 
 
 def test_post_processing_stands_beside_the_raw_numbers():

@@ -13,8 +13,9 @@ from tvrkit import inspection
 from tvrkit.data.batch import TextFeatures, VideoFeatures
 from tvrkit.models.method import Method
 from tvrkit.settings import DataConfig
-from tvrkit.shapes import render as shapes_render
-from tvrkit.shapes.scenes import Truth
+from tvrkit.shapes.render import render
+from tvrkit.shapes.scenes import Scene
+from tvrkit.shapes.truth import Truth
 
 FIRST = {
     "shape": "circle",
@@ -314,17 +315,15 @@ def test_informative_share():
 
 
 def test_object_pixels_are_where_the_objects_are():
-    scene = shapes_render.Scene(**FIRST | {"size": "large", "motion": "still", "then": ""})
-    near = shapes_render.render(scene, [""], [1])
+    scene = Scene(**FIRST | {"size": "large", "motion": "still", "then": ""})
+    near = render(scene, [""], [1])
     (pixels,) = inspection.object_pixels(near)
     rows, columns = np.nonzero(pixels)
     assert 0.06 < pixels.mean() < 0.14  # a circle of about 11.5 pixels radius in 64 x 64
     assert np.ptp(rows) < 27
     assert np.ptp(columns) < 27
     assert columns.mean() < 24  # "left"
-    white = shapes_render.render(
-        shapes_render.Scene(**vars(scene) | {"colour": "white"}), [""], [1]
-    )
+    white = render(Scene(**vars(scene) | {"colour": "white"}), [""], [1])
     assert (inspection.object_pixels(white) == pixels[None]).mean() > 0.97
 
 

@@ -12,7 +12,7 @@ from tvrkit.inspection import findings
 from tvrkit.models import METHODS
 from tvrkit.models.backbone import create_backbone
 from tvrkit.settings import BackboneConfig
-from tvrkit.shapes.scenes import sample_captions
+from tvrkit.shapes.stills import sample_captions
 
 PAIRS, FRAMES, WORDS = 24, 8, 32
 READ = [12, 33, 34, 35, 37]

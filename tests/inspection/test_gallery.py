@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tvrkit.data.manifest import Split
+from tests import fakes
 from tvrkit.inspection.gallery import Gallery, worst_queries
 from tvrkit.settings import DataConfig
 
@@ -50,7 +50,7 @@ class FakeFrames:
 def gallery():
     manifest, split = (
         SimpleNamespace(frames=FakeFrames()),
-        Split("test", CAPTIONS, VIDEOS, OWNER, []),
+        fakes.split("test", CAPTIONS, VIDEOS, OWNER),
     )
     return Gallery(manifest, DataConfig(prepared="fake", max_frames=3), split)
 

@@ -158,14 +158,14 @@ def test_embed_takes_the_methods_video_vector_or_the_mean_of_its_valid_frames(mo
     batch = SimpleNamespace(to=lambda device: None)
     for name in ("text_loader", "video_loader"):
         monkeypatch.setattr(inspection.negatives, name, lambda *_: [batch, batch])
-    texts, videos = inspection.embed(method, None, None, None)
+    texts, videos = inspection.embed(method, None, None)
     np.testing.assert_allclose(texts, F.normalize(sentence, dim=1).repeat(2, 1), atol=1e-6)
     unit = F.normalize(frames, dim=2)
     by_hand = F.normalize(torch.stack([(unit[0, 0] + unit[0, 1]) / 2, unit[1].mean(0)]), dim=1)
     np.testing.assert_allclose(videos, by_hand.repeat(2, 1), atol=1e-6)
     features.video = torch.tensor([[3.0, 0, 0, 0], [0, 2, 0, 0]])
     np.testing.assert_allclose(
-        inspection.embed(method, None, None, None)[1], np.eye(4)[[0, 1, 0, 1]], atol=1e-6
+        inspection.embed(method, None, None)[1], np.eye(4)[[0, 1, 0, 1]], atol=1e-6
     )
 
 

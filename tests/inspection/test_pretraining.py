@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvrkit.data.manifest import Split
+from tests import fakes
 from tvrkit.inspection import pretraining
 from tvrkit.models import METHODS
 from tvrkit.models.backbone import create_backbone
@@ -30,7 +30,9 @@ class FakeManifest:
         self.captions = pd.DataFrame({**rows, "caption": WORDS})
 
     def split(self, name, language):
-        return Split(name, self.captions, VIDEOS, np.arange(5), [])
+        return fakes.split(
+            name, self.captions, VIDEOS, np.arange(5), language=language, frames=self
+        )
 
     def read(self, video_id, indices):
         rng = np.random.default_rng(VIDEOS.index(video_id))

@@ -9,7 +9,7 @@ import pytest
 from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.inspection.truth import per_factor_accuracy
 from tvrkit.settings import EvalConfig
-from tvrkit.shapes.scenes import Truth
+from tvrkit.shapes.truth import Truth
 
 SETTINGS = EvalConfig(bootstrap=100)
 

@@ -64,7 +64,7 @@ def test_the_mined_pairs_of_each_epoch_are_those_that_beat_a_match(home):
 
     mined = home.mined
     assert set(mined["epoch"]) == {1, 2}
-    last = evaluate(home.method(), home.manifest, home.config, split="val")  # select is "last"
+    last = evaluate(home.method(), home.manifest.split("val"), home.config)  # select is "last"
     own = last.similarity[np.arange(len(last.caption_ids)), last.video_of_caption]
     lower = [
         [
@@ -85,7 +85,7 @@ def test_the_mined_pairs_of_each_epoch_are_those_that_beat_a_match(home):
 def test_the_checkpoint_gives_the_similarity_that_was_scored(home):
     from tvrkit.evaluation.evaluate import evaluate
 
-    again = evaluate(home.method(), home.manifest, home.config)
+    again = evaluate(home.method(), home.split, home.config)
     assert abs(again.similarity - home.evaluation.similarity).max() < 1e-5
     assert again.metrics == home.evaluation.metrics
 
@@ -186,9 +186,7 @@ def test_pretraining_on_titles_and_tags_and_fine_tuning_from_it(home, ending):
         assert queue.pointer == steps * per_step % queue.keys.shape[1]
     assert not torch.equal(queues["tag"].keys, queues["title"].keys)
     assert {"fam", "vtm", "ftm", "mlm"} <= set(first.history.columns)
-    assert first.metrics["t2v queries"] == len(
-        first.manifest.split("test", first.config.data.language).captions
-    )
+    assert first.metrics["t2v queries"] == len(first.split.captions)
     start = f"train.start_from=test/pre/{first.recipe}/seed0"
     frozen = ["train.lr=0.0", "train.clip_lr=0.0"]
     second = runs.ensure(

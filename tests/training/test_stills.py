@@ -14,7 +14,7 @@ from tvrkit.files import sha256
 from tvrkit.models.backbone import BACKBONES, create_backbone
 from tvrkit.models.bpe import UNMERGED, learn_merges, write_merges
 from tvrkit.settings import BackboneConfig
-from tvrkit.shapes.scenes import sample_captions, stills
+from tvrkit.shapes.stills import sample_captions, stills
 from tvrkit.training import stills as tiny
 
 FILES = BACKBONES["tvrkit-tiny"]

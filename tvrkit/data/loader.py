@@ -17,14 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tvrkit._torchvision import InterpolationMode, v2
 from tvrkit.data.batch import TextVideoBatch
-from tvrkit.data.manifest import Manifest, Split
+from tvrkit.data.manifest import Split
 from tvrkit.data.sampling import SAMPLERS, sample
-from tvrkit.data.store import FrameStore
 from tvrkit.data.text import KeywordMasker, Tagger, tokenise
 from tvrkit.settings import Config, DataConfig, choose
-from tvrkit.shapes.scenes import Truth
 
-TRAIN_SPLIT = "train"
 tagger = cache(Tagger)  # one per language and process: it remembers what it has tagged
 
 
@@ -64,36 +61,18 @@ class Clips:
     """Reads clips of a split's videos.
 
     Attributes:
-        store: of the frames.
-        video_ids: of the split.
-        counts: stored frames of each video.
+        split: whose videos they are.
         length: F, frames of a clip; a video with fewer is padded.
         size: S, height and width of a frame.
         sampling: name, see `tvrkit.data.sampling.sample`.
         augment: see `augmentation`.
     """
 
-    store: FrameStore
-    video_ids: list[str]
-    counts: list[int]
+    split: Split
     length: int
     size: int
     sampling: str
-    augment: bool
-
-    @classmethod
-    def of(
-        cls, manifest: Manifest, split: Split, data: DataConfig, size: int, training: bool
-    ) -> Clips:
-        """The clips a recipe's `data` section asks for; `max_frames` or what the longest video
-        has."""
-        counts = manifest.videos.set_index("video_id")["frames"][split.video_ids].tolist()
-        sampling = choose(
-            "sampling", data.train_sampling if training else data.eval_sampling, SAMPLERS
-        )
-        length = min(data.max_frames, max(counts))
-        augment = training and data.augmentation
-        return cls(manifest.frames, split.video_ids, counts, length, size, sampling, augment)
+    augment: bool = False
 
     def read(
         self, rows: Sequence[int], draws: Sequence[np.random.Generator | None]
@@ -106,14 +85,14 @@ class Clips:
         frames = torch.zeros(len(rows), self.length, 3, self.size, self.size, dtype=torch.uint8)
         mask = torch.zeros(len(rows), self.length, dtype=torch.bool)
         for position, (row, draw) in enumerate(zip(rows, draws, strict=True)):
-            indices = sample(self.sampling, self.counts[row], self.length, draw)
-            images = self.store.read(self.video_ids[row], indices)
-            clip = self._shape(torch.from_numpy(images).permute(0, 3, 1, 2), draw)
+            indices = sample(self.sampling, self.split.frame_counts[row], self.length, draw)
+            images = self.split.frames.read(self.split.video_ids[row], indices)
+            clip = self._fit(torch.from_numpy(images).permute(0, 3, 1, 2), draw)
             frames[position, : len(clip)] = clip
             mask[position, : len(clip)] = True
         return frames, mask
 
-    def _shape(self, clip: Tensor, draw: np.random.Generator | None) -> Tensor:
+    def _fit(self, clip: Tensor, draw: np.random.Generator | None) -> Tensor:
         if not self.augment:
             return fit(clip, self.size)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
@@ -121,24 +100,28 @@ class Clips:
             return augmentation(self.size)(clip)
 
 
-def tags(manifest: Manifest, split: Split) -> list[str]:
-    """A second text for each caption of the split: its video's tags, or the caption itself where
-    those are empty.
+def _clips(
+    split: Split, data: DataConfig, size: int, sampling: str, augment: bool = False
+) -> Clips:
+    """The clips of a recipe's `data` section: `max_frames`, or what the longest video has."""
+    length = min(data.max_frames, max(split.frame_counts))
+    return Clips(split, length, size, choose("sampling", sampling, SAMPLERS), augment)
 
-    They are the column `tags` of the captions (CHVTT); in shapes, what `Truth.tags` makes of the
-    first caption.
+
+def tags(split: Split) -> list[str]:
+    """A second text for each caption of the split: its video's tags, the column `tags`, or the
+    caption itself where those are empty.
 
     Raises:
         ValueError: the data set has none.
     """
     captions = split.captions
-    if "tags" in captions:
-        return captions["tags"].where(captions["tags"] != "", captions["caption"]).tolist()
-    if manifest.card.get("protocol") == "shapes":
-        return Truth.open(manifest.root).tags(captions)
-    raise ValueError(
-        f"data.captions is 'tagged', but {manifest.root.name} has no tags: expected 'one' or 'all'"
-    )
+    if "tags" not in captions:
+        raise ValueError(
+            f"data.captions is 'tagged', but {split.frames.path.parent.name} has no tags: "
+            "expected 'one' or 'all', or a data set prepared with a column `tags`"
+        )
+    return captions["tags"].where(captions["tags"] != "", captions["caption"]).tolist()
 
 
 class TrainData(Dataset):
@@ -148,24 +131,25 @@ class TrainData(Dataset):
     The loader asks for whole batches of (epoch, item), see `EpochOrder`.
     """
 
-    def __init__(self, manifest: Manifest, config: Config, backbone, seed: int):
-        self.data, self.seed, self.epoch = config.data, seed, 0
-        self.split = manifest.split(TRAIN_SPLIT, config.data.language)
-        self.clips = Clips.of(manifest, self.split, config.data, backbone.image_size, training=True)
-        self.captions = self.split.captions["caption"].tolist()
-        self.tokenizer = backbone.tokenizer
-        self.text = _tokenise(self.captions, backbone.tokenizer, config.data)
+    def __init__(self, split: Split, config: Config, backbone, seed: int):
+        data, self.tokenizer = config.data, backbone.tokenizer
+        self.split, self.data, self.seed, self.epoch = split, data, seed, 0
+        self.clips = _clips(
+            split, data, backbone.image_size, data.train_sampling, data.augmentation
+        )
+        self.captions = split.captions["caption"].tolist()
+        self.text = _tokenise(self.captions, self.tokenizer, data)
         self.extras = {}
-        if config.data.captions == "tagged":
-            second = tokenise(tags(manifest, self.split), backbone.tokenizer, config.data.max_words)
-            self.extras = dict(zip(("tag_tokens", "tag_mask"), second[:2], strict=True))
-        self.of_video = [[] for _ in self.split.video_ids]
-        for row, video in enumerate(self.split.video_of_caption):
-            self.of_video[video].append(row)
+        if data.captions == "tagged":
+            tokens, mask, _ = tokenise(tags(split), self.tokenizer, data.max_words)
+            self.extras = {"tag_tokens": tokens, "tag_mask": mask}
+        self.captions_of_video = [[] for _ in split.video_ids]
+        for row, video in enumerate(split.video_of_caption):
+            self.captions_of_video[video].append(row)
         self.masker = None
-        if config.data.keyword_masking:
-            texts = self.split.captions.groupby("video_id")["caption"].agg(list)
-            self.masker = KeywordMasker(texts.to_dict(), config.data.language)
+        if data.keyword_masking:
+            texts = split.captions.groupby("video_id")["caption"].agg(list)
+            self.masker = KeywordMasker(texts.to_dict(), data.language)
 
     def set_epoch(self, epoch: int) -> None:
         """What the next iteration over the loader draws."""
@@ -185,14 +169,14 @@ class TrainData(Dataset):
                 for video, caption, draw in zip(videos, captions, draws, strict=True)
             ]
             text = _tokenise(texts, self.tokenizer, self.data)
-        clips = self.clips.read(videos, draws)
         extras = {name: part[captions] for name, part in self.extras.items()}
-        return TextVideoBatch(
-            *text, *clips, torch.from_numpy(videos), torch.tensor(captions), extras
-        )
+        rows = torch.from_numpy(videos), torch.tensor(captions)
+        return TextVideoBatch(*text, *self.clips.read(videos, draws), *rows, extras)
 
     def _caption(self, item: int, draw: np.random.Generator) -> int:
-        return item if self.data.captions == "all" else int(draw.choice(self.of_video[item]))
+        return (
+            item if self.data.captions == "all" else int(draw.choice(self.captions_of_video[item]))
+        )
 
 
 class EpochOrder(Sampler):
@@ -216,34 +200,34 @@ class _VideoData(Dataset):
         self.clips = clips
 
     def __len__(self) -> int:
-        return len(self.clips.video_ids)
+        return len(self.clips.split.video_ids)
 
     def __getitems__(self, rows: Sequence[int]) -> TextVideoBatch:
         frames, mask = self.clips.read(rows, [None] * len(rows))
         return TextVideoBatch(frames=frames, frame_mask=mask, video_index=torch.tensor(rows))
 
 
-def train_loader(manifest: Manifest, config: Config, backbone, *, seed: int) -> DataLoader:
+def train_loader(split: Split, config: Config, backbone, *, seed: int) -> DataLoader:
     """Batches of the training split, in another order each epoch
     (`loader.dataset.set_epoch(epoch)`).
 
     A last batch that is not full is dropped, unless it is the only one.
 
     Raises:
-        ValueError: unknown sampling, split or language.
+        ValueError: unknown sampling, or tags are asked of a data set without.
     """
-    data = TrainData(manifest, config, backbone, seed)
+    data = TrainData(split, config, backbone, seed)
     size = config.train.batch_size
     return _load(data, config, size, sampler=EpochOrder(data), drop_last=len(data) >= size)
 
 
-def video_loader(split: Split, config: Config, backbone, manifest: Manifest) -> DataLoader:
+def video_loader(split: Split, config: Config, backbone) -> DataLoader:
     """Batches of a split's videos in order: frames, frame_mask, video_index."""
-    clips = Clips.of(manifest, split, config.data, backbone.image_size, training=False)
+    clips = _clips(split, config.data, backbone.image_size, config.data.eval_sampling)
     return _load(_VideoData(clips), config, config.eval.batch_size)
 
 
-def text_loader(split: Split, config: Config, backbone, manifest: Manifest) -> DataLoader:
+def text_loader(split: Split, config: Config, backbone) -> DataLoader:
     """Batches of a split's captions in order: tokens, token_mask, token_weight, video_index,
     caption_index."""
     text = _tokenise(split.captions["caption"].tolist(), backbone.tokenizer, config.data)

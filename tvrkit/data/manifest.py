@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,25 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tvrkit import __version__
+from tvrkit import __version__, files
 from tvrkit.data.extract import NO_FILE
+from tvrkit.data.records import read_json_lines
+from tvrkit.data.splits import set_hash
 from tvrkit.data.store import FrameStore, check_id
 from tvrkit.settings import choose
 
 CAPTION_FIELDS = ["caption_id", "video_id", "caption", "language", "split"]
-VIDEO_FIELDS = [
-    "video_id",
-    "split",
-    "file",
-    "status",
-    "reason",
-    "requested",
-    "frames",
-    "fps",
-    "duration",
-    "width",
-]
-VIDEO_FIELDS += ["height", "bytes"]
+VIDEO_FIELDS = ["video_id", "split", "file", "status", "reason", "requested", "frames"]
+VIDEO_FIELDS += ["fps", "duration", "width", "height", "bytes"]
 CAPTIONS, VIDEOS, STORE, CARD = "captions.jsonl", "videos.jsonl", "frames.lmdb", "card.json"
 
 
@@ -41,19 +29,27 @@ class Split:
 
     Attributes:
         name: of the split.
+        language: of the captions.
         captions: DataFrame; the row number is the `caption_index`. It may have `tags`, a second
             text of the video.
         video_ids: the row number is the `video_index`.
         video_of_caption: (N_t,) int64, the video index of each caption.
-        missing: ids of the split's videos without frames; where there are any, results are not
-            comparable with published ones.
+        missing: ids of the split's videos without frames.
+        complete: nothing is missing, and the data set is what its protocol says; else results are
+            not comparable with published ones.
+        frame_counts: stored frames of each video.
+        frames: the store they are read from.
     """
 
     name: str
+    language: str
     captions: pd.DataFrame
     video_ids: list[str]
     video_of_caption: np.ndarray
     missing: list[str]
+    complete: bool
+    frame_counts: list[int]
+    frames: FrameStore
 
 
 class Manifest:
@@ -79,30 +75,22 @@ class Manifest:
             ValueError: its parts do not belong together.
         """
         root = Path(root)
-        command = f"run `tvrkit data prepare {root.name}`"
-        if not root.name.startswith("shapes"):
-            command = "see data/README.md for the `tvrkit data prepare` command that makes it"
+        command = "see data/README.md for the `tvrkit data prepare` command that makes it"
+        if root.name.startswith("shapes"):
+            command = f"run `tvrkit data prepare {root.name}`"
         if not root.is_dir():
             raise FileNotFoundError(f"no prepared data set at {root}: {command}")
         lost = [name for name in (CAPTIONS, VIDEOS, STORE, CARD) if not (root / name).exists()]
         if lost:
             raise FileNotFoundError(f"{root} is half-built, it has no {', '.join(lost)}: {command}")
-        manifest = cls(
-            root,
-            _read_lines(root / CAPTIONS),
-            _read_lines(root / VIDEOS),
-            json.loads((root / CARD).read_text(encoding="utf-8")),
+        captions, videos = (
+            pd.DataFrame(read_json_lines(root / name, dict)) for name in (CAPTIONS, VIDEOS)
         )
-        expected = {
-            key: manifest.card.get(key)
-            for key in ("counts", "split_hash", "captions_hash", "store")
-        }
-        found = {**_count(manifest.captions, manifest.videos), "store": manifest.frames.settings}
-        for key, value in expected.items():
-            if found[key] != value:
-                raise ValueError(
-                    f"{root}: {CARD} says {key} {value}, found {found[key]}: {command}"
-                )
+        manifest = cls(root, captions, videos, json.loads((root / CARD).read_text("utf-8")))
+        for key, value in (_count(captions, videos) | {"store": manifest.frames.settings}).items():
+            if manifest.card.get(key) != value:
+                expected = f"{CARD} says {key} {manifest.card.get(key)}"
+                raise ValueError(f"{root}: {expected}, found {value}: {command}")
         return manifest
 
     @cached_property
@@ -116,24 +104,27 @@ class Manifest:
         Raises:
             ValueError: no such split or language; the message lists those there are.
         """
-        captions = self.captions[
-            self.captions["split"] == choose("split", name, set(self.captions["split"]))
-        ]
-        captions = captions[
-            captions["language"] == choose("language", language, set(captions["language"]))
-        ]
+        captions = self.captions
+        for column, value in (("split", name), ("language", language)):
+            captions = captions[captions[column] == choose(column, value, set(captions[column]))]
         captioned = self.videos[self.videos["video_id"].isin(captions["video_id"])]
-        good = captioned["status"] == "ok"
-        video_ids = captioned["video_id"][good].tolist()
-        if not video_ids:
+        good = captioned[captioned["status"] == "ok"]
+        if good.empty:
             raise ValueError(
                 f"{self.root}: no video of split {name!r} has frames and a caption in {language!r}"
             )
-        captions = captions[captions["video_id"].isin(video_ids)].reset_index(drop=True)
-        index = {video_id: row for row, video_id in enumerate(video_ids)}
-        video_of_caption = captions["video_id"].map(index).to_numpy(np.int64, copy=True)
+        captions = captions[captions["video_id"].isin(good["video_id"])].reset_index(drop=True)
+        missing = captioned.loc[captioned["status"] != "ok", "video_id"].tolist()
         return Split(
-            name, captions, video_ids, video_of_caption, captioned["video_id"][~good].tolist()
+            name,
+            language,
+            captions,
+            good["video_id"].tolist(),
+            pd.Index(good["video_id"]).get_indexer(captions["video_id"]).astype(np.int64),
+            missing,
+            complete=not (missing or self.card.get("partial", False)),
+            frame_counts=good["frames"].tolist(),
+            frames=self.frames,
         )
 
 
@@ -149,20 +140,8 @@ def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: 
             no row.
     """
     root = Path(root)
-    for name, table, fields in (
-        ("captions", captions, CAPTION_FIELDS),
-        ("videos", videos, VIDEO_FIELDS),
-    ):
-        absent = [field for field in fields if field not in table]
-        if absent:
-            raise ValueError(
-                f"{name} lack {', '.join(absent)}: expected the columns {', '.join(fields)}"
-            )
-        twice = table[fields[0]][table[fields[0]].duplicated()]
-        if len(twice):
-            raise ValueError(
-                f"{name}: {len(twice)} ids are not unique: {', '.join(map(str, twice[:3]))}"
-            )
+    _check_table("captions", captions, CAPTION_FIELDS)
+    _check_table("videos", videos, VIDEO_FIELDS)
     for video_id in videos["video_id"]:
         check_id(video_id)
     alone = sorted(set(captions["video_id"]) - set(videos["video_id"]))
@@ -172,11 +151,23 @@ def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: 
         )
     store = FrameStore(root / STORE).settings
     (root / CARD).unlink(missing_ok=True)
-    _write(root / CAPTIONS, _lines(captions))
-    _write(root / VIDEOS, _lines(videos))
+    files.write_json_lines(root / CAPTIONS, captions.to_dict("records"))
+    files.write_json_lines(root / VIDEOS, videos.to_dict("records"))
     card = {**card, **_count(captions, videos), "store": store, "made_by": f"tvrkit {__version__}"}
-    _write(root / CARD, [json.dumps(card, ensure_ascii=False, indent=2, sort_keys=True)])
+    files.write_json(root / CARD, card)
     return Manifest.open(root)
+
+
+def _check_table(name: str, table: pd.DataFrame, fields: list[str]) -> None:
+    """All `fields` are there, and the first is different in each row."""
+    if absent := [field for field in fields if field not in table]:
+        raise ValueError(
+            f"{name} lack {', '.join(absent)}: expected the columns {', '.join(fields)}"
+        )
+    twice = table[fields[0]][table[fields[0]].duplicated()]
+    if len(twice):
+        named = ", ".join(map(str, twice[:3]))
+        raise ValueError(f"{name}: {len(twice)} ids are not unique: {named}")
 
 
 def coverage(videos: pd.DataFrame) -> pd.DataFrame:
@@ -192,61 +183,31 @@ def coverage(videos: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for split, group in videos.groupby("split", sort=False):
-        good, ids = group["status"] == "ok", group["video_id"]
-        absent = group["reason"] == NO_FILE
-        short = good & (group["frames"] < group["requested"])
-        damaged = good & (group["reason"] != "")
+        good, absent = group["status"] == "ok", group["reason"] == NO_FILE
         lists = {
             "missing": absent,
             "broken": ~good & ~absent,
-            "damaged": damaged,
-            "too_short": short,
+            "damaged": good & (group["reason"] != ""),
+            "too_short": good & (group["frames"] < group["requested"]),
         }
-        about = {"split": split, "videos": len(group), "present": int(good.sum())}
-        rows.append({**about, **{name: ids[mask].tolist() for name, mask in lists.items()}})
+        ids = {name: group.loc[mask, "video_id"].tolist() for name, mask in lists.items()}
+        rows.append({"split": split, "videos": len(group), "present": int(good.sum()), **ids})
     return pd.DataFrame(rows)
 
 
 def _count(captions: pd.DataFrame, videos: pd.DataFrame) -> dict:
-    counts, hashes = {}, {}
+    """What the card says of the two tables: numbers, and hashes of ids, captions and tags."""
+    card: dict = {"counts": {}, "split_hash": {}, "captions_hash": {}}
     for split, group in videos.groupby("split"):
-        ids = sorted(group["video_id"])
-        texts = int((captions["split"] == split).sum())
-        counts[split] = {
-            "videos": len(ids),
+        card["counts"][split] = {
+            "videos": len(group),
             "ok": int((group["status"] == "ok").sum()),
-            "captions": texts,
+            "captions": int((captions["split"] == split).sum()),
         }
-        hashes[split] = hashlib.sha256("\n".join(ids).encode()).hexdigest()
-    contents = {}
+        card["split_hash"][split] = set_hash(group["video_id"])
     for (split, language), group in captions.groupby(["split", "language"]):
-        columns = [name for name in ("caption_id", "video_id", "caption", "tags") if name in group]
-        lines = sorted(group[columns].astype(str).agg("\t".join, axis=1))
-        contents.setdefault(split, {})[language] = hashlib.sha256(
-            "\n".join(lines).encode()
-        ).hexdigest()
-    return {"counts": counts, "split_hash": hashes, "captions_hash": contents}
-
-
-def _lines(table: pd.DataFrame) -> Iterable[str]:
-    return (json.dumps(row, ensure_ascii=False) for row in table.to_dict("records"))
-
-
-def _read_lines(path: Path) -> pd.DataFrame:
-    rows = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-    return pd.DataFrame(rows)
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        lines = group[["caption_id", "video_id", "caption"]].astype(str).agg("\t".join, axis=1)
+        card["captions_hash"].setdefault(split, {})[language] = set_hash(lines)
+    if "tags" in captions:
+        card["tags_hash"] = set_hash(captions["caption_id"] + "\t" + captions["tags"])
+    return card

@@ -16,7 +16,6 @@ from tvrkit.data.extract import NO_FILE, extract, find_videos
 from tvrkit.data.splits import SplitReport, check_splits
 from tvrkit.data.store import FrameStore
 from tvrkit.files import write_text
-from tvrkit.shapes import scenes as shapes
 
 FRAMES = {
     "msrvtt": 30,
@@ -131,12 +130,6 @@ def _card(report: SplitReport) -> dict:
         "repeated_captions": {split: int(count) for split, count in repeated.items()},
         "shared_sources": None if report.shared_sources is None else len(report.shared_sources),
     }
-
-
-def prepare_shapes(out: Path, seed: int = 0, workers: int = 2) -> manifest.Manifest:
-    """The embedded data set; the folder's name ends in its preset ("shapes-quick")."""
-    shapes.prepare(out, out.name.removeprefix("shapes-"), seed, workers)
-    return manifest.Manifest.open(out)
 
 
 def extract_folder(

@@ -16,10 +16,9 @@ PROTOCOL_TABLE = files.ASSETS / "protocols.csv"
 NAMED = 5  # ids named in a message
 
 
-def id_hash(video_ids: Iterable[str]) -> str:
-    """SHA-256 of the sorted distinct ids, one a line: the same for the same set of videos in any
-    order."""
-    return hashlib.sha256("\n".join(sorted(set(video_ids))).encode()).hexdigest()
+def set_hash(lines: Iterable[str]) -> str:
+    """SHA-256 of the sorted distinct lines: the same for the same set of ids in any order."""
+    return hashlib.sha256("\n".join(sorted(set(lines))).encode()).hexdigest()
 
 
 def expected_counts() -> pd.DataFrame:
@@ -124,7 +123,7 @@ def _count(split: str, group: pd.DataFrame, expected: pd.DataFrame) -> dict:
         "captions": len(group),
         "expected_captions": known.get("captions", pd.NA),
         "repeated_captions": int(group["caption"].duplicated().sum()),
-        "ids_sha256": id_hash(group["video_id"]),
+        "ids_sha256": set_hash(group["video_id"]),
         "expected_ids_sha256": known.get("ids_sha256", ""),
         "source": known.get("source", "no expected numbers are known"),
     }

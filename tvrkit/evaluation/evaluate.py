@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tvrkit import files
 from tvrkit.data.batch import VideoFeatures
 from tvrkit.data.loader import text_loader, video_loader
-from tvrkit.data.manifest import Manifest, Split
+from tvrkit.data.manifest import Split
 from tvrkit.evaluation import ranks as ranking
 from tvrkit.evaluation.postprocess import NEEDS_BANK, postprocess
 from tvrkit.evaluation.ranks import DIRECTIONS
@@ -178,12 +178,7 @@ def _prefixed(prefix: str, values: dict) -> dict:
 
 
 def evaluate(
-    method: Method,
-    manifest: Manifest,
-    config: Config,
-    *,
-    split: str | None = None,
-    device: str = "cpu",
+    method: Method, split: Split, config: Config, *, bank: Split | None = None, device: str = "cpu"
 ) -> Evaluation:
     """Score a method on a split: every caption is a query, every video a candidate, and the other
     way round.
@@ -194,38 +189,31 @@ def evaluate(
 
     Args:
         method: on `device`; its mode and the random state are left as they were.
-        manifest: the prepared data set.
+        split: its captions and videos, of `Manifest.split`.
         config: the recipe; `data` and `eval` are used, and `train.select` is recorded.
-        split: name of the split; None = `config.eval.split`.
+        bank: the training split, for post-processing that needs one (QB-Norm).
         device: where the batches go.
 
     Raises:
-        ValueError: the split is unknown or nothing of it is there, or the scores hold NaN.
+        ValueError: a bank is needed and not given, or the scores hold NaN.
     """
-    name = split or config.eval.split
-    queries = manifest.split(name, config.data.language)
-    if not queries.video_ids:
-        raise ValueError(
-            f"split {name!r} of {manifest.root}: none of its {len(queries.missing)} videos has frames"
-        )
     training = method.training
     method.eval()
     try:
         # Loaders draw a seed: without the fork, evaluating after an epoch would change the training
         # after it.
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-            similarity, banks = _score(method, manifest, config, queries, device)
+            similarity, banks = _score(method, split, config, bank, device)
     finally:
         method.train(training)
-    partial = manifest.card.get("partial", False)  # with --allow-partial; shapes has no such key
     labels = {
-        "split": name,
-        "language": config.data.language,
+        "split": split.name,
+        "language": split.language,
         "selection": selection_label(config.train.select),
-        "complete": not (queries.missing or partial),
-        "missing": queries.missing,
+        "complete": split.complete,
+        "missing": split.missing,
     }
-    ids = queries.captions["caption_id"], queries.video_ids, queries.video_of_caption
+    ids = split.captions["caption_id"], split.video_ids, split.video_of_caption
     return Evaluation.from_similarity(similarity, *ids, config.eval, banks, **labels)
 
 
@@ -235,16 +223,18 @@ def selection_label(select: str) -> str:
     return f"{select} (optimistic)" if select == "test" else select
 
 
-def _score(method, manifest, config, queries: Split, device) -> tuple[np.ndarray, dict | None]:
+def _score(
+    method, queries: Split, config, bank: Split | None, device
+) -> tuple[np.ndarray, dict | None]:
     """(N_t, N_v) float32, and the banks of training queries where a post-processing needs them."""
 
     def encode(split: Split) -> VideoFeatures:
-        loader = tqdm(video_loader(split, config, method.backbone, manifest), "videos", leave=False)
+        loader = tqdm(video_loader(split, config, method.backbone), "videos", leave=False)
         return VideoFeatures.cat([method.encode_video(batch.to(device)) for batch in loader])
 
     def score(split: Split, *candidates: VideoFeatures) -> list[np.ndarray]:
         """One (captions, videos) matrix for each of `candidates`."""
-        loader = text_loader(split, config, method.backbone, manifest)
+        loader = text_loader(split, config, method.backbone)
         rows = []
         for batch in tqdm(loader, "captions", leave=False):
             text = method.encode_text(batch.to(device))
@@ -254,7 +244,8 @@ def _score(method, manifest, config, queries: Split, device) -> tuple[np.ndarray
     videos = encode(queries)
     if not NEEDS_BANK & set(config.eval.postprocess):
         return score(queries, videos)[0], None
-    bank = manifest.split("train", config.data.language)
+    if bank is None:
+        raise ValueError(f"{config.eval.postprocess}: expected bank=, the training split, got none")
     # one caption a video keeps the bank small
     first = np.unique(bank.video_of_caption, return_index=True)[1]
     captions = bank.captions.iloc[first].reset_index(drop=True)

@@ -11,7 +11,7 @@ from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.inspection.attention import frames_seen
 from tvrkit.inspection.truth import contradicting_words
 from tvrkit.settings import DataConfig
-from tvrkit.shapes.scenes import Truth
+from tvrkit.shapes.truth import Truth
 
 
 class Retrieved(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvrkit.data.loader import text_loader, video_loader
-from tvrkit.data.manifest import Manifest, Split
+from tvrkit.data.manifest import Split
 from tvrkit.evaluation.statistics import ratio_interval
 from tvrkit.losses.contrastive import neg_nce
 from tvrkit.models.method import Method
@@ -167,9 +167,7 @@ def push(similarity: Tensor, *, negative_weight: float, **options) -> tuple[np.n
 
 
 @torch.inference_mode()
-def embed(
-    method: Method, manifest: Manifest, config: Config, split: Split
-) -> tuple[np.ndarray, np.ndarray]:
+def embed(method: Method, split: Split, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Unit sentence vectors (N_t, D) and video vectors (N_v, D) of a split.
 
     A video is the method's own vector where it has one, else the mean of its frames: less than what
@@ -178,10 +176,10 @@ def embed(
     device = method.backbone.logit_scale.device
     texts = [
         method.encode_text(batch.to(device)).sentence
-        for batch in text_loader(split, config, method.backbone, manifest)
+        for batch in text_loader(split, config, method.backbone)
     ]
     videos = []
-    for batch in video_loader(split, config, method.backbone, manifest):
+    for batch in video_loader(split, config, method.backbone):
         features = method.encode_video(batch.to(device))
         frames = F.normalize(features.frames, dim=-1) * features.mask[..., None]
         videos.append(frames.sum(dim=1) if features.video is None else features.video)

@@ -19,7 +19,7 @@ from tvrkit.data.loader import TrainData, train_loader
 from tvrkit.data.manifest import Split
 from tvrkit.data.text import token_spans, tokenise
 from tvrkit.models.hmmc_pretraining import HMMCPretraining
-from tvrkit.shapes.scenes import Truth
+from tvrkit.shapes.truth import Truth
 from tvrkit.training import optim, runs
 
 Items = Sequence[tuple[int, int]]  # (epoch, item) of a batch
@@ -28,7 +28,8 @@ WATCHED = "resblocks.0.attn.in_proj_weight"
 
 def training_batches(run: runs.Run, method: HMMCPretraining) -> tuple[TrainData, list[Items]]:
     """The training data of a finished run, and which items each of its steps read, in order."""
-    loader = train_loader(run.manifest, run.config, method.backbone, seed=run.seed)
+    split = run.manifest.split("train", run.config.data.language)
+    loader = train_loader(split, run.config, method.backbone, seed=run.seed)
     data, batches = cast(TrainData, loader.dataset), cast(Iterable[Items], loader.batch_sampler)
     order: list[Items] = []
     for epoch in range(run.config.train.epochs):
@@ -88,7 +89,8 @@ def watch(run: runs.Run, *, steps: int, batch_size: int, queue_size: int) -> Wat
     torch.manual_seed(run.seed)
     method = cast(HMMCPretraining, runs.build_method(config)).train()
     optimizer, _ = optim.build_optimizer(method, train, steps)
-    loader = train_loader(run.manifest, config, method.backbone, seed=run.seed)
+    split = run.manifest.split("train", config.data.language)
+    loader = train_loader(split, config, method.backbone, seed=run.seed)
     batches, keys = list(islice(loader, steps)), []
     weight, queue = method.temporal.get_parameter(WATCHED), method.queues["video"]
     queues, weights = [queue.keys.T.clone()], [weight.detach().clone()]

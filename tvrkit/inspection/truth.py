@@ -12,7 +12,7 @@ from tvrkit.evaluation.ranks import retrieval_metrics
 from tvrkit.evaluation.statistics import bootstrap_metrics, interval
 from tvrkit.inspection.attention import overlapping, word_spans
 from tvrkit.inspection.negatives import with_rest
-from tvrkit.shapes.scenes import Truth
+from tvrkit.shapes.truth import Truth
 
 # of 255: shapes' objects are coloured or white, everything else is nearly grey and dim
 VIVID, PALE = 70, 190

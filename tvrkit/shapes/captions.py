@@ -14,7 +14,7 @@ import yaml
 
 from tvrkit import files
 from tvrkit.settings import choose
-from tvrkit.shapes.render import Scene
+from tvrkit.shapes.scenes import Scene
 
 Pieces = list[tuple[str, str]]  # text, and the factor it names or ""
 Spans = list[tuple[int, int, str]]  # first character, character after the last, factor
@@ -36,11 +36,8 @@ def mention(scene: Scene, omit: float, rng: np.random.Generator) -> tuple[str, .
     Without its first motion no second one is told, without its shape nothing of the second object.
     """
     present = [factor for factor, value in vars(scene).items() if value]
-    kept = {
-        factor
-        for factor, draw in zip(present, rng.random(len(present)), strict=True)
-        if draw >= omit
-    }
+    draws = rng.random(len(present))
+    kept = {factor for factor, draw in zip(present, draws, strict=True) if draw >= omit}
     if not kept & {"shape", "colour"}:
         kept.add("shape")
     kept -= set() if "motion" in kept else {"then"}
@@ -61,21 +58,18 @@ def tell(
         rng: numpy generator; draws synonyms and order.
     """
     words = WORDS[choose("language", language, WORDS)]
-    said = {
-        factor: [(_pick(words[factor][getattr(scene, factor)], rng), factor)]
-        for factor in mentioned
-    }
+    said = {name: [(_pick(words[name][getattr(scene, name)], rng), name)] for name in mentioned}
     naming = rng.random() < 0.4
     slots = {
         "np": _noun(said, "", language, rng),
         "place": said.get("place", []),
         "vp": _verbs(said, naming, language, rng),
         "second": _second(scene, said, language, rng),
+        "behind": [],
     }
     framed = "background" in said and not naming and rng.random() < 0.4
-    slots["behind"] = (
-        _draw("behind", language, rng, **said) if "background" in said and not framed else []
-    )
+    if "background" in said and not framed:
+        slots["behind"] = _draw("behind", language, rng, **said)
     sentence = _draw("clause", language, rng, **slots)
     if framed:
         sentence = _draw("framed", language, rng, clause=sentence, **said)
@@ -115,22 +109,17 @@ def _verbs(said: dict[str, Pieces], naming: bool, language: str, rng) -> Pieces:
         return []
     slots = {"v": said["motion"], "w": said.get("then", [])}
     if language == "en":
-        slots |= {
-            f"{name}ing": [(_participle(text), factor) for text, factor in slots[name]]
-            for name in "vw"
-        }
-        if naming:
-            slots |= {"v": slots["ving"], "w": slots["wing"]}
+        for name, pieces in list(slots.items()):
+            slots[f"{name}ing"] = [(_participle(text), factor) for text, factor in pieces]
+            slots[name] = slots[f"{name}ing"] if naming else pieces
     return _draw("twice" if "then" in said else "once", language, rng, **slots)
 
 
 def _second(scene: Scene, said: dict[str, Pieces], language: str, rng) -> Pieces:
     if "shape2" not in said:
         return []
-    entry = scene.motion2 if "motion2" in said else "with"
-    return _draw(
-        entry, language, rng, np=_noun(said, "2", language, rng), v2=said.get("motion2", [])
-    )
+    entry, noun = scene.motion2 if "motion2" in said else "with", _noun(said, "2", language, rng)
+    return _draw(entry, language, rng, np=noun, v2=said.get("motion2", []))
 
 
 def _participle(phrase: str) -> str:

@@ -23,8 +23,8 @@ import yaml
 from filelock import FileLock
 
 from tvrkit import files
-from tvrkit.data import loader, prepare
-from tvrkit.data.manifest import Manifest
+from tvrkit.data import loader
+from tvrkit.data.manifest import Manifest, Split
 from tvrkit.evaluation import evaluate as evaluation
 from tvrkit.evaluation.ranks import RSUM
 from tvrkit.models import checkpoints, method_class
@@ -32,6 +32,7 @@ from tvrkit.models.backbone import create_backbone
 from tvrkit.models.method import Method
 from tvrkit.recipes import build, load_recipe, to_dict
 from tvrkit.settings import Config
+from tvrkit.shapes.dataset import PREFIX, prepare_shapes
 from tvrkit.training.card import peak_memory_mb, resolve_device, run_card, seed_everything
 from tvrkit.training.trainer import State, Trainer
 
@@ -113,6 +114,11 @@ class Run:
         """The prepared data set the run used."""
         return Manifest.open(files.data(self.config.data.prepared))
 
+    @cached_property
+    def split(self) -> Split:
+        """The captions and videos it is evaluated on."""
+        return self.manifest.split(self.config.eval.split, self.config.data.language)
+
     def method(self, device: str = "cpu") -> Method:
         """The trained method, in evaluation mode."""
         method = build_method(self.config)
@@ -141,12 +147,10 @@ def prepared(config: Config) -> Manifest:
     """The recipe's data set; the embedded one is made where it is missing, others must have been
     prepared."""
     root = files.data(config.data.prepared)
-    if config.data.prepared.startswith(
-        "shapes-"
-    ):  # returns at once where it is whole and of this preset
+    if root.name.startswith(PREFIX):  # returns at once where it is whole and of this preset
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(root.with_suffix(".lock")):
-            return prepare.prepare_shapes(root)
+            return prepare_shapes(root)
     return Manifest.open(root)
 
 
@@ -254,37 +258,38 @@ def flatten(raw: dict, prefix: str = "") -> dict:
 def _train(config: Config, folder: Path, seed: int, device: torch.device) -> None:
     code = run_card(seed, device)  # now: the checkout may be another when the training ends
     manifest = prepared(config)
-    manifest.split(
-        config.eval.split, config.data.language
-    )  # a wrong name is better known now than after training
+    train, reported = (
+        manifest.split(name, config.data.language) for name in ("train", config.eval.split)
+    )
+    selection = "test" if config.train.select == "test" else "val"
+    selected = None
+    if selection in set(manifest.captions["split"]):
+        selected = manifest.split(selection, config.data.language)
+    elif config.train.select != "last":
+        raise ValueError(
+            f"train.select is {selection!r}, but {config.data.prepared} has no such split: use 'last'"
+        )
     seed_everything(seed)
     method = build_method(config).to(device)
     if config.train.start_from:
         checkpoints.start_from(
             method, files.run(config.train.start_from) / "checkpoint.safetensors"
         )
-    batches = loader.train_loader(manifest, config, method.backbone, seed=seed)
-    split = manifest.split("train", config.data.language)
-    trainer = Trainer(method, batches, config.train, device, partial(_name_rows, split))
+    batches = loader.train_loader(train, config, method.backbone, seed=seed)
+    trainer = Trainer(method, batches, config.train, device, partial(_name_rows, train))
     resume = folder / "resume.pt"
-    selection = "test" if config.train.select == "test" else "val"
-    has_selection = selection in set(manifest.captions["split"])
-    if config.train.select != "last" and not has_selection:
-        raise ValueError(
-            f"train.select is {selection!r}, but {config.data.prepared} has no such split: use 'last'"
-        )
 
     def after_epoch(state: State) -> dict:
-        if not has_selection:
+        if selected is None:
             return {}
         raw = dataclasses.replace(config, eval=dataclasses.replace(config.eval, postprocess=[]))
-        result = evaluation.evaluate(method, manifest, raw, split=selection, device=device)
+        result = evaluation.evaluate(method, selected, raw, device=device)
         _note_mined(folder / "mined.csv.gz", state.epoch, result)
         return _curve_row(selection, result.metrics)
 
     state = trainer.fit(resume, after_epoch)
     start = time.perf_counter()
-    result = evaluation.evaluate(method, manifest, config, device=device)
+    result = evaluation.evaluate(method, reported, config, bank=train, device=device)
     result.save(folder)
     checkpoints.save(method, folder / "checkpoint.safetensors", config)
     files.write_text(folder / "history.csv", pd.DataFrame(state.history).to_csv(index=False))

@@ -24,7 +24,7 @@ from tvrkit.losses.contrastive import info_nce
 from tvrkit.models.backbone import BACKBONES, Backbone, create_backbone
 from tvrkit.models.bpe import SimpleTokenizer, learn_merges, write_merges
 from tvrkit.settings import BackboneConfig, settings
-from tvrkit.shapes.scenes import sample_captions, stills
+from tvrkit.shapes.stills import sample_captions, stills
 from tvrkit.training.card import run_card, seed_everything
 from tvrkit.training.optim import schedule
 

@@ -1,0 +1,148 @@
+"""shapes: procedural videos with known meaning, so that the whole kit runs anywhere and is scored
+on truth.
+
+Real .mp4 files, decoded and stored like any other video. The data set is a function of preset and
+seed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from tvrkit import files
+from tvrkit.data import manifest
+from tvrkit.data.decoders import FrameSettings
+from tvrkit.data.extract import extract
+from tvrkit.settings import choose
+from tvrkit.shapes import truth
+from tvrkit.shapes.captions import mention, tell
+from tvrkit.shapes.render import encode, render
+from tvrkit.shapes.scenes import PRESETS, Preset, Video, plan
+
+PREFIX = "shapes-"  # of a folder, before the name of its preset
+CAPTION_COLUMNS = [*manifest.CAPTION_FIELDS, "tags"]
+TRUTH_COLUMNS = ["caption_id", "video_id", "language", "mentioned", "spans", "partial_of"]
+
+
+def prepare_shapes(
+    root: Path | str, preset: str | None = None, seed: int = 0, workers: int = 2
+) -> manifest.Manifest:
+    """Make the data set, or what is missing of it, in `root`; a finished one is left as it is.
+
+    Args:
+        root: folder of the prepared data set; gets `videos/`, `truth/`, and what every prepared
+            data set has.
+        preset: a key of `PRESETS`; what the folder's name ends in ("shapes-quick") where None.
+        seed: of everything. The same seed gives the same bytes of truth and captions, and the same
+            frames.
+        workers: processes that render, encode and decode.
+
+    Raises:
+        ValueError: unknown preset, or `root` holds shapes of another preset or seed.
+        RuntimeError: a worker was killed, or a video could not be decoded again.
+    """
+    root = Path(root)
+    name = choose("preset", preset or root.name.removeprefix(PREFIX), PRESETS)
+    chosen, card = PRESETS[name], root / manifest.CARD
+    made_from = {"preset": name, "seed": seed, **asdict(chosen)}
+    mark = root / truth.FOLDER / "made_from.json"
+    there = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else None
+    if (mark.exists() or card.exists()) and there != made_from:
+        raise ValueError(
+            f"{root}: expected shapes of {made_from}, found {there}: choose another folder"
+        )
+    if not card.exists():
+        files.write_json_lines(mark, [made_from])
+        _make(root, chosen, plan(chosen, seed), {"made_from": made_from}, workers)
+    return manifest.Manifest.open(root)
+
+
+def _make(root: Path, preset: Preset, videos: list[Video], about: dict, workers: int) -> None:
+    captions = pd.DataFrame([row for video in videos for row in _captions(video, preset)])
+    scenes, texts = (root / truth.FOLDER / name for name in ("videos.jsonl", "captions.jsonl"))
+    files.write_json_lines(scenes, map(_truth, videos))
+    files.write_json_lines(texts, captions[TRUTH_COLUMNS].to_dict("records"))
+    paths = {video.video_id: root / "videos" / f"{video.video_id}.mp4" for video in videos}
+    _film_all(videos, list(paths.values()), preset.fps, workers)
+    rows = extract(paths, root / manifest.STORE, FrameSettings(preset.frames), workers=workers)
+    broken = rows[(rows.status != "ok") | (rows.frames != preset.frames)]
+    if len(broken):
+        raise RuntimeError(
+            f"{len(broken)} of {len(rows)} videos not decoded whole: {dict(broken.iloc[0])}"
+        )
+    splits = {video.video_id: video.split for video in videos}
+    rows = rows.assign(split=rows.video_id.map(splits))
+    manifest.write(root, captions[CAPTION_COLUMNS], rows, {"protocol": "shapes", **about})
+
+
+def _captions(video: Video, preset: Preset) -> list[dict]:
+    """Rows of both `captions.jsonl` together.
+
+    The first caption of each language says everything; its attribute words are the video's tags.
+    """
+    rng = np.random.default_rng([*video.seed, 0])
+    rows = []
+    for language, count in (("en", preset.captions_en), ("zh", preset.captions_zh)):
+        full, tags = mention(video.scene, 0.0, rng), ""
+        for index in range(count):
+            omit = preset.omit if index and rng.random() < preset.partial else 0.0
+            mentioned = mention(video.scene, omit, rng)
+            text, spans = tell(video.scene, mentioned, language, preset.filler, rng)
+            tags = tags or " ".join(text[start:end] for start, end, _ in spans)
+            rows.append(
+                {
+                    "caption_id": f"{video.video_id}-{language}{index}",
+                    "video_id": video.video_id,
+                    "caption": text,
+                    "language": language,
+                    "split": video.split,
+                    "tags": tags,
+                    "mentioned": list(mentioned),
+                    "spans": spans,
+                    "partial_of": None if mentioned == full else f"{video.video_id}-{language}0",
+                }
+            )
+    return rows
+
+
+def _truth(video: Video) -> dict:
+    informative = [not kind for kind in video.distractors]
+    return vars(video) | {"scene": asdict(video.scene), "informative": informative}
+
+
+def _film_all(videos: list[Video], paths: list[Path], fps: int, workers: int) -> None:
+    """Render and encode in processes. Stopped at any moment it leaves whole files only: the next
+    call goes on."""
+    missing = [
+        (video, path) for video, path in zip(videos, paths, strict=True) if not path.exists()
+    ]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Spawned: forking a notebook with its threads could hang.
+        with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
+            filmed = pool.map(_film, *zip(*missing, strict=True), [fps] * len(missing))
+            list(tqdm(filmed, "rendering", len(missing), unit="video"))
+    except Exception as error:
+        raise RuntimeError(f"rendering stopped ({error}): run again to go on") from error
+
+
+def _end_with_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent and end with it, so that none writes beside the next
+    call's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def _film(video: Video, path: Path, fps: int) -> None:
+    encode(render(video.scene, video.distractors, [*video.seed, 1]), path, fps)

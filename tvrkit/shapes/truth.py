@@ -1,0 +1,122 @@
+"""What is true of the videos and captions of shapes: the measure of attention and of mining."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tvrkit.shapes.scenes import FACTORS, Scene, differing
+
+FOLDER = "truth"
+_OF_EITHER = ("shape", "colour", "motion")  # what can be told of either object
+# The factor of a video that a word is true of where the two objects have each other's role.
+ROLES = {name: f"{name}2" for name in _OF_EITHER} | {f"{name}2": name for name in _OF_EITHER}
+ROLES["background"] = "background"
+
+
+class Truth:
+    """What is true of the videos and captions of a prepared shapes data set.
+
+    Attributes:
+        factors: DataFrame, index video_id, one column per factor of `Scene`, "" where there is
+            none.
+        videos: DataFrame, index video_id: split, family, duplicate_of, informative, distractors.
+        captions: DataFrame, index caption_id: video_id, language, mentioned, spans, partial_of.
+    """
+
+    def __init__(self, videos: pd.DataFrame, captions: pd.DataFrame):
+        self.videos, self.captions = videos.set_index("video_id"), captions.set_index("caption_id")
+        scenes = list(self.videos.pop("scene"))
+        self.factors = pd.DataFrame(scenes, self.videos.index)[list(FACTORS)]
+        codes = np.unique(self.factors.to_numpy(str), return_inverse=True)[1]
+        self._codes = pd.DataFrame(
+            codes.reshape(self.factors.shape), self.factors.index, self.factors.columns
+        )
+        said = [[name in mentioned for name in FACTORS] for mentioned in self.captions.mentioned]
+        self._said = pd.DataFrame(said, self.captions.index, list(FACTORS))
+
+    @classmethod
+    def open(cls, root: Path | str) -> Truth:
+        """Read `truth/` of the data set in `root`.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        folder = Path(root) / FOLDER
+        if not (folder / "captions.jsonl").exists():
+            raise FileNotFoundError(
+                f"{folder}: no truth; only shapes has it (tvrkit data prepare shapes)"
+            )
+        tables = []
+        for name in ("videos", "captions"):
+            with open(folder / f"{name}.jsonl", encoding="utf-8") as lines:
+                tables.append(pd.DataFrame(map(json.loads, lines)))
+        return cls(*tables)
+
+    @property
+    def duplicates(self) -> dict[str, str]:
+        """Video id -> id of the video that shows the same scene."""
+        return self.videos.duplicate_of.dropna().to_dict()
+
+    def informative(self, video_id: str) -> np.ndarray:
+        """(F,) bool per stored frame, False on distractors."""
+        return np.array(self.videos.informative[video_id], bool)
+
+    def attribute_words(self, caption_id: str) -> list[tuple[int, int, str]]:
+        """(start, end, factor) of every attribute word, in characters of the caption, end
+        excluded."""
+        return [tuple(span) for span in self.captions.spans[caption_id]]
+
+    def swapped(self, video_id: str) -> dict[str, list[str]]:
+        """Factor -> videos of the same family that differ from this one in exactly that factor.
+
+        The same two motions in the other order are the one factor "order".
+        """
+        swapped: dict[str, list[str]] = {}
+        scene = Scene(**self.factors.loc[video_id])
+        for other in self.videos.index[self.videos.family == self.videos.family[video_id]]:
+            names = differing(scene, Scene(**self.factors.loc[other]))
+            if len(names) == 1:
+                swapped.setdefault(names[0], []).append(other)
+        return swapped
+
+    def differing_factors(self, caption_ids: Sequence[str], video_ids: Sequence[str]) -> np.ndarray:
+        """(N_t, N_v) int: in how many factors each caption's own video differs from each video,
+        said or not.
+
+        The same two motions in the other order count once.
+        """
+        own, other = self._values(caption_ids, video_ids)
+        count = np.sum([own[name] != other[name] for name in FACTORS], axis=0)
+        exchanged = (own["motion"] == other["then"]) & (own["then"] == other["motion"])
+        return count - (exchanged & (own["motion"] != other["motion"]))
+
+    def relevance(self, caption_ids: Sequence[str], video_ids: Sequence[str]) -> np.ndarray:
+        """(N_t, N_v) float64 in [0, 1]: the share of what a caption says that is true of a video.
+
+        A motion told alone is true of a video that has it first or second. Where the words fit
+        better with the two objects in each other's role, that counts (for what can be told of
+        either, see `ROLES`).
+        """
+        own, other = self._values(caption_ids, video_ids)
+        table = self._said.loc[list(caption_ids)]
+        said = {name: table[name].to_numpy()[:, None] for name in FACTORS}
+        true = {name: own[name] == other[name] for name in FACTORS}
+        true["motion"] |= (own["motion"] == other["then"]) & ~said["then"]
+        straight = np.sum([said[name] & true[name] for name in FACTORS], axis=0)
+        crossed = np.sum([said[a] & (own[a] == other[b]) for a, b in ROLES.items()], axis=0)
+        return np.maximum(straight, crossed) / np.sum([*said.values()], axis=0)
+
+    def _values(self, caption_ids: Sequence[str], video_ids: Sequence[str]) -> tuple[dict, dict]:
+        """By factor, numbers for the values of the captions' videos (N_t, 1), of the videos
+        (N_v,)."""
+        own = self._codes.loc[self.captions.video_id[list(caption_ids)]]
+        other = self._codes.loc[list(video_ids)]
+        return (
+            {name: own[name].to_numpy()[:, None] for name in FACTORS},
+            {name: other[name].to_numpy() for name in FACTORS},
+        )
