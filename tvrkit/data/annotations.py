@@ -16,8 +16,8 @@ import pandas as pd
 from annotated_types import Len
 
 from tvrkit.data import records
-from tvrkit.data.store import check_id
 from tvrkit.data.records import fields
+from tvrkit.data.store import check_id
 from tvrkit.settings import choose
 
 COLUMNS = ["video_id", "caption_id", "caption", "language", "split"]

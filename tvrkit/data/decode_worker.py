@@ -96,9 +96,7 @@ def choose_decoder(wanted: str, video: Video) -> str:
     """
     doubts = {
         "it is not installed": decord is None,
-        "it mixes up the frames of other containers than MP4, Matroska and AVI": not (
-            DECORD_FORMATS & video.formats
-        ),
+        "it mixes up the frames of such containers": not DECORD_FORMATS & video.formats,
         "the file has several video streams": video.streams > 1,
         "not every frame has a time of its own": not len(video.times),
         "the header counts other frames than there are": video.promised not in (0, video.stored),
@@ -157,7 +155,7 @@ def _decode(video: Video, wanted: np.ndarray, settings: FrameSettings) -> tuple[
     return "pyav", files(_by_counting)
 
 
-def _by_decord(video: Video, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
+def _by_decord(video: Video, wanted: np.ndarray) -> Iterator:
     reader = decord.VideoReader(video.path, num_threads=1)
     if len(reader) != video.count:
         raise Unreadable(f"decord counts {len(reader)} frames, the file has {video.count}")
@@ -170,7 +168,7 @@ def _by_decord(video: Video, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
             yield av.VideoFrame.from_ndarray(picture)
 
 
-def _by_seeking(video: Video, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
+def _by_seeking(video: Video, wanted: np.ndarray) -> Iterator:
     """From the key frame before each; fewer frames where the stream ends early."""
     container, stream = _open(video.path)
     with container:
@@ -190,7 +188,7 @@ def _by_seeking(video: Video, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
             yield frame
 
 
-def _by_counting(video: Video, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
+def _by_counting(video: Video, wanted: np.ndarray) -> Iterator:
     """Every frame from the start on; fewer frames where the stream ends early."""
     container, stream = _open(video.path)
     with container:
@@ -207,11 +205,11 @@ def _encode(frame: av.VideoFrame, video: Video, settings: FrameSettings) -> byte
     width, height = (max(1, round(side * scale)) for side in (video.width, video.height))
     # not by decord, which fails at many widths
     picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-    picture = np.ascontiguousarray(np.rot90(picture, video.turns))
+    upright = np.ascontiguousarray(np.rot90(picture, video.turns))
     if settings.quality:
-        return simplejpeg.encode_jpeg(picture, quality=settings.quality)
+        return simplejpeg.encode_jpeg(upright, quality=settings.quality)
     file = io.BytesIO()
-    np.save(file, picture)
+    np.save(file, upright)
     return file.getvalue()
 
 
@@ -235,7 +233,7 @@ def _packets(container, stream) -> Iterator:
         yield from container.demux(stream)
 
 
-def _decoded(container, stream) -> Iterator[av.VideoFrame]:
+def _decoded(container, stream) -> Iterator:
     """The frames that can be decoded; broken packets are passed over."""
     for packet in _packets(container, stream):
         with contextlib.suppress(av.error.FFmpegError):

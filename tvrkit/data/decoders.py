@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -167,7 +167,7 @@ class DecodePool:
         Raises:
             RuntimeError: a worker could not start.
         """
-        pending = deque()
+        pending: deque[Future[Result]] = deque()
         for path in paths:
             pending.append(self._threads.submit(self._read, str(path), settings))
             if len(pending) == WINDOW:
@@ -208,12 +208,10 @@ class _Worker:
             stderr=subprocess.PIPE,
         )
         theirs.close()
-        with self.process.stderr as errors:
-            if not self._is_ready():
-                self.close()
-                lines = errors.read().decode(errors="replace").strip().split("\n")
-                why = lines[-1] or "no answer"
-                raise RuntimeError(f"a decoding worker could not start: {why}")
+        if not self._is_ready():
+            self.close()
+            why = self.errors.decode(errors="replace").strip().split("\n")[-1] or "no answer"
+            raise RuntimeError(f"a decoding worker could not start: {why}")
 
     def _is_ready(self) -> bool:
         try:
@@ -238,7 +236,8 @@ class _Worker:
         """
         self.connection.close()
         self.process.kill()
-        return self.process.wait()
+        _, self.errors = self.process.communicate()
+        return self.process.returncode
 
 
 def _environment() -> dict[str, str]:

@@ -25,19 +25,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from tvrkit.data import store as stores
 from tvrkit.data.decoders import TIMEOUT, DecodePool, FrameSettings, VideoInfo, decoder_versions
-from tvrkit.data.store import (
-    LAYOUTS,
-    ROW,
-    SETTINGS,
-    FrameStore,
-    check_id,
-    frame_key,
-    partial,
-    read_rows,
-    release,
-    stored,
-)
 from tvrkit.settings import choose
 
 NO_FILE = "no file found"
@@ -45,9 +34,8 @@ FIRST_MAP = 1 << 28  # bytes of address space to begin with: doubled when full, 
 COMMIT = 64  # videos per transaction
 PROBES = 4  # videos read for the estimate of the store's size
 PAGE = 4096  # bytes; LMDB gives whole pages to values larger than half of one
-VIDEO_SUFFIXES = set(
-    ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
-)
+SUFFIXES = "3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv"
+VIDEO_SUFFIXES = {f".{suffix}" for suffix in SUFFIXES.split()}
 
 
 def extract(
@@ -84,76 +72,74 @@ def extract(
             stays), or another process is at work on this store.
     """
     store = Path(store)
-    built_with = asdict(settings) | {"layout": choose("layout", layout, LAYOUTS)}
+    built_with = asdict(settings) | {"layout": choose("layout", layout, stores.LAYOUTS)}
     built_with["decoder"] = decoder_versions(settings.decoder)
-    there = {i: Path(path) for i, path in files.items() if check_id(i) and path}
+    there = {i: Path(path) for i, path in files.items() if stores.check_id(i) and path}
     there = {i: path for i, path in there.items() if path.is_file()}
     if not store.exists() or _reopen(store, there, built_with):
         with _writing(store, built_with) as environment, DecodePool(workers, timeout) as pool:
             with environment.begin() as transaction:
-                rows = read_rows(transaction)
+                rows = stores.read_rows(transaction)
             new = {i: there[i] for i in sorted(there) if not _is_current(rows.get(i), there[i])}
             _check_space(store, list(new.values()), settings, pool)
             results = zip(new.items(), pool.run(new.values(), settings), strict=True)
-            entries = (
+            entries: Iterator[tuple[dict, list[bytes]]] = (
                 (_row(video_id, path, settings.frames, store, info), frames)
                 for (video_id, path), (info, frames) in results
             )
-            progress = {"desc": f"extracting {store.name}", "unit": "video", "total": len(files)}
-            entries = iter(tqdm(entries, initial=len(files) - len(new), **progress))
+            done, title = len(files) - len(new), f"extracting {store.name}"
+            entries = iter(tqdm(entries, title, len(files), unit="video", initial=done))
             while batch := list(islice(entries, COMMIT)):
                 _commit(environment, layout, batch)
-        os.replace(partial(store), store)
+        os.replace(stores.partial(store), store)
     rows, lost = _rows(store), VideoInfo(reason=NO_FILE)
     return pd.DataFrame([rows.get(i) or _row(i, None, settings.frames, store, lost) for i in files])
 
 
 def _reopen(store: Path, files: Mapping[str, Path], built_with: dict) -> bool:
     """Take a finished store back to being built, if there is anything to do."""
-    _compare(store, FrameStore(store).settings, built_with)
+    _compare(store, stores.FrameStore(store).settings, built_with)
     rows = _rows(store)
     good = {i for i in files if _is_current(rows.get(i), files[i]) and rows[i]["status"] == "ok"}
     if len(good) == len(files):
         return False
-    if partial(store).exists():
-        both = f"{store} and {partial(store).name} both exist"
+    if stores.partial(store).exists():
+        both = f"{store} and {stores.partial(store).name} both exist"
         raise ValueError(f"{both}: delete the one that is not wanted")
-    os.replace(store, partial(store))
+    os.replace(store, stores.partial(store))
     with _writing(store, built_with) as environment, environment.begin(write=True) as transaction:
         for video_id in files.keys() - good:
             if rows.get(video_id, {}).get("status") == "failed":
-                transaction.delete(ROW + video_id.encode())
+                transaction.delete(stores.ROW + video_id.encode())
     return True
 
 
 def _rows(store: Path) -> dict[str, dict]:
-    return {row["video_id"]: row for row in FrameStore(store).rows().to_dict("records")}
+    return {row["video_id"]: row for row in stores.FrameStore(store).rows().to_dict("records")}
 
 
 def _compare(store: Path, has: dict, wanted: dict) -> None:
     differ = [key for key in wanted if has.get(key) != wanted[key]]
     if differ:
         has, wanted = ({key: side.get(key) for key in differ} for side in (has, wanted))
-        raise ValueError(
-            f"{store} was built with other settings: it has {has}, asked for is {wanted}"
-        )
+        why = "was built with other settings"
+        raise ValueError(f"{store} {why}: it has {has}, asked for is {wanted}")
 
 
 @contextmanager
 def _writing(store: Path, built_with: dict) -> Iterator[lmdb.Environment]:
     """The environment that is being built, with this process as its only writer."""
-    folder = partial(store)
+    folder = stores.partial(store)
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        release(folder)
+        stores.release(folder)
         with lmdb.open(str(folder), map_size=FIRST_MAP, lock=False) as environment:
             with environment.begin(write=True) as transaction:
-                transaction.put(
-                    SETTINGS, json.dumps(built_with, sort_keys=True).encode(), overwrite=False
-                )
-                has = json.loads(transaction.get(SETTINGS))
+                described = json.dumps(built_with, sort_keys=True).encode()
+                transaction.put(stores.SETTINGS, described, overwrite=False)
+                has = json.loads(transaction.get(stores.SETTINGS, described))
             _compare(folder, has, built_with)
             yield environment
     except BlockingIOError:
@@ -169,9 +155,8 @@ def _writing(store: Path, built_with: dict) -> Iterator[lmdb.Environment]:
 
 def _is_current(row: dict | None, file: Path) -> bool:
     """Whether the row tells of this very file, wherever it lies by now."""
-    if row is None:
-        return False
-    return (row["bytes"], Path(row["file"]).name) == (file.stat().st_size, file.name)
+    known = row and (row["bytes"], Path(row["file"]).name)
+    return known == (file.stat().st_size, file.name)
 
 
 def _check_space(store: Path, paths: list[Path], settings: FrameSettings, pool: DecodePool) -> None:
@@ -197,11 +182,11 @@ def _commit(environment, layout: str, entries: list[tuple[dict, list[bytes]]]) -
         with environment.begin(write=True) as transaction:
             for row, frames in entries:
                 video_id = row["video_id"]
-                for index in range(stored(transaction, layout, video_id)):
-                    transaction.delete(frame_key(layout, video_id, index))
+                for index in range(stores.stored(transaction, layout, video_id)):
+                    transaction.delete(stores.frame_key(layout, video_id, index))
                 for index, frame in enumerate(frames):
-                    transaction.put(frame_key(layout, video_id, index), frame)
-                transaction.put(ROW + video_id.encode(), json.dumps(row).encode())
+                    transaction.put(stores.frame_key(layout, video_id, index), frame)
+                transaction.put(stores.ROW + video_id.encode(), json.dumps(row).encode())
     except lmdb.MapFullError:  # nothing was written
         environment.set_mapsize(2 * environment.info()["map_size"])
         _commit(environment, layout, entries)
@@ -210,12 +195,10 @@ def _commit(environment, layout: str, entries: list[tuple[dict, list[bytes]]]) -
 def _row(video_id: str, file: Path | None, requested: int, store: Path, info: VideoInfo) -> dict:
     """A line of videos.jsonl."""
     folder = store.resolve().parent
-    if file and file.resolve().is_relative_to(folder):
-        name = str(file.resolve().relative_to(folder))
-    else:
-        name = str(file or "")
+    inside = file and file.resolve().is_relative_to(folder)
+    name = file.resolve().relative_to(folder) if file and inside else file or ""
     status, size = "ok" if info.frames else "failed", file.stat().st_size if file else 0
-    row = {"video_id": video_id, "file": name, "status": status, "reason": info.reason}
+    row = {"video_id": video_id, "file": str(name), "status": status, "reason": info.reason}
     return {**row, "requested": requested, **asdict(info), "bytes": size}
 
 
@@ -241,9 +224,8 @@ def find_videos(root: Path | str, ids: Iterable[str] | None = None) -> dict[str,
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder of videos at {root}")
-    files = sorted(
-        file for file in root.rglob("*") if file.is_file() and not _is_hidden(file, root)
-    )
+    paths = sorted(root.rglob("*"))
+    files = [path for path in paths if path.is_file() and not _is_hidden(path, root)]
     if ids is None:
         return _name_all(files, root)
     files.sort(key=lambda file: file.suffix.lower() not in VIDEO_SUFFIXES)

@@ -113,8 +113,8 @@ class FrameStore:
             What is wrong with the store, a line each; nothing where it is whole.
         """
         problems, counts = [], {video_id: self.count(video_id) for video_id in self.video_ids()}
-        about = {"desc": f"verifying {self.path.name}", "unit": "video", "delay": 2}
-        for video_id, frames in tqdm(counts.items(), **about):
+        title = f"verifying {self.path.name}"
+        for video_id, frames in tqdm(counts.items(), title, unit="video", delay=2):
             try:
                 self.read(video_id, range(frames))
             except (KeyError, ValueError) as error:
