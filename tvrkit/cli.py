@@ -195,7 +195,7 @@ def data_check(
 def data_prepare(
     name: DataName,
     root: Annotated[
-        Path | None, Argument(help="folder of the annotation files; not for shapes")
+        Path | None, Argument(help="folder of the annotation files, or your own table")
     ] = None,
     videos: Videos = None,
     out: Annotated[Path | None, Option(help="data/NAME if not given")] = None,
@@ -207,16 +207,24 @@ def data_prepare(
 ):
     """Read annotations, extract videos, write the folder that recipes name; goes on if stopped."""
     from tvrkit import files
+    from tvrkit.data.decoders import FrameSettings
     from tvrkit.data.manifest import coverage
-    from tvrkit.data.prepare import prepare
+    from tvrkit.data.own import prepare_own
+    from tvrkit.data.prepare import FRAMES_ELSEWHERE, SHORT_SIDE, prepare
     from tvrkit.shapes.dataset import prepare_shapes
 
     if name.startswith("shapes"):
         name = "shapes-quick" if name == "shapes" else name
         made = prepare_shapes(out or files.data(name), workers=workers)
     elif root is None or videos is None:
-        missing = "expected the folder of its annotations and --videos FOLDER"
-        raise ValueError(f"data prepare {name}: {missing}")
+        what = "a table of captions" if name == "own" else "the folder of its annotations"
+        raise ValueError(f"data prepare {name}: expected {what} and --videos FOLDER")
+    elif name == "own":
+        settings = FrameSettings(frames or FRAMES_ELSEWHERE, SHORT_SIDE)
+        made = prepare_own(
+            *(root, videos, out or files.data("own")),
+            **{"language": language or "en", "settings": settings, "workers": workers},
+        )
     else:
         made, checked = prepare(
             *(name, root, videos, out or files.data(name.replace("/", "-"))),

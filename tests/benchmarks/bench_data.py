@@ -37,8 +37,7 @@ def videos(tmp_path_factory):
 def bench_extraction(benchmark, videos, tmp_path):
     stores = iter(range(1000))
     rows = benchmark.pedantic(
-        lambda: frames.extract(videos, tmp_path / str(next(stores)), FrameSettings(8)),
-        rounds=2,
+        lambda: frames.extract(videos, tmp_path / str(next(stores)), FrameSettings(8)), rounds=2
     )
     assert (rows["frames"] == 8).all()
 

@@ -1,6 +1,7 @@
 """Tokens, their masks and weights on every kind of caption; taggers; keyword masking."""
 
 import gzip
+import sys
 
 import numpy as np
 import pytest
@@ -270,3 +271,11 @@ def test_chinese_masking_drops_whole_words():
     seen = {masker("a", corpus["a"][0], np.random.default_rng(seed)) for seed in range(50)}
     assert len(seen) > 3
     assert all("狗" in caption and "奔跑" in caption and " " not in caption for caption in seen)
+
+
+def test_chinese_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    with pytest.raises(
+        ValueError, match=r"jieba, which is not installed: pip install 'tvrkit\[zh\]'"
+    ):
+        Tagger("zh")

@@ -28,6 +28,11 @@ class _Tensors:
         """The same on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pin_memory(self):
+        """The same in page-locked memory, from which `to` copies to a GPU without waiting; the
+        loaders call it."""
+        return self._map(Tensor.pin_memory)
+
     def detach(self):
         """The same without gradient history."""
         return self._map(Tensor.detach)

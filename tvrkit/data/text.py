@@ -242,11 +242,20 @@ def _english_tagger():
     return name, model.meta["version"], tag
 
 
-def _chinese_tagger():
-    import jieba
-    import jieba.posseg
-
+def _jieba():
+    try:
+        import jieba
+        import jieba.posseg
+    except ImportError:
+        raise ValueError(
+            "Chinese captions need jieba, which is not installed: pip install 'tvrkit[zh]'"
+        ) from None
     jieba.setLogLevel(logging.WARNING)
+    return jieba
+
+
+def _chinese_tagger():
+    jieba = _jieba()
 
     def tag(captions):
         for caption in captions:
@@ -318,6 +327,4 @@ class KeywordMasker:
     def _words(self, caption: str) -> list[str]:
         if self._blank:
             return caption.split()
-        import jieba
-
-        return jieba.lcut(caption)
+        return _jieba().lcut(caption)
