@@ -4,9 +4,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from tvrkit import files
 from tvrkit.data.manifest import Split
 from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.settings import EvalConfig
+from tvrkit.training import runs
+
+DATA = {
+    "protocol": "shapes",
+    "made_from": {"preset": "quick", "omit": 0.25},
+    "split_hash": {"test": "0" * 64},
+    "counts": {"test": {"videos": 40, "ok": 40, "captions": 80}},
+    "captions_hash": {"test": {"en": "1", "zh": "2"}},
+}
 
 WIDTH, WORDS, FRAMES = 16, 7, 5  # of `TwoLayers` and of what it is given
 
@@ -54,3 +64,28 @@ def split(name, captions, video_ids, video_of_caption, *, language="en", missing
     owner, missing = np.asarray(video_of_caption), list(missing)
     stored = [6] * len(video_ids), frames
     return Split(name, language, captions, video_ids, owner, missing, not missing, *stored)
+
+
+def finished_run(
+    recipe, run="mine", seed=0, skill=1.0, data=(), card=(), ties="pessimistic", **labels
+):
+    """A finished run folder of 40 videos with 2 captions each; more `skill`, more recall."""
+    owner = np.repeat(np.arange(40), 2)
+    scores = np.random.default_rng(seed).normal(size=(80, 40))
+    scores += skill * (owner[:, None] == np.arange(40))
+    ids = [f"c{row}" for row in range(80)], [f"v{column}" for column in range(40)]
+    whole = {
+        "split": "test",
+        "language": "en",
+        "selection": "last",
+        "complete": True,
+        "missing": [],
+    }
+    settings = EvalConfig(ties=ties)
+    evaluation = Evaluation.from_similarity(scores, *ids, owner, settings, **whole | labels)
+    folder = files.run(run) / recipe / f"seed{seed}"
+    evaluation.save(folder)
+    about = {"seed": seed, "data": DATA | dict(data), "selection": "last", "device": "CPU"}
+    cost = {"parameters": 1234567, "train_seconds": 10.0 + seed, "peak_memory_mb": 900 + seed}
+    files.write_json(folder / "run.json", about | cost | {"torch_threads": 1} | dict(card))
+    return runs.Run(folder)

@@ -4,12 +4,12 @@ import os
 
 import nbformat
 import pytest
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tvrkit import files
 from tvrkit.recipes import load_profile
-from tvrkit.reporting import notebooks as reproduce
-from tvrkit.reporting import pages as report
+from tvrkit.reporting import notebooks, pages
 from tvrkit.settings import Profile
 
 PARAMETERS = "recipe = None\nprofile = None\nrun = None\nseed = 0\ndevice = None"
@@ -22,24 +22,25 @@ def kit(tmp_path, monkeypatch):
     """Three notebooks that only print what they were asked to do."""
     monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
+    (tmp_path / "reports").mkdir()
     for name in TASKS:
         write(tmp_path, name, f"print('{name}', recipe, profile, run, seed, device)")
     root = files.run("mine")
 
     def plan(profile, run):
         return [
-            reproduce.Task("01_data_preparation", root, RECIPE, 0),
-            reproduce.Task("02_training", root / RECIPE / "seed0", RECIPE, 0),
-            reproduce.Task("03_evaluation", root, RECIPE, 0),
+            notebooks.Task("01_data_preparation", root, RECIPE, 0),
+            notebooks.Task("02_training", root / RECIPE / "seed0", RECIPE, 0),
+            notebooks.Task("03_evaluation", root, RECIPE, 0),
         ]
 
-    monkeypatch.setattr(reproduce, "plan", plan)
-    monkeypatch.setattr(report, "write_index", lambda run: None)
-    monkeypatch.setattr(report, "write_leaderboard", lambda: None)
+    monkeypatch.setattr(notebooks, "plan", plan)
+    monkeypatch.setattr(pages, "write_index", lambda run: None)
+    monkeypatch.setattr(pages, "write_leaderboard", lambda: None)
     ran = []
-    execute = reproduce.execute
+    execute = notebooks.execute
     monkeypatch.setattr(
-        reproduce, "execute", lambda task, p: (ran.append(task.notebook), execute(task, p))
+        notebooks, "execute", lambda task, p: (ran.append(task.notebook), execute(task, p))
     )
     return tmp_path, root, ran
 
@@ -59,7 +60,7 @@ def output(path):
 
 def test_notebooks_run_with_their_parameters_then_are_skipped_then_repeated(kit):
     home, root, ran = kit
-    reproduce.reproduce("smoke", "mine")
+    notebooks.reproduce("smoke", "mine")
     assert ran == list(TASKS)
     result = root / RECIPE / "seed0" / "02_training.ipynb"
     assert output(result) == f"02_training {RECIPE} smoke mine 0 cpu\n"
@@ -69,31 +70,31 @@ def test_notebooks_run_with_their_parameters_then_are_skipped_then_repeated(kit)
     assert str(home) not in result.read_text(encoding="utf-8")
     assert not list(root.rglob("*.partial.*"))
     ran.clear()
-    reproduce.reproduce("smoke", "mine")
+    notebooks.reproduce("smoke", "mine")
     assert ran == []
     write(home, "02_training", "print('changed')")
-    reproduce.reproduce("smoke", "mine")
+    notebooks.reproduce("smoke", "mine")
     assert ran == ["02_training", "03_evaluation"]  # 03 looks into what 02 makes
     ran.clear()
-    reproduce.reproduce("smoke", "mine", force=True)
+    notebooks.reproduce("smoke", "mine", force=True)
     assert ran == list(TASKS)
 
 
 def test_what_was_trained_again_makes_older_comparisons_outdated(kit):
     """Training that was repeated, then interrupted before the comparison, is not forgotten."""
     _, root, ran = kit
-    reproduce.reproduce("smoke", "mine")
+    notebooks.reproduce("smoke", "mine")
     ran.clear()
     result = root / RECIPE / "seed0" / "02_training.ipynb"
     later = result.stat().st_mtime + 60
     os.utime(result, (later, later))
-    reproduce.reproduce("smoke", "mine")
+    notebooks.reproduce("smoke", "mine")
     assert ran == ["03_evaluation"]
 
 
 def test_a_finished_sweep_makes_the_ablations_outdated(kit):
     _, root, _ = kit
-    task = reproduce.Task("06_ablations", root, RECIPE, 0)
+    task = notebooks.Task("06_ablations", root, RECIPE, 0)
     reproduction = load_profile("reference")
     run = root / "ablations" / "sweep" / "variant" / RECIPE / "seed0" / "run.json"
     for path in (task.result, run):
@@ -102,13 +103,44 @@ def test_a_finished_sweep_makes_the_ablations_outdated(kit):
     for moved, expected in ((60, True), (-60, False)):
         later = task.result.stat().st_mtime + moved
         os.utime(run, (later, later))
-        assert reproduce.outdated(task, [task], reproduction) == expected
+        assert notebooks.outdated(task, [task], reproduction) == expected
+
+
+def test_a_dry_run_says_what_is_due_and_runs_nothing(kit):
+    home, _, ran = kit
+    tasks = notebooks.plan("smoke", "mine")
+
+    def due():
+        return [task.notebook for task in notebooks.due(tasks, "smoke", "mine")]
+
+    assert due() == list(TASKS)
+    notebooks.reproduce("smoke", "mine")
+    ran.clear()
+    assert due() == []
+    write(home, "02_training", "print('changed')")
+    assert due() == ["02_training", "03_evaluation"]
+    assert ran == []
+
+
+def test_a_run_is_reproduced_once_at_a_time(kit):
+    home, _, ran = kit
+    with FileLock(home / "reports" / ".mine.lock"):
+        with pytest.raises(RuntimeError, match="reports/mine is being made by another `tvrkit"):
+            notebooks.reproduce("smoke", "mine")
+        assert ran == []
+        notebooks.reproduce("smoke", "other")
+    assert ran == list(TASKS)
+
+
+def test_the_kernel_says_nothing_about_its_transport(kit, capfd):
+    notebooks.reproduce("smoke", "mine")
+    assert "encryption" not in "".join(capfd.readouterr())
 
 
 def test_force_refuses_a_name_that_is_no_run(kit):
     home, _, _ = kit
     with pytest.raises(ValueError, match="run name"):
-        reproduce.reproduce("smoke", "..", force=True)
+        notebooks.reproduce("smoke", "..", force=True)
     assert (home / "notebooks").exists()
 
 
@@ -116,16 +148,16 @@ def test_a_failed_notebook_is_kept_and_the_cell_is_named(kit):
     home, root, ran = kit
     write(home, "02_training", "print('before')\n1 / 0")
     with pytest.raises(
-        reproduce.NotebookFailed,
+        notebooks.NotebookFailed,
         match=r"02_training .* failed in cell \d+ .*ZeroDivisionError: division",
     ):
-        reproduce.reproduce("smoke", "mine")
+        notebooks.reproduce("smoke", "mine")
     folder = root / RECIPE / "seed0"
     assert "before" in output(folder / "02_training.failed.ipynb")
     assert not (folder / "02_training.ipynb").exists()
     write(home, "02_training", "print('mended')")
     ran.clear()
-    reproduce.reproduce("smoke", "mine")
+    notebooks.reproduce("smoke", "mine")
     assert ran == ["02_training", "03_evaluation"]
     assert not (folder / "02_training.failed.ipynb").exists()
 
@@ -136,20 +168,20 @@ def test_a_notebook_without_a_parameter_is_refused(kit):
     with pytest.raises(
         ValueError, match=r"01_data_preparation\.ipynb has no parameter device, profile, run, seed"
     ):
-        reproduce.reproduce("smoke", "mine")
+        notebooks.reproduce("smoke", "mine")
 
 
 def test_progress_bars_do_not_stay_in_the_result(kit):
     home, root, _ = kit
     write(home, "01_data_preparation", "import sys\nprint('bar', file=sys.stderr)\nprint('kept')")
-    reproduce.reproduce("smoke", "mine")
+    notebooks.reproduce("smoke", "mine")
     assert output(root / "01_data_preparation.ipynb") == "kept\n"
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick", "reference", "full"])
 def test_the_plan_runs_each_notebook_for_what_it_is_about(profile):
     settings = load_profile(profile)
-    tasks = reproduce.plan(profile, "any")
+    tasks = notebooks.plan(profile, "any")
     names = [task.notebook for task in tasks]
     assert list(dict.fromkeys(names)) == settings.notebooks == sorted(settings.notebooks)
     assert names == sorted(names), "trained before it is compared"
@@ -167,8 +199,8 @@ def test_the_plan_runs_each_notebook_for_what_it_is_about(profile):
 def test_another_recipe_in_the_profile_repeats_only_what_reads_it(tmp_path, monkeypatch):
     """A method that joins is trained and compared; what looks into the others stays."""
     monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
-    monkeypatch.setattr(report, "write_index", lambda run: None)
-    monkeypatch.setattr(report, "write_leaderboard", lambda: None)
+    monkeypatch.setattr(pages, "write_index", lambda run: None)
+    monkeypatch.setattr(pages, "write_leaderboard", lambda: None)
     names = ["01_data_preparation", "02_training", "03_evaluation", "05_attention_maps"]
     (tmp_path / "notebooks").mkdir()
     for name in names:
@@ -178,16 +210,16 @@ def test_another_recipe_in_the_profile_repeats_only_what_reads_it(tmp_path, monk
     def execute(task, parameters):
         ran.append((task.notebook[:2], task.recipe))
         task.folder.mkdir(parents=True, exist_ok=True)
-        made = new_notebook(metadata={"tvrkit": reproduce._made_from(task, parameters)})
+        made = new_notebook(metadata={"tvrkit": notebooks.origin(task, parameters)})
         nbformat.write(made, task.result)
 
-    monkeypatch.setattr(reproduce, "execute", execute)
+    monkeypatch.setattr(notebooks, "execute", execute)
 
     def reproduce_with(*recipes):
         profile = Profile(names, list(recipes), ["dmae_shapes"], [0])
-        monkeypatch.setattr(reproduce, "load_profile", lambda _: profile)
+        monkeypatch.setattr(notebooks, "load_profile", lambda _: profile)
         ran.clear()
-        reproduce.reproduce("smoke", "mine")
+        notebooks.reproduce("smoke", "mine")
         return ran
 
     two = ["clip4clip_shapes", "dmae_shapes"]
@@ -208,5 +240,5 @@ def test_a_notebook_that_is_not_there_is_named(kit):
     home, _, ran = kit
     (home / "notebooks" / "03_evaluation.ipynb").unlink()
     with pytest.raises(FileNotFoundError, match=r"no 03_evaluation\.ipynb in "):
-        reproduce.reproduce("smoke", "mine")
+        notebooks.reproduce("smoke", "mine")
     assert ran == []

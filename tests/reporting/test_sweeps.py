@@ -4,7 +4,6 @@ was measured."""
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,8 +13,9 @@ import pytest
 
 from tvrkit import cli, figures, files
 from tvrkit.evaluation import statistics
+from tvrkit.evaluation.ranks import retrieval_metrics
 from tvrkit.recipes import load_recipe, to_dict
-from tvrkit.reporting import sweeps as sweep
+from tvrkit.reporting import sweeps
 from tvrkit.training import runs
 
 TINY = ["backbone.pretrained=null", "data.max_frames=2", "train.epochs=1", "eval.bootstrap=20"]
@@ -53,9 +53,9 @@ def recipes(monkeypatch, tmp_path):
     (folder / "sweeps.yaml").write_text(FILE.format(tiny=", ".join(TINY)))
     monkeypatch.setattr(files, "RECIPES", folder)
     monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
-    sweep.homes.cache_clear()
+    sweeps.homes.cache_clear()
     yield folder
-    sweep.homes.cache_clear()
+    sweeps.homes.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +70,15 @@ def data(tmp_path_factory):
 def write_run(task, ranks, seconds=10.0, counts=3):
     """A finished run folder with these text-to-video ranks of two captions a video."""
     files.write_text(task.folder / "config.yaml", json.dumps(to_dict(task.config)))
-    np.savez(
-        task.folder / "ranks.npz", t2v=np.array(ranks), video_of_caption=np.arange(len(ranks)) // 2
-    )
-    recall = 100 * float(np.mean(np.array(ranks) == 1))
-    metrics = {"t2v R@1": recall, "v2t R@1": 0.0, "rsum": recall}
+    videos = np.arange(len(ranks)) // 2
+    arrays = {"t2v": np.array(ranks), "v2t": np.full(videos[-1] + 1, 11)}
+    np.savez(task.folder / "ranks.npz", video_of_caption=videos, **arrays)
+    measured = retrieval_metrics(np.array(ranks))
+    metrics = {f"t2v {name}": value for name, value in measured.items()}
+    metrics |= {f"v2t {name}": 0.0 for name in measured} | {"rsum": measured["R@1"]}
+    ends = {"t2v R@1 low": 0.0, "t2v R@1 high": 100.0, "v2t R@1 low": 0.0, "v2t R@1 high": 0.0}
     card = {"seed": task.seed, "train_seconds": seconds, "peak_memory_mb": 700, "torch_threads": 1}
-    files.write_json(task.folder / "metrics.json", metrics)
+    files.write_json(task.folder / "metrics.json", metrics | ends)
     files.write_json(task.folder / "sweep.json", {"jobs": 2})
     files.write_json(task.folder / "run.json", {**card, "data": {"videos": counts}})
 
@@ -86,29 +88,29 @@ def write_run(task, ranks, seconds=10.0, counts=3):
 
 
 def test_every_sweep_of_the_package_is_of_valid_settings():
-    for name, one in sweep.load_all().items():
-        tasks = sweep.plan(name, run="test")
+    for name, one in sweeps.load_all().items():
+        tasks = sweeps.plan(name, run="test")
         assert len(tasks) == len(one.overrides) * len(one.seeds)
         assert len({task.variant for task in tasks}) >= 2
         assert all(task.config.data.prepared == "shapes-sweep" for task in tasks)
 
 
 def test_a_grid_is_every_combination_and_a_key_each_value(recipes):
-    parts = sweep.load("parts").overrides
+    parts = sweeps.load("parts").overrides
     assert list(parts) == ["a-b", "a", "b", "none"]
     assert parts["none"] == ["method.layers=1", "method.head=meanP"]
-    assert sweep.load("layers").overrides == {"1": ["method.layers=1"], "4": ["method.layers=4"]}
+    assert sweeps.load("layers").overrides == {"1": ["method.layers=1"], "4": ["method.layers=4"]}
 
 
 def test_equal_variants_of_two_sweeps_are_one_run(recipes):
-    tasks = [task for name in ("parts", "layers") for task in sweep.plan(name, run="test")]
+    tasks = [task for name in ("parts", "layers") for task in sweeps.plan(name, run="test")]
     assert len({task.folder for task in tasks}) == 4  # "4" is "a-b", "1" is "b"
-    assert sweep.run_name("test", "layers", "4") == "test/ablations/parts/a-b"
+    assert sweeps.run_name("test", "layers", "4") == "test/ablations/parts/a-b"
     assert len({json.dumps(to_dict(task.config)) for task in tasks}) == 4
 
 
 def test_profile_overrides_win_over_the_sweeps_and_lose_to_the_variants(recipes):
-    config = sweep.plan("layers", run="test", profile="smoke", variants=["1"])[0].config
+    config = sweeps.plan("layers", run="test", profile="smoke", variants=["1"])[0].config
     assert (config.train.epochs, config.method.layers) == (2, 1)
 
 
@@ -137,18 +139,18 @@ def test_a_wrong_sweep_file_is_named(recipes, old, new, message):
     file = recipes / "sweeps.yaml"
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
-        sweep.plan("layers", run="test")
+        sweeps.plan("layers", run="test")
 
 
 def test_unknown_names_are_refused_with_the_choices(recipes):
     with pytest.raises(
         ValueError, match="unknown sweep 'part': expected one of broken, layers, parts"
     ):
-        sweep.plan("part", run="test")
+        sweeps.plan("part", run="test")
     with pytest.raises(ValueError, match="unknown variant of layers '2': expected one of 1, 4"):
-        sweep.plan("layers", run="test", variants=["2"])
+        sweeps.plan("layers", run="test", variants=["2"])
     with pytest.raises(ValueError, match="jobs: expected at least 1, got 0"):
-        sweep.execute([], jobs=0)
+        sweeps.execute([], jobs=0)
 
 
 # What is left behind
@@ -169,59 +171,68 @@ def test_one_failure_is_named_and_the_others_go_on(recipes, data, tmp_path, monk
     errors = capsys.readouterr().err.strip().splitlines()
     assert any(line.startswith("failed: broken/bad seed 0: error: ") for line in errors)
     assert errors[-1] == "error: 1 of 2 runs failed: broken/bad seed 0"
-    assert set(sweep.results("broken", "test").index) == {"good"}
-    monkeypatch.setattr(sweep, "_start", lambda task, *_: pytest.fail(f"{task} was finished"))
-    assert sweep.execute(sweep.plan("broken", run="test", profile="smoke", variants=["good"])) == {}
+    assert set(sweeps.results("broken", "test").index) == {"good"}
+    monkeypatch.setattr(sweeps, "command", lambda task, _: pytest.fail(f"{task} was finished"))
+    assert (
+        sweeps.execute(sweeps.plan("broken", run="test", profile="smoke", variants=["good"])) == {}
+    )
 
 
-def test_interrupted_it_ends_its_processes_and_goes_on_when_called_again(recipes, monkeypatch):
+def test_interrupted_it_ends_its_processes_and_goes_on_when_called_again(
+    recipes, tmp_path, monkeypatch
+):
     monkeypatch.setattr(runs, "prepared", lambda config: None)
     started = []
 
-    def start(task, jobs, device):
-        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        started.append((task, process))
-        return process, open(os.devnull)
+    def sleep(task, device):
+        path = tmp_path / f"{task.variant}.pid"
+        script = (
+            f"import os, time; open({str(path)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+        )
+        return [sys.executable, "-c", script]
 
-    def interrupted(seconds):
+    def interrupted(futures):
+        while len([path for path in tmp_path.glob("*.pid") if path.stat().st_size]) < 2:
+            time.sleep(0.05)
         raise KeyboardInterrupt
 
-    tasks = sweep.plan("parts", run="test")
-    monkeypatch.setattr(sweep, "_start", start)
-    monkeypatch.setattr(time, "sleep", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        sweep.execute(tasks, jobs=2)
-    assert len(started) == 2
-    assert all(process.poll() is not None for _, process in started)
+    tasks = sweeps.plan("parts", run="test")
+    monkeypatch.setattr(sweeps, "command", sleep)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "as_completed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweeps.execute(tasks, jobs=2)
+    processes = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
+    assert len(processes) == 2
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
 
-    def train(task, jobs, device):
+    def train(task, device):
         write_run(task, [1, 2])
-        started.append((task, process := subprocess.Popen([sys.executable, "-c", ""])))
-        return process, open(os.devnull)
+        started.append(task)
+        return [sys.executable, "-c", ""]
 
-    monkeypatch.setattr(sweep, "_start", train)
-    monkeypatch.setattr(time, "sleep", lambda seconds: started[-1][1].wait())
-    assert sweep.execute(tasks, jobs=2) == {}
-    assert [task for task, _ in started[2:]] == tasks  # the two that were ended again, and the rest
-    assert sweep.execute(tasks, jobs=2) == {}
-    assert len(started) == 2 + len(tasks)
+    monkeypatch.setattr(sweeps, "command", train)
+    assert sweeps.execute(tasks, jobs=2) == {}
+    assert {task.folder for task in started} == {task.folder for task in tasks}
+    assert sweeps.execute(tasks, jobs=2) == {}
+    assert len(started) == len(tasks)
 
 
 def test_what_is_finished_is_skipped_and_what_is_not_is_started(recipes, monkeypatch):
     monkeypatch.setattr(runs, "prepared", lambda config: None)
-    tasks, started = sweep.plan("parts", run="test"), []
+    tasks, started = sweeps.plan("parts", run="test"), []
     write_run(tasks[0], [1, 1])
 
-    def start(task, jobs, device):
+    def fail(task, device):
         started.append(task.variant)
-        return subprocess.Popen([sys.executable, "-c", "import sys; sys.exit('no')"]), open(
-            os.devnull
-        )
+        return [sys.executable, "-c", "import sys; print('why', file=sys.stderr); sys.exit(1)"]
 
-    monkeypatch.setattr(sweep, "_start", start)
-    failed = sweep.execute(tasks, jobs=3)
-    assert started == ["a", "b", "none"]
-    assert failed == {f"parts/{name} seed 0": "ended with code 1" for name in started}
+    monkeypatch.setattr(sweeps, "command", fail)
+    failed = sweeps.execute(tasks, jobs=3)
+    assert sorted(started) == ["a", "b", "none"]
+    assert failed == {f"parts/{name} seed 0": "why" for name in started}
 
 
 # What the tables say
@@ -231,16 +242,16 @@ def test_what_is_finished_is_skipped_and_what_is_not_is_started(recipes, monkeyp
 def test_results_are_means_over_seeds_and_paired_with_the_reference(recipes):
     random = np.random.default_rng(0)
     ranks = {(v, seed): random.integers(1, 3, 40) for v in ("a-b", "a", "b") for seed in (0, 1)}
-    for task in sweep.plan("parts", run="test", seeds=[0, 1], variants=["a-b", "a", "b"]):
+    for task in sweeps.plan("parts", run="test", seeds=[0, 1], variants=["a-b", "a", "b"]):
         write_run(task, ranks[task.variant, task.seed], seconds=10 + task.seed)
-    table = sweep.results("parts", "test")
+    table = sweeps.results("parts", "test")
     assert list(table.index) == ["a-b", "a", "b"]
     hits = {key: 100 * np.mean(of == 1) for key, of in ranks.items()}
     for variant in table.index:
         values = [hits[variant, 0], hits[variant, 1]]
-        assert table["R@1"][variant] == pytest.approx(np.mean(values))
-        assert table["deviation"][variant] == pytest.approx(np.std(values, ddof=1))
-        assert table["R@1 low"][variant] < np.mean(values) < table["R@1 high"][variant]
+        assert table["t2v R@1"][variant] == pytest.approx(np.mean(values))
+        assert table["t2v R@1 sd"][variant] == pytest.approx(np.std(values, ddof=1))
+        assert table["t2v R@1 low"][variant] < np.mean(values) < table["t2v R@1 high"][variant]
     assert (table["seconds"] == 10.5).all()
     assert set(table["jobs"]) == {"2"}
     assert np.isnan(table["difference"]["a-b"])
@@ -264,7 +275,7 @@ def test_verdicts_over_seeds_are_adjusted_for_the_number_of_variants(recipes):
         "none": [29, 33],
     }  # R@1 of each seed, of 50 captions
     for variant, hits in found.items():
-        tasks = sweep.plan("parts", run="test", seeds=range(len(hits)), variants=[variant])
+        tasks = sweeps.plan("parts", run="test", seeds=range(len(hits)), variants=[variant])
         for task, of in zip(tasks, hits, strict=True):
             write_run(task, [1] * of + [2] * (50 - of))
     tests = {
@@ -273,7 +284,7 @@ def test_verdicts_over_seeds_are_adjusted_for_the_number_of_variants(recipes):
         if name != "a-b"
     }
     assert tests["a"]["verdict"] == "worse"
-    told = sweep.results("parts", "test")["over_seeds"]
+    told = sweeps.results("parts", "test")["over_seeds"]
     adjusted = statistics.holm([test["p_value"] for test in tests.values()])
     for (name, test), p in zip(tests.items(), adjusted, strict=True):
         assert told[name] == statistics.verdict(test["difference"], p)
@@ -282,49 +293,49 @@ def test_verdicts_over_seeds_are_adjusted_for_the_number_of_variants(recipes):
 
 def test_a_large_difference_is_told_and_main_effects_find_its_part(recipes):
     good, poor = [1] * 60, [1] * 20 + [2] * 40
-    for task in sweep.plan("parts", run="test"):
+    for task in sweeps.plan("parts", run="test"):
         write_run(task, good if task.variant.startswith("a") else poor)
-    table = sweep.results("parts", "test")
+    table = sweeps.results("parts", "test")
     assert table["verdict"].tolist()[1:] == ["can't tell", "worse", "worse"]
-    parts = sweep.main_effects("parts", "test")
+    parts = sweeps.main_effects("parts", "test")
     assert parts["verdict"].to_dict() == {"a": "better", "b": "can't tell"}
     assert parts["pairs"].tolist() == [2, 2]
     assert parts["difference"]["a"] == pytest.approx(100 * 40 / 60)
 
 
 def test_results_without_runs_are_empty_and_without_the_reference_untested(recipes):
-    assert sweep.results("parts", "test").empty
-    assert sweep.main_effects("parts", "test").empty
-    write_run(sweep.plan("parts", run="test", variants=["a"])[0], [1, 2])
-    assert "verdict" not in sweep.results("parts", "test")
+    assert sweeps.results("parts", "test").empty
+    assert sweeps.main_effects("parts", "test").empty
+    write_run(sweeps.plan("parts", run="test", variants=["a"])[0], [1, 2])
+    assert "verdict" not in sweeps.results("parts", "test")
 
 
 def test_runs_of_other_settings_or_other_data_are_refused(recipes):
-    tasks = sweep.plan("parts", run="test", variants=["a-b", "a"])
+    tasks = sweeps.plan("parts", run="test", variants=["a-b", "a"])
     write_run(tasks[0], [1, 2])
     write_run(tasks[1], [1, 2], counts=4)
     with pytest.raises(ValueError, match="was trained on other data than"):
-        sweep.results("parts", "test")
+        sweeps.results("parts", "test")
     write_run(tasks[1], [1, 2])
     config = tasks[1].folder / "config.yaml"
     config.write_text(config.read_text().replace('"meanP"', '"seqTransf"'))
     with pytest.raises(ValueError, match=r"is a run without method\.head=meanP: remove the folder"):
-        sweep.results("parts", "test")
+        sweeps.results("parts", "test")
 
 
 @pytest.mark.parametrize(
     "variants", [["a", "a-b"], ["a", "b"]]
 )  # with the reference, and without it
 def test_runs_that_differ_in_more_than_their_variants_are_refused(recipes, variants):
-    first, other = sweep.plan("parts", run="test", variants=variants)
+    first, other = sweeps.plan("parts", run="test", variants=variants)
     for task in (first, other):
         write_run(task, [1, 2])
-    assert len(sweep.results("parts", "test")) == 2
+    assert len(sweeps.results("parts", "test")) == 2
     write_run(replace(other, overrides=[*other.overrides, "train.epochs=7"]), [1, 2])
     with pytest.raises(
         ValueError, match=r"differs from .* in more than method\..*: not comparable"
     ):
-        sweep.results("parts", "test")
+        sweeps.results("parts", "test")
 
 
 @pytest.mark.parametrize("x", [None, [0, 128, 512]])

@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import papermill
-from nbconvert import HTMLExporter
+from filelock import FileLock, Timeout
 from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
+from traitlets.config import Config
 
 from tvrkit import files
 from tvrkit.recipes import load_profile, load_recipe, to_dict
-from tvrkit.reporting import pages as report
+from tvrkit.reporting import pages
+from tvrkit.reporting.notebook_html import notebook_html
 from tvrkit.settings import Profile
 
 console = Console()
@@ -59,20 +64,16 @@ class NotebookFailed(RuntimeError):
 def plan(profile: str, run: str) -> list[Task]:
     """The notebooks of a profile, in the order in which one needs the other's results."""
     settings, root = load_profile(profile), files.run(run)
-
-    def of(notebook: str, recipe: str, seed: int) -> Task:
-        return Task(notebook, root / recipe / f"seed{seed}", recipe, seed)
-
-    tasks, seed = [], settings.seeds[0]
+    first, tasks = settings.seeds[0], []
     for notebook in settings.notebooks:
         if notebook == TRAINING:
-            tasks += [
-                of(notebook, recipe, each) for each in settings.seeds for recipe in settings.recipes
-            ]
+            work = [(recipe, seed) for seed in settings.seeds for recipe in settings.recipes]
         elif notebook in INSPECTIONS:
-            tasks += [of(notebook, recipe, seed) for recipe in settings.inspect]
+            work = [(recipe, first) for recipe in settings.inspect]
         else:
-            tasks.append(Task(notebook, root, settings.recipes[0], seed))
+            tasks.append(Task(notebook, root, settings.recipes[0], first))
+            continue
+        tasks += [Task(notebook, root / r / f"seed{seed}", r, seed) for r, seed in work]
     return tasks
 
 
@@ -82,6 +83,26 @@ def needed(task: Task, profile: Profile) -> list[str]:
     if task.notebook in (DATA, TRAINING):
         return [task.recipe]
     return [profile.recipes[0], task.recipe] if task.notebook == ATTENTION else profile.recipes
+
+
+def due(tasks: Sequence[Task], profile: str, run: str, device: str = "cpu") -> list[Task]:
+    """Those that would be executed now: what is not finished, and what reads a recipe that is to be
+    trained, or was trained since. Nothing is run: `tvrkit reproduce --dry-run` prints it.
+    """
+    settings, todo = load_profile(profile), []
+    for task in tasks:
+        trained = {other.recipe for other in todo if other.notebook == TRAINING}
+        stale = task.notebook > TRAINING and trained & {*needed(task, settings)}
+        made = finished(task, parameters_of(task, profile, run, device))
+        if stale or not made or outdated(task, tasks, settings):
+            todo.append(task)
+    return todo
+
+
+def parameters_of(task: Task, profile: str, run: str, device: str) -> dict[str, str | int]:
+    """What the notebook's parameters cell gets."""
+    named = {"recipe": task.recipe, "profile": profile, "run": run}
+    return {**named, "seed": task.seed, "device": device}
 
 
 def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) -> Path:
@@ -98,103 +119,109 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
 
     Raises:
         NotebookFailed: a cell raised. What ran before it is kept, and skipped when run again.
+        RuntimeError: the run is being reproduced by another process.
     """
-    tasks = plan(profile, run)
-    absent = sorted({task.source.name for task in tasks if not task.source.exists()})
-    if absent:
+    tasks, root = plan(profile, run), files.run(run)
+    if absent := sorted({task.source.name for task in tasks if not task.source.exists()}):
         raise FileNotFoundError(f"no {', '.join(absent)} in {files.notebooks()}")
-    if force and files.run(run).exists():
-        shutil.rmtree(files.run(run))
-    for number, task in enumerate(tasks, 1):
-        parameters = {
-            "recipe": task.recipe,
-            "profile": profile,
-            "run": run,
-            "seed": task.seed,
-            "device": device,
-        }
-        label = f"[{number}/{len(tasks)}] {task}"
-        if finished(task, parameters) and not outdated(task, tasks, load_profile(profile)):
-            console.print(f"{label}: done before", highlight=False)
-            continue
-        console.print(label, highlight=False)
-        execute(task, parameters)
-    report.write_index(run)
-    report.write_leaderboard()
-    return files.run(run) / "index.html"
+    with _alone(run):
+        if force and root.exists():
+            shutil.rmtree(root)
+        todo = due(tasks, profile, run, device)
+        for place, task in enumerate(tasks, 1):
+            label = f"[{place}/{len(tasks)}] {task}"
+            console.print(label if task in todo else f"{label}: done before", highlight=False)
+            if task in todo:
+                execute(task, parameters_of(task, profile, run, device))
+        pages.write_index(run)
+        pages.write_leaderboard()
+    return root / "index.html"
 
 
-def finished(task: Task, parameters: dict) -> bool:
+@contextmanager
+def _alone(run: str) -> Iterator[None]:
+    """One `reproduce` a run at a time."""
+    lock = files.home() / "reports" / f".{run.replace('/', '.')}.lock"
+    lock.parent.mkdir(exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        busy = f"reports/{run} is being made by another `tvrkit reproduce`"
+        raise RuntimeError(f"{busy}: wait until it has ended, or choose another --run") from None
+
+
+def finished(task: Task, parameters: Mapping) -> bool:
     """Whether the task's result is there, with these parameters and from the notebook as it is
     now."""
     if not task.result.exists():
         return False
-    made_from = nbformat.read(task.result, as_version=4).metadata.get("tvrkit", {})
-    return made_from == _made_from(task, parameters)
+    notebook = nbformat.read(task.result, as_version=4)
+    return notebook.metadata.get("tvrkit", {}) == origin(task, parameters)
 
 
-def outdated(task: Task, tasks: list[Task], profile: Profile) -> bool:
+def outdated(task: Task, tasks: Sequence[Task], profile: Profile) -> bool:
     """Whether a recipe was trained after the task's notebook compared, or looked into, what it had
     given."""
-    read = needed(task, profile)
-    trained = [each.result for each in tasks if each.notebook == TRAINING and each.recipe in read]
+    if task.notebook <= TRAINING or not task.result.exists():
+        return False
+    recipes, made = needed(task, profile), task.result.stat().st_mtime
+    trained = [
+        each.result for each in tasks if each.notebook == TRAINING and each.recipe in recipes
+    ]
     if task.notebook == ABLATIONS:
         trained += (task.folder / "ablations").rglob("run.json")
-    looked = task.result.stat().st_mtime
-    return task.notebook > TRAINING and any(
-        result.exists() and result.stat().st_mtime > looked for result in trained
-    )
+    return any(result.exists() and result.stat().st_mtime > made for result in trained)
 
 
-def _made_from(task: Task, parameters: dict) -> dict:
+def origin(task: Task, parameters: Mapping) -> dict:
+    """What the result depends on: the notebook and the recipes as they are now."""
     profile = parameters["profile"]
     names = needed(task, load_profile(profile)) + TRAINED_INSIDE.get(task.notebook, [])
     recipes = {name: to_dict(load_recipe(name, profile=profile)) for name in names}
     sources = [task.source] + [files.RECIPES / "sweeps.yaml"] * (task.notebook == ABLATIONS)
     hashes = {file.name: files.sha256(file) for file in sources}
-    return {"sha256": hashes, "parameters": parameters, "recipes": recipes}
+    return {"sha256": hashes, "parameters": dict(parameters), "recipes": recipes}
 
 
-def execute(task: Task, parameters: dict) -> None:
+def execute(task: Task, parameters: Mapping) -> None:
     """Run one notebook with papermill and write it, and its HTML, only if every cell ran.
 
     Raises:
         NotebookFailed: a cell raised; the notebook so far is kept as `<name>.failed.ipynb`.
         ValueError: the notebook lacks one of the parameters (papermill would ignore it).
     """
-    unknown = set(parameters) - set(papermill.inspect_notebook(str(task.source)))
-    if unknown:
-        raise ValueError(
-            f"{task.source.name} has no parameter {', '.join(sorted(unknown))} in its parameters cell"
-        )
+    source = str(task.source)
+    if unknown := sorted(set(parameters) - set(papermill.inspect_notebook(source))):
+        lacks = f"{task.source.name} has no parameter {', '.join(unknown)}"
+        raise ValueError(f"{lacks} in its parameters cell")
     task.folder.mkdir(parents=True, exist_ok=True)
-    partial, failed = (
-        task.folder / f"{task.notebook}.{kind}.ipynb" for kind in ("partial", "failed")
-    )
+    partial = task.folder / f"{task.notebook}.partial.ipynb"
+    failed = task.folder / f"{task.notebook}.failed.ipynb"
     failed.unlink(missing_ok=True)
+    options = {"kernel_name": "python3", "cwd": str(task.source.parent), "stderr_file": sys.stderr}
+    options["progress_bar"] = {"unit": "cell", "leave": False}
     try:
-        notebook = papermill.execute_notebook(
-            str(task.source),
-            str(partial),
-            parameters,
-            kernel_name="python3",
-            cwd=str(task.source.parent),
-            progress_bar={"unit": "cell", "leave": False},
-            stderr_file=sys.stderr,
-        )
+        with kernel_config() as config:
+            options["config"] = config
+            notebook = papermill.execute_notebook(source, str(partial), dict(parameters), **options)
     except PapermillExecutionError as error:
         partial.replace(failed)
-        kept = os.path.relpath(failed)
-        raise NotebookFailed(
-            f"{task} failed in cell {error.cell_index} (In [{error.exec_count}]): {error.ename}: {error.evalue}; "
-            f"the notebook so far is {kept}"
-        ) from None
-    notebook.metadata["tvrkit"] = _made_from(task, parameters)
+        where = f"{task} failed in cell {error.cell_index} (In [{error.exec_count}])"
+        reason = f"{error.ename}: {error.evalue}"
+        kept = f"the notebook so far is {os.path.relpath(failed)}"
+        raise NotebookFailed(f"{where}: {reason}; {kept}") from None
+    notebook.metadata["tvrkit"] = origin(task, parameters)
     files.write_text(task.result, nbformat.writes(without_progress(notebook)))
-    files.write_text(
-        task.result.with_suffix(".html"), HTMLExporter().from_notebook_node(notebook)[0]
-    )
+    files.write_text(task.result.with_suffix(".html"), notebook_html(notebook, task.notebook))
     partial.unlink()
+
+
+@contextmanager
+def kernel_config() -> Iterator[Config]:
+    """Settings with which a notebook's kernel talks through files of this user, not TCP ports."""
+    with tempfile.TemporaryDirectory(prefix="tvrkit-") as folder:
+        yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
 
 
 def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -203,7 +230,7 @@ def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "code":
-            kept = [out for out in cell.outputs if out.get("name") != "stderr"]
-            cell.outputs = [out for out in kept if WIDGET not in out.get("data", {})]
+            kept = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in kept if WIDGET not in output.get("data", {})]
     notebook.metadata.pop("papermill", None)
     return notebook

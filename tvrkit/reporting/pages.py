@@ -1,198 +1,55 @@
-"""Pages made from run folders alone: `reports/<run>/index.html`, `reports/README.md` and
-`reports/index.html`.
+"""Pages made from run folders alone; none of them loads anything from the network.
 
-Runs are compared in one table only where they share a protocol (`protocol_of`). A run of another
-one (`reports/<run>/released/...`, `reports/<run>/ablations/<sweep>/...`) stands in a section of its
-own.
+reports/<run>/index.html answers a visitor: what the papers claim and what the run says to it, one
+table of eight columns, one figure. All columns and diagnostics are on details.html beside it,
+sweeps and other sub-runs on sweeps.html. reports/index.html has all runs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import re
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
-import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
-from tvrkit import files
-from tvrkit.evaluation import compare, statistics
-from tvrkit.training import runs
+from tvrkit import figures, files
+from tvrkit.evaluation.ranks import DIRECTIONS
+from tvrkit.reporting import claims
+from tvrkit.reporting.tables import comparable as comparable  # notebook 03's name for it
+from tvrkit.reporting.tables import interval, number, protocol_of, results
+from tvrkit.training.runs import Run
 
-WAYS = ("t2v", "v2t")
-MEANS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 ABSENT = "–"
-HEADS = [  # of a table of results: title, and how its first click sorts
-    ("recipe", "ascending"),
-    ("run", "ascending"),
-    *(
-        (f"{way} {key}", order)
-        for way in WAYS
-        for key, order in (
-            ("R@1", "descending"),
-            ("95 %", "descending"),
-            ("R@5", "descending"),
-            ("R@10", "descending"),
-            ("MdR", "ascending"),
-            ("MnR", "ascending"),
-        )
-    ),
-    ("rsum", "descending"),
-    ("seeds", "descending"),
-    ("training, s", "ascending"),
-    ("memory, MB", "ascending"),
-    ("parameters", "ascending"),
-    ("epoch kept", "ascending"),
-    ("device", "ascending"),
-    ("run cards", ""),
-    ("notebooks", ""),
-]
+LEGEND = (
+    "Raw scores, no post-processing. Means over seeds, ± their standard deviation; 95 %: the "
+    "interval of R@1 when test videos are drawn again, all seeds of a recipe together. Overlapping "
+    "intervals tell nothing: notebook 03 tests differences pair by pair. Equal content: the same "
+    "generator settings, ids, counts and captions, and the same videos missing."
+)
+FEW = ["t2v R@1", "t2v 95 %", "v2t R@1", "v2t 95 %", "rsum", "seeds"]
+OF_RUN = ["recipe", *FEW, "training, s"]
+OF_ALL = ["recipe", "run", *FEW]
+LOWER_FIRST = ["run", "t2v MdR", "v2t MdR", "t2v MnR", "v2t MnR"]
+LOWER_FIRST += ["training, s", "memory, MB", "parameters", "epoch kept", "device"]
+Tables = list[tuple[str, pd.DataFrame]]  # (what all rows share, texts and links)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What a table shows in one place.
-
-    Attributes:
-        parts: (text, link or None), shown one after the other.
-        value: what the column is sorted by, None where there is nothing.
-    """
-
-    parts: list[tuple[str, str | None]]
-    value: float | str | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under heads.
-
-    Attributes:
-        label: what all rows share.
-        heads: (title, how the first click sorts: "ascending", "descending" or "" for not at all).
-        rows: as many cells as heads each.
-    """
-
-    label: str
-    heads: list[tuple[str, str]]
-    rows: list[list[Cell]]
-
-
-#  ------------------------------------------------------------------------------------------------
-
-
-def protocol_of(run: runs.Run) -> str:
-    """What two runs must share to stand in one table.
-
-    Data set or protocol, preset, split, language, tie rule, and a hash over the settings a generated set was made
-    with, the split's ids, counts and captions, and the videos that were missing. Whatever keeps a result from being
-    compared with published ones is said in words.
-    """
-    data, metrics = run.card["data"], run.metrics
-    split, language, made_from = metrics["split"], metrics["language"], data.get("made_from")
-    captions = (
-        data.get("captions_hash", {}).get(split, {}).get(language)
-    )  # none in sets of earlier versions
-    content = [
-        made_from,
-        data["counts"][split],
-        data["split_hash"][split],
-        captions,
-        metrics["missing"],
-    ]
-    parts = [data["protocol"] + (f" {made_from['preset']}" if made_from else ""), split, language]
-    content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    parts += [f"ties {metrics['ties']}", f"content {content_hash}"]
-    if data.get("partial"):
-        parts.append("NOT COMPARABLE: prepared with --allow-partial")
-    if metrics["missing"]:
-        parts.append(f"NOT COMPARABLE: {len(metrics['missing'])} videos missing")
-    return " · ".join(parts)
-
-
-def comparable(run: str, first: runs.Run, seeds: Sequence[int]) -> dict[str, list[runs.Run]]:
-    """Recipe -> its runs of these seeds, of all recipes in reports/<run>/ that have them all and
-    share the protocol of the run `first`."""
-    by_recipe: dict[str, dict[int, runs.Run]] = {}
-    for each in runs.find(run):
-        by_recipe.setdefault(each.recipe, {})[each.seed] = each
-    protocol = protocol_of(first)
-    return {
-        recipe: [by_seed[seed] for seed in seeds]
-        for recipe, by_seed in by_recipe.items()
-        if set(seeds) <= set(by_seed) and protocol_of(by_seed[seeds[0]]) == protocol
-    }
-
-
-def results(found: Sequence[runs.Run]) -> pd.DataFrame:
-    """One row per recipe of each run folder, best first.
-
-    Columns: `name` (run folder), recipe, selection, runs (its seeds, by seed); for both directions the mean over seeds
-    of each metric ("t2v R@1"), "t2v deviation" (sample standard deviation of R@1 over seeds, NaN for one), "t2v low"
-    and "t2v high" (95 % interval of R@1: test videos resampled, all seeds pooled); rsum and its deviation; seconds
-    (training, mean), memory (MB, largest), parameters, device.
-
-    Raises:
-        ValueError: the runs are of several protocols.
-    """
-    protocols = sorted({protocol_of(run) for run in found})
-    if len(protocols) > 1:
-        raise ValueError(f"expected runs of one protocol in a table, got {'; '.join(protocols)}")
-    groups: dict[tuple, list[runs.Run]] = {}
-    for run in sorted(found, key=lambda run: run.seed):
-        groups.setdefault((_name(run), run.recipe, run.card["selection"]), []).append(run)
-    rows = [_row(*key, seeds) for key, seeds in sorted(groups.items())]
-    return pd.DataFrame(rows).sort_values(
-        "t2v R@1", ascending=False, kind="stable", ignore_index=True
-    )
-
-
-def _row(name: str, recipe: str, selection: str, seeds: list[runs.Run]) -> dict:
-    row = {"name": name, "recipe": recipe, "selection": selection, "runs": seeds}
-    for way in WAYS:
-        row |= {
-            f"{way} {key}": float(np.mean([run.metrics[f"{way} {key}"] for run in seeds]))
-            for key in MEANS
-        }
-        row[f"{way} deviation"] = statistics.mean_and_deviation(
-            [run.metrics[f"{way} R@1"] for run in seeds]
-        )[1]
-        row[f"{way} low"], row[f"{way} high"] = _interval(seeds, way)
-    row["rsum"], row["rsum deviation"] = statistics.mean_and_deviation(
-        [run.metrics["rsum"] for run in seeds]
-    )
-    cards = [run.card for run in seeds]
-    row |= {
-        "seconds": float(np.mean([card["train_seconds"] for card in cards])),
-        "parameters": cards[0]["parameters"],
-    }
-    memory, devices = (
-        max(card["peak_memory_mb"] for card in cards),
-        dict.fromkeys(card["device"] for card in cards),
-    )
-    return row | {"memory": memory, "device": ", ".join(devices)}
-
-
-def _interval(seeds: list[runs.Run], way: str) -> list[float]:
-    if len(seeds) == 1:
-        return [seeds[0].metrics[f"{way} R@1 {end}"] for end in ("low", "high")]
-    return statistics.interval(statistics.bootstrap_metrics(*compare.pooled(seeds, way))["R@1"])
-
-
-def sections(run: str) -> dict[str, list[runs.Run]]:
-    """The finished runs below reports/<run>/: its own under "", sub-runs under "released" or "ablations/<sweep>"."""
+def sections(run: str) -> dict[str, list[Run]]:
+    """The finished runs below reports/<run>/: its own under "", sub-runs under "released" or
+    "ablations/<sweep>"."""
     root = files.run(run)
-    found: dict[str, list[runs.Run]] = {}
+    runs: dict[str, list[Run]] = {}
     for card in sorted(root.rglob("seed*/run.json")):
         inner = card.parents[2].relative_to(root).parts
-        found.setdefault("/".join(inner[:2]), []).append(runs.Run(card.parent))
-    return dict(sorted(found.items()))
+        runs.setdefault("/".join(inner[:2]), []).append(Run(card.parent))
+    return dict(sorted(runs.items()))
 
 
 def run_names() -> list[str]:
@@ -204,217 +61,198 @@ def run_names() -> list[str]:
     root = files.home() / "reports"
     if not root.is_dir():
         raise FileNotFoundError("no reports/ yet: run `tvrkit reproduce` or `tvrkit train` first")
-    return [
-        folder.name
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and sections(folder.name)
-    ]
-
-
-def diagnostics(found: Sequence[runs.Run]) -> dict[str, dict[str, dict]]:
-    """{number's title: {recipe and seed: {"mean", "low", "high"}}} of what notebooks 04 and 05 wrote for these runs."""
-    table: dict[str, dict[str, dict]] = {}
-    for run in found:
-        for file in sorted(run.folder.glob("diagnostics_*.json")):
-            for title, number in json.loads(file.read_text(encoding="utf-8")).items():
-                table.setdefault(title, {})[f"{run.recipe}, seed {run.seed}"] = number
-    return table
-
-
-#  ------------------------------------------------------------------------------------------------
-
-
-def _name(run: runs.Run) -> str:
-    return run.folder.parents[1].relative_to(files.home() / "reports").as_posix()
-
-
-def _tables(found: Sequence[runs.Run], page: Path, section: str = "") -> list[Table]:
-    """A table per protocol of the runs in `section`, for a page in the folder `page`."""
-    groups: dict[str, list[runs.Run]] = {}
-    for run in found:
-        groups.setdefault(protocol_of(run), []).append(run)
-    return [
-        Table(
-            protocol, HEADS, [_cells(row, page, section) for row in results(of).to_dict("records")]
-        )
-        for protocol, of in sorted(groups.items())
-    ]
-
-
-def _cells(row: dict, page: Path, section: str) -> list[Cell]:
-    """One row under `HEADS`; what a sub-run's folders say beyond the section stands beside the recipe."""
-    run, _, inner = row["name"].partition("/")
-    variant = inner.removeprefix(section).strip("/")
-    index = files.run(run) / "index.html"
-    cells = [
-        _text(f"{row['recipe']} · {variant}" if variant else row["recipe"]),
-        Cell([(run, _link(index, page) if index.exists() else None)], run),
-    ]
-    for way in WAYS:
-        bounds = f"[{row[f'{way} low']:.1f}, {row[f'{way} high']:.1f}]"
-        recall, *others = (row[f"{way} {key}"] for key in MEANS)
-        cells += [
-            _number(recall, 1, row[f"{way} deviation"]),
-            Cell([(bounds, None)], row[f"{way} low"]),
-        ]
-        cells += [_number(value, 1) for value in others]
-    cards = [(f"seed {one.seed}", _link(one.folder / "run.json", page)) for one in row["runs"]]
-    executed = [
-        file for one in row["runs"] for file in sorted(one.folder.glob("[0-9][0-9]_*.html"))
-    ]
-    return [
-        *cells,
-        _number(row["rsum"], 1, row["rsum deviation"]),
-        _number(len(row["runs"]), 0),
-        *(_number(row[key], 0) for key in ("seconds", "memory", "parameters")),
-        _text(row["selection"]),
-        _text(row["device"]),
-        Cell(cards, None),
-        Cell([(file.stem[:2], _link(file, page)) for file in executed] or [(ABSENT, None)], None),
-    ]
-
-
-def _text(text: str) -> Cell:
-    return Cell([(text, None)], text)
-
-
-def _number(value: float, digits: int, spread: float = math.nan) -> Cell:
-    return Cell(
-        [
-            (
-                f"{value:,.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}"),
-                None,
-            )
-        ],
-        value,
-    )
-
-
-def _link(target: Path, page: Path) -> str:
-    return quote(os.path.relpath(target, page).replace(os.sep, "/"))
-
-
-def _diagnostics_table(found: Sequence[runs.Run]) -> Table | None:
-    numbers = diagnostics(found)
-    columns = sorted({column for of in numbers.values() for column in of})
-    rows = [
-        [_text(title), *(_diagnostic(of.get(column), of) for column in columns)]
-        for title, of in numbers.items()
-    ]
-    heads = [("number", "ascending"), *((column, "descending") for column in columns)]
-    return Table("Diagnostics", heads, rows) if rows else None
-
-
-def _diagnostic(number: dict | None, row: dict[str, dict]) -> Cell:
-    """One entry; digits by the largest mean of its row: shares and areas up to 1 get three, percentages one."""
-    if number is None or not _known(number["mean"]):
-        return Cell([(ABSENT, None)], None)
-    digits = (
-        3 if max(abs(each["mean"]) for each in row.values() if _known(each["mean"])) <= 1 else 1
-    )
-    text = f"{number['mean']:.{digits}f}"
-    if _known(number["low"]) and _known(number["high"]):
-        text += f" [{number['low']:.{digits}f}, {number['high']:.{digits}f}]"
-    return Cell([(text, None)], number["mean"])
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
-
-
-#  ------------------------------------------------------------------------------------------------
+    return [path.name for path in sorted(root.iterdir()) if path.is_dir() and sections(path.name)]
 
 
 def write_index(run: str) -> Path:
-    """Write reports/<run>/index.html: results, diagnostics, sub-runs, every notebook, its figures and the run cards.
+    """Write index.html, details.html and sweeps.html of reports/<run>/.
+
+    Returns:
+        The index.
 
     Raises:
         ValueError: nothing below reports/<run> is finished.
     """
-    root, found = files.run(run), sections(run)
-    if not found:
+    root, parts = files.run(run), sections(run)
+    if not parts:
         raise ValueError(f"reports/{run} has no finished recipe: run `tvrkit reproduce` first")
-    main = found.pop("", [])
-    page = _template("run.html").render(
-        run=run,
-        absent=ABSENT,
-        unfinished=_unfinished(root),
-        tables=_tables(main, root),
-        diagnostics=_diagnostics_table(main),
-        sections={name: _tables(of, root, name) for name, of in found.items()},
-        notebooks=_by_notebook(root, "*.html"),
-        figures=_by_notebook(root, "figures/*.png"),
-    )
-    files.write_text(root / "index.html", page)
-    return root / "index.html"
+    main = parts.pop("", [])
+    tables, tested = _tables(main, root), claims.results(run)
+    details = {"": tables, "Diagnostics": _diagnostics(main)}
+    below = {name: _tables(part, root, name) for name, part in parts.items()}
+    back = {"up": "index.html", "up_title": run}
+    _write(root / "details.html", title=f"{run}: all columns", sections=details, **back)
+    _write(root / "sweeps.html", title=f"{run}: sub-runs", sections=below, **back)
+    values = {"title": run, "unfinished": _unfinished(root), "has_sweeps": bool(parts)}
+    values |= {"claims": claims.shown(tested), "figure": _claims_figure(tested, root)}
+    values |= {"tables": _few(tables, OF_RUN), "notebooks": _by_notebook(root, "*.html")}
+    values |= {"figures": _by_notebook(root, "figures/*.png")}
+    return _write(root / "index.html", "run.html", **values)
 
 
 def write_leaderboard() -> Path:
-    """Write reports/README.md and reports/index.html: all runs, one table per protocol, then their sub-runs."""
+    """Write reports/index.html: all runs, one table of eight columns per protocol, then their
+    sub-runs."""
     root = files.home() / "reports"
-    found = {name: sections(name) for name in run_names()}
-    main = [run for of in found.values() for run in of.pop("", [])]
-    inner = {
-        f"{name}/{part}": _tables(of, root, part)
-        for name, parts in found.items()
-        for part, of in parts.items()
+    parts = {name: sections(name) for name in run_names()}
+    main = [run for part in parts.values() for run in part.pop("", [])]
+    below = {"": _few(_tables(main, root), OF_ALL)}
+    for name, part in parts.items():
+        for inner, runs in part.items():
+            below[f"{name}/{inner}"] = _few(_tables(runs, root, inner), OF_ALL)
+    back = {"up": "../README.md", "up_title": "tvrkit"}
+    return _write(root / "index.html", title="All runs", sections=below, **back)
+
+
+def markdown(run: str) -> str:
+    """A run's claims and its tables of few columns, as Markdown: what reports/README.md shows."""
+    tables = [("", claims.shown(claims.results(run)))]
+    tables += _few(_tables(sections(run).get("", []), files.run(run)), OF_RUN)
+    return "\n\n".join(f"{label}\n\n{_markdown(frame)}".strip() for label, frame in tables) + "\n"
+
+
+def render(template: str, **values: object) -> str:
+    """A page from a template of `assets/`; texts are escaped, a missing name is an error."""
+    loader, autoescape = jinja2.FileSystemLoader(files.ASSETS), jinja2.select_autoescape(["html"])
+    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=loader, autoescape=autoescape, **options)
+    common = {"legend": LEGEND, "ascending": LOWER_FIRST}
+    return environment.get_template(template).render(common | values)
+
+
+def _write(path: Path, template: str = "tables.html", **values: object) -> Path:
+    files.write_text(path, render(template, **values))
+    return path
+
+
+#  ------------------------------------------------------------------------------------------------
+
+
+def _tables(runs: Sequence[Run], page: Path, section: str = "") -> Tables:
+    """A table per protocol of the runs in `section`, for a page in the folder `page`."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(protocol_of(run), []).append(run)
+    return [
+        (
+            protocol,
+            pd.DataFrame([_row(row, page, section) for row in results(group).to_dict("records")]),
+        )
+        for protocol, group in sorted(groups.items())
+    ]
+
+
+def _few(tables: Tables, columns: list[str]) -> Tables:
+    return [(label, frame[columns]) for label, frame in tables]
+
+
+def _row(row: dict, page: Path, section: str) -> dict[str, str]:
+    """One row; what a sub-run's folders say beyond the section stands beside the recipe."""
+    run, _, inner = row["name"].partition("/")
+    variant = inner.removeprefix(section).strip("/")
+    shown = {"recipe": f"{row['recipe']} · {variant}" if variant else row["recipe"]}
+    shown["run"] = _link(run, files.run(run) / "index.html", page)
+    for way in DIRECTIONS:
+        shown[f"{way} R@1"] = number(row[f"{way} R@1"], 1, row[f"{way} R@1 sd"])
+        shown[f"{way} 95 %"] = interval(row[f"{way} R@1 low"], row[f"{way} R@1 high"])
+        shown |= {f"{way} {m}": number(row[f"{way} {m}"]) for m in ("R@5", "R@10", "MdR", "MnR")}
+    shown |= {"rsum": number(row["rsum"], 1, row["rsum sd"]), "seeds": str(row["seeds"])}
+    shown |= {"training, s": number(row["seconds"], 0), "memory, MB": number(row["memory_mb"], 0)}
+    shown |= {"parameters": number(row["parameters"], 0), "epoch kept": row["selection"]}
+    cards = [_link(f"seed {run.seed}", run.folder / "run.json", page) for run in row["runs"]]
+    notebooks = [
+        file for run in row["runs"] for file in sorted(run.folder.glob("[0-9][0-9]_*.html"))
+    ]
+    links = [_link(file.stem[:2], file, page) for file in notebooks]
+    shown |= {"device": row["device"], "run cards": Markup(" ").join(cards)}
+    return shown | {"notebooks": Markup(" ").join(links) or ABSENT}
+
+
+def _address(target: Path, page: Path) -> str:
+    return quote(os.path.relpath(target, page).replace(os.sep, "/"))
+
+
+def _link(text: str, target: Path, page: Path) -> Markup:
+    if not target.exists() and target.name != "index.html":  # the index is about to be written
+        return Markup.escape(text)
+    return Markup('<a href="{}">{}</a>').format(_address(target, page), text)
+
+
+def _diagnostics(runs: Sequence[Run]) -> Tables:
+    """What notebooks 04 and 05 measured against the truth: a row per number, a column per run."""
+    numbers: dict[str, dict[str, dict]] = {}
+    for run in runs:
+        for file in sorted(run.folder.glob("diagnostics_*.json")):
+            for title, value in json.loads(file.read_text(encoding="utf-8")).items():
+                numbers.setdefault(title, {})[f"{run.recipe}, seed {run.seed}"] = value
+    rows = [{"number": title, **_written(row)} for title, row in numbers.items()]
+    columns = ["number", *sorted({column for row in numbers.values() for column in row})]
+    label = f"Mean and 95 % interval; {ABSENT}: the method has no such number"
+    return [(label, pd.DataFrame(rows, columns=columns).fillna(ABSENT))] if rows else []
+
+
+def _written(row: dict[str, dict]) -> dict[str, str]:
+    """Digits by the largest mean: shares and areas up to 1 get three, percentages one."""
+    frame = pd.DataFrame(row, index=["mean", "low", "high"]).T.astype(float).dropna(subset="mean")
+    digits = 3 if (frame["mean"].abs() <= 1).all() else 1
+    return {
+        each.Index: f"{each.mean:.{digits}f}"
+        + ("" if pd.isna(each.low) else f" {interval(each.low, each.high, digits)}")
+        for each in frame.itertuples()
     }
-    for template, target in (("leaderboard.md", "README.md"), ("leaderboard.html", "index.html")):
-        text = _template(template).render(tables=_tables(main, root), sections=inner)
-        files.write_text(root / target, text)
-    return root / "README.md"
+
+
+def _claims_figure(tested: pd.DataFrame, root: Path) -> str | None:
+    if "verdict" not in tested:
+        return None
+    rows = tested[(tested["direction"] == "t2v") & tested["verdict"].notna()]
+    figure = figures.forest_plot(
+        [textwrap.fill(f"{row.paper}: {row.says}", 40) for row in rows.itertuples()],
+        rows["difference"],
+        rows[["low", "high"]].to_numpy(),
+        significant=rows["verdict"] != "can't tell",
+        verdicts=[f"{row.verdict}, p = {row.p_holm:.3f}" for row in rows.itertuples()],
+        xlabel="difference in text-to-video R@1 (points)",
+    )
+    figures.save(figure, root / "figures", "claims")
+    return "figures/claims.png"
 
 
 def _unfinished(root: Path) -> list[str]:
     begun = sorted(config.parent for config in root.rglob("seed*/config.yaml"))
-    return [
-        folder.relative_to(root).as_posix()
-        for folder in begun
-        if not (folder / "run.json").exists()
-    ]
+    absent = [folder for folder in begun if not (folder / "run.json").exists()]
+    return [folder.relative_to(root).as_posix() for folder in absent]
 
 
 def _by_notebook(root: Path, pattern: str) -> dict[str, dict[str, list[tuple[str, str]]]]:
-    """{notebook: {recipe, or "" for the run's own: [(label, link)]}} of the files that notebooks left.
+    """{notebook: {recipe, or "" for the run's own: [(label, link)]}} of the files that notebooks
+    left.
 
-    A figure's label is its name, a page's the seed it was made with. Files begin with their notebook's number.
+    A figure's label is its name, a page's the seed it was made with. Files begin with their
+    notebook's number.
     """
     pages = {page.stem[:2]: page.stem for page in sorted(root.rglob("[0-9][0-9]_*.html"))}
-    found: dict[str, dict[str, list[tuple[str, str]]]] = {}
-    for file in sorted(
-        [*root.glob(pattern), *root.glob(f"*/seed*/{pattern}")], key=lambda f: (f.stem[:2], str(f))
-    ):
-        if not re.match(r"\d\d_", file.stem):
+    paths = [*root.glob(pattern), *root.glob(f"*/seed*/{pattern}")]
+    left: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for path in sorted(paths, key=lambda path: (path.stem[:2], str(path))):
+        if not re.match(r"\d\d_", path.stem):
             continue
-        recipe, _, seed = file.relative_to(root).as_posix().partition("/seed")
-        recipe, seed = (recipe, f"seed {seed.split('/')[0]}") if seed else ("", "")
-        label = (
-            (seed or "open")
-            if file.suffix == ".html"
-            else " · ".join(filter(None, [_title(file), seed]))
-        )
-        notebook = found.setdefault(_title(pages.get(file.stem[:2], file.stem[:2])), {})
-        notebook.setdefault(recipe, []).append((label, _link(file, root)))
-    return found
+        recipe, _, inner = path.relative_to(root).as_posix().rpartition("/seed")
+        seed = f"seed {inner.split('/')[0]}" if recipe else ""
+        name = "" if path.suffix == ".html" else _title(path.stem)
+        label = " · ".join(filter(None, [name, seed])) or "open"
+        notebook = left.setdefault(_title(pages.get(path.stem[:2], path.stem[:2])), {})
+        notebook.setdefault(recipe, []).append((label, _address(path, root)))
+    return left
 
 
-def _title(file: Path | str) -> str:
-    return Path(file).stem.replace("_", " ")
+def _title(name: str) -> str:
+    return name.replace("_", " ")
 
 
-def _markdown(text: str) -> str:
-    """Text as itself within a Markdown table."""
-    return re.sub(r"([\\`*|<>\[\]])", r"\\\1", text.replace("\n", " "))
-
-
-def _template(name: str) -> jinja2.Template:
-    loader, autoescape = jinja2.FileSystemLoader(files.ASSETS), jinja2.select_autoescape(["html"])
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=autoescape,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["markdown"] = _markdown
-    return environment.get_template(name)
+def _markdown(frame: pd.DataFrame) -> str:
+    """A table of texts; what a cell holds stays text."""
+    rows = [[*frame.columns], ["---"] * len(frame.columns)]
+    for row in frame.itertuples(index=False):
+        rows.append([re.sub(r"([\\`*|<>\[\]])", r"\\\1", str(cell)) for cell in row])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -3,39 +3,53 @@ reference.
 
 `recipes/sweeps.yaml` says which. The runs of a variant are in
 reports/<run>/ablations/<sweep>/<variant>/, each with a sweep.json beside its run.json that says
-among how many at a time it was started. Variants of several sweeps with
-equal settings are one: they share the folder of the first of them in the file.
+among how many at a time it was started. Variants of several sweeps with equal settings are one:
+they share the folder of the first of them in the file.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import IO
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
 from tqdm.auto import tqdm
 
 from tvrkit import files
-from tvrkit.evaluation import compare, statistics
+from tvrkit.evaluation import statistics
 from tvrkit.recipes import load_profile, load_recipe
+from tvrkit.reporting import tables
 from tvrkit.settings import Config, choose, parse, settings
 from tvrkit.training import runs
+from tvrkit.training.runs import Run
 
-POLL = 0.2  # seconds between looks at the running processes
+POLL = 0.1  # seconds between looks at processes that were told to end
+FORMATS = {  # of a table's columns: the title that a reader sees, and how a value is written
+    "t2v R@1": ("t2v R@1", "{:.1f}"),
+    "t2v R@1 sd": ("sd", "± {:.1f}"),
+    "v2t R@1": ("v2t R@1", "{:.1f}"),
+    "rsum": ("rsum", "{:.0f}"),
+    "difference": ("difference", "{:+.1f}"),
+    "effect": ("queries", "{:+.0f}"),
+    "p_holm": ("p, Holm", "{:.3f}"),
+    "verdict": ("verdict", "{}"),
+    "over_seeds": ("over seeds", "{}"),
+    "seconds": ("time (s)", "{:.0f}"),
+    "memory_mb": ("memory (MB)", "{:.0f}"),
+    "threads": ("threads", "{}"),
+    "jobs": ("jobs", "{}"),
+}
 
 
 @settings
@@ -52,8 +66,7 @@ class Sweep:
         values: of `key`.
         variants: name -> overrides.
         grid: axis -> level -> overrides; one variant for each combination, its name the levels
-            joined by "-". A part
-            that is there or not has two levels: its name, and "".
+            joined by "-". A part that is there or not has two levels: its name, and "".
         log: the values are shown on a logarithmic axis.
         seeds: of each variant.
     """
@@ -61,25 +74,24 @@ class Sweep:
     question: str
     recipe: str
     reference: str
-    common: list[str] = dataclasses.field(default_factory=list)
+    common: list[str] = field(default_factory=list)
     key: str | None = None
-    values: list[int | float] = dataclasses.field(default_factory=list)
-    variants: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    grid: dict[str, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
+    values: list[int | float] = field(default_factory=list)
+    variants: dict[str, list[str]] = field(default_factory=dict)
+    grid: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     log: bool = False
-    seeds: list[int] = dataclasses.field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
 
     @property
     def overrides(self) -> dict[str, list[str]]:
         """Name of each variant -> its overrides, without the common ones."""
-        found = dict(self.variants) | {str(value): [f"{self.key}={value}"] for value in self.values}
-        for levels in (
-            itertools.product(*(axis.items() for axis in self.grid.values())) if self.grid else ()
-        ):
-            found[_joined(level for level, _ in levels)] = [
-                override for _, overrides in levels for override in overrides
-            ]
-        return found
+        swept = {str(value): [f"{self.key}={value}"] for value in self.values}
+        axes = [axis.items() for axis in self.grid.values()]
+        combined = {
+            _joined(level for level, _ in levels): [o for _, overrides in levels for o in overrides]
+            for levels in (itertools.product(*axes) if axes else ())
+        }
+        return self.variants | swept | combined
 
 
 def _joined(levels: Iterable[str]) -> str:
@@ -128,14 +140,13 @@ def load_all() -> dict[str, Sweep]:
         ValueError: an unknown key, a wrong type, or a reference that is none of the variants.
     """
     raw = yaml.safe_load((files.RECIPES / "sweeps.yaml").read_text(encoding="utf-8"))
-    found = {}
+    sweeps = {}
     for name, values in raw["sweeps"].items():
         common = [*raw["common"], *values.get("common", [])]
-        found[name] = parse(
-            Sweep, {"seeds": raw["seeds"], **values, "common": common}, f"sweep {name}"
-        )
-        choose(f"reference of sweep {name}", found[name].reference, found[name].overrides)
-    return found
+        whole = {"seeds": raw["seeds"], **values, "common": common}
+        sweeps[name] = parse(Sweep, whole, f"sweep {name}")
+        choose(f"reference of sweep {name}", sweeps[name].reference, sweeps[name].overrides)
+    return sweeps
 
 
 def load(name: str) -> Sweep:
@@ -147,14 +158,15 @@ def load(name: str) -> Sweep:
 @cache
 def homes() -> dict[tuple[str, str], str]:
     """(sweep, variant) -> "sweep/variant" of the first with equal settings."""
-    first, found = [], {}
+    firsts: list[tuple[Config, str]] = []
+    folders = {}
     for name, sweep in load_all().items():
         for variant, overrides in sweep.overrides.items():
             config = Task(name, variant, 0, sweep.recipe, [*sweep.common, *overrides], "").config
-            equal = [home for other, home in first if other == config]
-            found[name, variant] = equal[0] if equal else f"{name}/{variant}"
-            first.append((config, found[name, variant]))
-    return found
+            equal = [folder for first, folder in firsts if first == config]
+            folders[name, variant] = equal[0] if equal else f"{name}/{variant}"
+            firsts.append((config, folders[name, variant]))
+    return folders
 
 
 def run_name(run: str, name: str, variant: str) -> str:
@@ -171,24 +183,16 @@ def plan(
     variants: Sequence[str] = (),
 ) -> list[Task]:
     """The runs of a sweep, seed by seed; all of its variants and its own seeds where none are
-    named."""
+    named. Nothing is trained: `Task.finished` says what would be."""
     sweep = load(name)
-    chosen = [
+    for variant in variants:
         choose(f"variant of {name}", variant, sweep.overrides)
-        for variant in variants or sweep.overrides
-    ]
     common = [*sweep.common, *(load_profile(profile).overrides if profile else [])]
     return [
-        Task(
-            name,
-            variant,
-            seed,
-            sweep.recipe,
-            [*common, *sweep.overrides[variant]],
-            run_name(run, name, variant),
-        )
+        Task(name, variant, seed, sweep.recipe, [*common, *sweep.overrides[variant]], folder)
         for seed in seeds or sweep.seeds
-        for variant in chosen
+        for variant in variants or sweep.overrides
+        for folder in [run_name(run, name, variant)]
     ]
 
 
@@ -206,213 +210,202 @@ def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dic
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
-    tasks = {task.folder: task for task in tasks}.values()  # equal variants are run once
-    waiting = [task for task in tasks if not task.finished]
+    distinct = {task.folder: task for task in tasks}.values()  # equal variants are run once
+    waiting = [task for task in distinct if not task.finished]
     for config in {task.config.data.prepared: task.config for task in waiting}.values():
         runs.prepared(config)  # once, and not in every process
-    running, failed = {}, {}
-    bar = tqdm(total=len(tasks), initial=len(tasks) - len(waiting), unit="run", desc="sweep")
-    try:
-        with bar:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    task = waiting.pop(0)
-                    running[task.folder] = (task, *_start(task, jobs, device))
-                    bar.set_postfix_str(", ".join(str(task) for task, *_ in running.values()))
+    failed: dict[str, str] = {}
+    processes: list[subprocess.Popen] = []
+    bar = tqdm(total=len(distinct), initial=len(distinct) - len(waiting), unit="run", desc="sweep")
+    with bar, ThreadPoolExecutor(jobs) as pool:
+        done = {pool.submit(_train, task, jobs, device, processes): task for task in waiting}
+        try:
+            for future in as_completed(done):
+                bar.update()
+                if reason := future.result():
+                    failed[str(done[future])] = reason
+                    tqdm.write(f"failed: {done[future]}: {reason}", file=sys.stderr)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in done):  # one may be about to start
+                for process in processes:
+                    process.terminate()
                 time.sleep(POLL)
-                for task, process, errors in [
-                    one for one in running.values() if one[1].poll() is not None
-                ]:
-                    del running[task.folder]
-                    bar.update()
-                    with errors:
-                        reason = _reason(process, errors)
-                    if process.returncode:
-                        failed[str(task)] = reason
-                        tqdm.write(f"failed: {task}: {failed[str(task)]}", file=sys.stderr)
-    finally:
-        for _, process, _ in running.values():
-            process.terminate()
-            process.wait()
+            raise
     return failed
 
 
-def _start(task: Task, jobs: int, device: str) -> tuple[subprocess.Popen, IO[str]]:
+def _train(task: Task, jobs: int, device: str, processes: list[subprocess.Popen]) -> str | None:
+    """Why the run failed, in a line, or None."""
     files.write_json(task.folder / "sweep.json", {"jobs": jobs})
-    command = [sys.executable, "-m", "tvrkit.cli", "train", task.recipe, *task.overrides]
-    command += ["--run", task.run, "--seed", str(task.seed), "--device", device]
     threads = str(max(1, torch.get_num_threads() // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
-    errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed with the task
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=errors
-    ), errors
-
-
-def _reason(process: subprocess.Popen, errors: IO[str]) -> str:
-    errors.seek(0)
-    lines = errors.read().strip().splitlines()
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command(task, device), env=environment, **streams)
+    processes.append(process)
+    lines = process.communicate()[1].decode(errors="replace").strip().splitlines()
+    if process.returncode == 0:
+        return None
     return lines[-1] if lines else f"ended with code {process.returncode}"
 
 
-def results(name: str, run: str) -> pd.DataFrame:
-    """One row per variant with finished runs: accuracy, verdict against the reference, and what it
-    cost.
+def command(task: Task, device: str) -> list[str]:
+    """What trains one run, in a process of its own."""
+    train = [sys.executable, "-m", "tvrkit", "train", task.recipe, *task.overrides]
+    return [*train, "--run", task.run, "--seed", str(task.seed), "--device", device]
 
-    `R@1` is text to video. The paired test pools the seeds that variant and reference share: videos
-    are swapped, with all their captions and in all seeds at once; it speaks of these weights.
-    `p_holm` is adjusted for the number of variants. `over_seeds` is the verdict of Welch's t test
-    on R@1 over seeds, adjusted likewise: it speaks of the recipe, and of two or three seeds it
-    tells large differences only.
 
-    Returns:
-        DataFrame, index variant: seeds, R@1, deviation, R@1 low, R@1 high (95 %), v2t R@1, rsum,
-        seconds, memory_mb, threads, jobs (runs at a time, while it was timed); and, where the
-        reference is there, difference (points), low, high, effect (queries, mean over seeds),
-        queries (of one seed), p_value, over_seeds, p_holm, verdict.
+def finished(name: str, run: str) -> dict[str, dict[int, Run]]:
+    """The finished runs of a sweep: variant -> seed -> run.
 
     Raises:
         ValueError: a run has other settings than its variant, or differs from the reference's
             (where that is missing, the first) in data or in more settings than the two variants'
             own.
     """
-    sweep, found = load(name), finished(name, run)
-    reference, rows = found.get(sweep.reference, {}), []
-    over_seeds = _over_seeds(
-        {variant: of for variant, of in found.items() if variant != sweep.reference}, reference
-    )
-    for variant, of in found.items():
-        shared = [] if variant == sweep.reference else [seed for seed in of if seed in reference]
-        row = {"variant": variant, **_means(list(of.values()))}
-        if shared:
-            row |= _paired([(of[seed], reference[seed]) for seed in shared])
-        if variant in over_seeds:
-            row["over_seeds"] = over_seeds[variant]
+    sweep = load(name)
+    done = {variant: runs.find(run_name(run, name, variant)) for variant in sweep.overrides}
+    order = [sweep.reference, *(variant for variant in done if variant != sweep.reference)]
+    every = [(variant, each) for variant in order for each in done[variant]]
+    for variant, each in every:
+        base, first = every[0]
+        config, own = str(each.folder / "config.yaml"), sweep.overrides[variant]
+        if load_recipe(config, own) != load_recipe(config):
+            lacks = f"{each.folder} is a run without {' '.join(own)}"
+            raise ValueError(f"{lacks}: remove the folder and sweep again")
+        if each.card["data"] != first.card["data"]:
+            both = f"{each.folder} was trained on other data than {first.folder}"
+            raise ValueError(f"{both}: not comparable")
+        # with these the two must be one: nothing else may differ
+        common = [*sweep.overrides[base], *own]
+        if load_recipe(config, common) != load_recipe(str(first.folder / "config.yaml"), common):
+            both = f"{each.folder} differs from {first.folder} in more than {' '.join(common)}"
+            raise ValueError(f"{both}: not comparable")
+    return {
+        variant: {each.seed: each for each in seeds} for variant, seeds in done.items() if seeds
+    }
+
+
+def shared(first: dict[int, Run], second: dict[int, Run]) -> list[tuple[Run, Run]]:
+    """The runs of both with one seed."""
+    return [(first[seed], second[seed]) for seed in first if seed in second]
+
+
+def part_pairs(name: str, run: str) -> dict[str, list[tuple[Run, Run]]]:
+    """Each part of a grid -> every variant with it, beside the one that lacks nothing but it.
+
+    Raises:
+        ValueError: as `finished`; or an axis does not have two levels.
+    """
+    grid, done = load(name).grid, finished(name, run)
+    if wrong := [axis for axis, levels in grid.items() if len(levels) != 2]:
+        expected = f"main effects of {name}: expected two levels of each axis"
+        raise ValueError(f"{expected}, not so {', '.join(wrong)}")
+    pairs: dict[str, list] = {}
+    for place, (axis, (present, absent)) in enumerate(grid.items()):
+        pairs[axis] = []
+        for levels in itertools.product(*grid.values()):
+            if levels[place] == present:
+                without = _joined([*levels[:place], absent, *levels[place + 1 :]])
+                pairs[axis] += shared(done.get(_joined(levels), {}), done.get(without, {}))
+    return pairs
+
+
+def results(name: str, run: str) -> pd.DataFrame:
+    """One row per variant with finished runs: accuracy, verdict against the reference, and what it
+    cost.
+
+    The paired test of text-to-video R@1 pools the seeds that variant and reference share: videos
+    are swapped, with all their captions and in all seeds at once; it speaks of these weights.
+    `p_holm` is adjusted for the number of variants. `over_seeds` is the verdict of Welch's t test
+    on R@1 over seeds, adjusted likewise: it speaks of the recipe, and of two or three seeds it
+    tells large differences only.
+
+    Returns:
+        DataFrame, index variant: `tables.summary`, threads, jobs (runs at a time, while it was
+        timed); and, where the reference is there, `tables.paired`, over_seeds, p_holm, verdict.
+
+    Raises:
+        ValueError: as `finished`.
+    """
+    done, reference = finished(name, run), load(name).reference
+    rows = []
+    for variant, seeds in done.items():
+        notes = [json.loads((each.folder / "sweep.json").read_text()) for each in seeds.values()]
+        row = {"variant": variant, **tables.summary([*seeds.values()])}
+        row["threads"] = _listed(each.card["torch_threads"] for each in seeds.values())
+        row["jobs"] = _listed(note["jobs"] for note in notes)
+        if variant != reference and (pairs := shared(seeds, done.get(reference, {}))):
+            row |= tables.paired(pairs)
         rows.append(row)
-    return _judged(rows, "variant")
+    if not rows:
+        return pd.DataFrame()
+    verdicts = pd.Series(_over_seeds(done, reference), name="over_seeds", dtype=object)
+    return tables.with_verdicts(pd.DataFrame(rows).set_index("variant").join(verdicts))
+
+
+def _listed(values: Iterable) -> str:
+    return " ".join(sorted({str(value) for value in values}))
+
+
+def _over_seeds(done: dict[str, dict[int, Run]], reference: str) -> dict[str, str]:
+    """Variant -> verdict over seeds, where variant and reference have two or more."""
+    scores = {
+        variant: [run.metrics["t2v R@1"] for run in seeds.values()]
+        for variant, seeds in done.items()
+        if len(seeds) > 1
+    }
+    base = scores.pop(reference, None)
+    if not base or not scores:
+        return {}
+    tests = pd.DataFrame({v: statistics.compare_seeds(own, base) for v, own in scores.items()}).T
+    return statistics.with_verdicts(tests)["verdict"].to_dict()
 
 
 def main_effects(name: str, run: str) -> pd.DataFrame:
     """What each axis of a grid of parts, there or not, is worth on average over the other axes.
 
     Every variant with the part against the variant that lacks nothing but it, all such pairs and
-    seeds in one paired
-    test: videos are swapped in all of them at once.
+    seeds in one paired test: videos are swapped in all of them at once.
 
     Returns:
-        DataFrame, index part: pairs (of runs), difference (points), low, high, effect (queries,
-        mean over the pairs), queries (of one run), p_value, p_holm, verdict. Parts without a
+        DataFrame, index part: pairs (of runs), `tables.paired`, p_holm, verdict. Parts without a
         finished pair are left out.
 
     Raises:
-        ValueError: as `results`; or an axis does not have two levels.
+        ValueError: as `part_pairs`.
     """
-    grid, found, rows = load(name).grid, finished(name, run), []
-    if wrong := [axis for axis, levels in grid.items() if len(levels) != 2]:
-        raise ValueError(
-            f"main effects of {name}: expected two levels of each axis, not so {', '.join(wrong)}"
-        )
-    for number, axis in enumerate(grid):
-        others = [[*levels] for place, levels in enumerate(grid.values()) if place != number]
-        pairs = []
-        for rest in itertools.product(*others):
-            both = [_joined([*rest[:number], level, *rest[number:]]) for level in grid[axis]]
-            ours, theirs = (found.get(variant, {}) for variant in both)
-            pairs += [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-        if pairs:
-            rows.append({"part": axis, "pairs": len(pairs), **_paired(pairs)})
-    return _judged(rows, "part")
+    rows = [
+        {"part": part, "pairs": len(pairs), **tables.paired(pairs)}
+        for part, pairs in part_pairs(name, run).items()
+        if pairs
+    ]
+    return tables.with_verdicts(pd.DataFrame(rows).set_index("part")) if rows else pd.DataFrame()
 
 
-def finished(name: str, run: str) -> dict[str, dict[int, runs.Run]]:
-    """The finished runs of a sweep: variant -> seed -> run.
-
-    Raises:
-        ValueError: as `results`.
-    """
-    sweep = load(name)
-    found = {variant: runs.find(run_name(run, name, variant)) for variant in sweep.overrides}
-    every = [(variant, one) for variant, of in found.items() for one in of]
-    every.sort(
-        key=lambda pair: pair[0] != sweep.reference
-    )  # the reference first, the others as they were
-    for variant, one in every:
-        base, first = every[0]
-        ran, own = str(one.folder / "config.yaml"), sweep.overrides[variant]
-        if load_recipe(ran, own) != load_recipe(ran):
-            raise ValueError(
-                f"{one.folder} is a run without {' '.join(own)}: remove the folder and sweep again"
-            )
-        if one.card["data"] != first.card["data"]:
-            raise ValueError(
-                f"{one.folder} was trained on other data than {first.folder}: not comparable"
-            )
-        both = [
-            *sweep.overrides[base],
-            *own,
-        ]  # with these the two must be one: nothing else may differ
-        if load_recipe(ran, both) != load_recipe(str(first.folder / "config.yaml"), both):
-            raise ValueError(
-                f"{one.folder} differs from {first.folder} in more than {' '.join(both)}: not comparable"
-            )
-    return {variant: {one.seed: one for one in of} for variant, of in found.items() if of}
+def overview(run: str, profile: str | None = None) -> pd.DataFrame:
+    """What has been trained of each sweep: recipe, runs there, planned, and the command for the
+    rest."""
+    rows = []
+    for name, sweep in load_all().items():
+        tasks = plan(name, run=run, profile=profile)
+        done = sum(len(seeds) for seeds in finished(name, run).values())
+        rest = "" if done >= len(tasks) else training_command(name, run, profile)
+        rows.append((name, sweep.recipe, done, len(tasks), rest))
+    columns = ["sweep", "recipe", "runs there", "planned", "to train the rest"]
+    return pd.DataFrame(rows, columns=columns).set_index("sweep")
 
 
-def _over_seeds(
-    found: dict[str, dict[int, runs.Run]], reference: dict[int, runs.Run]
-) -> dict[str, str]:
-    """Variant -> verdict over seeds, on Holm's p-values; where variant and reference have two seeds
-    or more."""
-    scores = {
-        variant: [one.metrics["t2v R@1"] for one in of.values()] for variant, of in found.items()
+def training_command(name: str, run: str, profile: str | None = None) -> str:
+    """What trains a sweep, as it is typed."""
+    return f"tvrkit sweep {name} --run {run}" + (f" --profile {profile}" if profile else "")
+
+
+def shown(results: pd.DataFrame) -> pd.DataFrame:
+    """`results` as a reader sees it: digits, signs and short titles, empty where there is none."""
+    columns = {
+        title: results[column].map(form.format, na_action="ignore")
+        for column, (title, form) in FORMATS.items()
+        if column in results
     }
-    theirs = [one.metrics["t2v R@1"] for one in reference.values()]
-    enough = {variant: ours for variant, ours in scores.items() if min(len(ours), len(theirs)) > 1}
-    tests = {variant: statistics.compare_seeds(ours, theirs) for variant, ours in enough.items()}
-    adjusted = statistics.holm([test["p_value"] for test in tests.values()])
-    pairs = zip(tests.items(), adjusted, strict=True)
-    return {variant: statistics.verdict(test["difference"], p) for (variant, test), p in pairs}
-
-
-def _means(of: list[runs.Run]) -> dict:
-    """Means over the seeds of a variant."""
-    mean, deviation = statistics.mean_and_deviation([one.metrics["t2v R@1"] for one in of])
-    low, high = statistics.interval(statistics.bootstrap_metrics(*compare.pooled(of, "t2v"))["R@1"])
-    notes = [json.loads((one.folder / "sweep.json").read_text(encoding="utf-8")) for one in of]
-    return {
-        "seeds": len(of),
-        "R@1": mean,
-        "deviation": deviation,
-        "R@1 low": low,
-        "R@1 high": high,
-        "v2t R@1": np.mean([one.metrics["v2t R@1"] for one in of]),
-        "rsum": np.mean([one.metrics["rsum"] for one in of]),
-        "seconds": np.mean([one.card["train_seconds"] for one in of]),
-        "memory_mb": np.mean([one.card["peak_memory_mb"] for one in of]),
-        "threads": " ".join(sorted({str(one.card["torch_threads"]) for one in of})),
-        "jobs": " ".join(sorted({str(note["jobs"]) for note in notes})),
-    }
-
-
-def _paired(pairs: list[tuple[runs.Run, runs.Run]]) -> dict:
-    """The paired test of the first against the second of each pair; effect and queries are those of
-    one pair."""
-    ours, theirs = (compare.pooled(side, "t2v") for side in zip(*pairs, strict=True))
-    test = statistics.compare_ranks(ours[0], theirs[0], ours[1])
-    row = {"difference": test.difference, "low": test.interval[0], "high": test.interval[1]}
-    return row | {
-        "effect": test.effect / len(pairs),
-        "queries": test.queries // len(pairs),
-        "p_value": test.p_value,
-    }
-
-
-def _judged(rows: list[dict], index: str) -> pd.DataFrame:
-    """The rows, with verdicts on Holm's p-values of those that were tested."""
-    table = pd.DataFrame(rows).set_index(index) if rows else pd.DataFrame()
-    if "p_value" in table:
-        tested = table["p_value"].notna()
-        table.loc[tested, "p_holm"] = statistics.holm(table.loc[tested, "p_value"])
-        pairs = table.loc[tested, ["difference", "p_holm"]].itertuples(index=False)
-        table.loc[tested, "verdict"] = [statistics.verdict(*pair) for pair in pairs]
-    return table
+    return pd.DataFrame(columns).fillna("")

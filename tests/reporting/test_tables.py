@@ -1,0 +1,98 @@
+"""Tables of runs: numbers of metrics.json, intervals of pooled seeds, paired tests."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.fakes import finished_run
+from tvrkit.reporting import tables
+from tvrkit.training import runs
+
+
+def test_one_seed_has_the_numbers_of_its_metrics(home):
+    run = finished_run("alpha", skill=2)
+    (row,) = tables.results([run]).to_dict("records")
+    for way in ("t2v", "v2t"):
+        assert {key: row[f"{way} {key}"] for key in tables.METRICS} == {
+            k: run.metrics[f"{way} {k}"] for k in tables.METRICS
+        }
+        assert [row[f"{way} R@1 low"], row[f"{way} R@1 high"]] == [
+            run.metrics[f"{way} R@1 {end}"] for end in ("low", "high")
+        ]
+        assert np.isnan(row[f"{way} R@1 sd"])
+    assert (row["rsum"], row["seconds"], row["memory_mb"]) == (run.metrics["rsum"], 10.0, 900)
+
+
+def test_several_seeds_are_averaged_and_their_interval_is_pooled(home):
+    found = [finished_run("alpha", seed=seed, skill=2) for seed in range(3)]
+    (row,) = tables.results(found).to_dict("records")
+    recalls = [run.metrics["t2v R@1"] for run in found]
+    assert row["t2v R@1"] == pytest.approx(sum(recalls) / 3)
+    assert row["t2v R@1 sd"] == pytest.approx(
+        (sum((x - sum(recalls) / 3) ** 2 for x in recalls) / 2) ** 0.5
+    )
+    assert row["t2v R@1 low"] < row["t2v R@1"] < row["t2v R@1 high"]
+    widths = [run.metrics["t2v R@1 high"] - run.metrics["t2v R@1 low"] for run in found]
+    assert row["t2v R@1 high"] - row["t2v R@1 low"] < min(
+        widths
+    )  # independent seeds say more than one of them
+    assert (row["seconds"], row["memory_mb"]) == (11.0, 902)
+
+
+def test_a_seed_told_three_times_says_no_more_than_once(home):
+    """Videos are resampled with all their seeds: copies of one result must not narrow the
+    interval."""
+    found = [finished_run("alpha", skill=2)]
+    for seed in (1, 2):
+        folder = found[0].folder.with_name(f"seed{seed}")
+        shutil.copytree(found[0].folder, folder)
+        found.append(runs.Run(folder))
+    (row,) = tables.results(found).to_dict("records")
+    assert [row["v2t R@1 low"], row["v2t R@1 high"]] == [
+        found[0].metrics[f"v2t R@1 {end}"] for end in ("low", "high")
+    ]
+
+
+def test_a_paired_test_is_the_difference_of_the_hits(home):
+    pairs = [
+        (finished_run("alpha", seed=seed, skill=3), finished_run("beta", seed=seed))
+        for seed in (0, 1)
+    ]
+    for direction in ("t2v", "v2t"):
+        hits = [[100 * np.mean(run.ranks[direction] == 1) for run in pair] for pair in pairs]
+        test = tables.paired(pairs, direction)
+        assert test["difference"] == pytest.approx(np.mean([a - b for a, b in hits]))
+        assert test["low"] < test["difference"] < test["high"]
+        assert test["queries"] == len(pairs[0][0].ranks[direction])
+        assert test["p_value"] < 0.05
+
+
+def test_verdicts_are_adjusted_over_what_was_tested():
+    table = pd.DataFrame({"difference": [1.0, None, -2.0], "p_value": [0.02, None, 0.03]})
+    judged = tables.with_verdicts(table)
+    assert judged["p_holm"].tolist()[::2] == [0.04, 0.04]
+    assert judged["verdict"].tolist()[::2] == ["better", "worse"]
+    assert pd.isna(judged["verdict"][1])
+    assert "verdict" not in tables.with_verdicts(pd.DataFrame({"difference": []}))
+
+
+def test_numbers_as_tables_show_them():
+    assert tables.number(4476929, 0) == "4,476,929"
+    assert (tables.number(34.42, 1, 0.91), tables.number(34.42)) == ("34.4 ± 0.9", "34.4")
+    assert tables.interval(-0.26, 1.5, sign="+") == "[-0.3, +1.5]"
+
+
+def test_comparable_runs_share_seeds_and_protocol(home):
+    first = finished_run("dmae", seed=0)
+    finished_run("dmae", seed=1)
+    for seed in (0, 1, 7):
+        finished_run("glscl", seed=seed)
+        finished_run("clip4clip", seed=seed, ties="optimistic")
+    finished_run("hmmc", seed=0)  # a seed is missing
+    same = tables.comparable("mine", first, [1, 0])
+    assert {name: [run.seed for run in group] for name, group in same.items()} == {
+        "dmae": [1, 0],
+        "glscl": [1, 0],
+    }

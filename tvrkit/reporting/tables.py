@@ -1,0 +1,148 @@
+"""Tables of finished runs, as numbers: means over seeds, intervals, paired tests.
+
+Runs stand in one table only where they share a protocol (`protocol_of`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from tvrkit import files
+from tvrkit.evaluation import compare, statistics
+from tvrkit.evaluation.ranks import DIRECTIONS
+from tvrkit.training.runs import Run, find
+
+METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
+MEANS = [*(f"{direction} {metric}" for direction in DIRECTIONS for metric in METRICS), "rsum"]
+TESTED = ("difference", "low", "high", "effect", "queries", "p_value")
+
+
+def run_name(run: Run) -> str:
+    """The folders between reports/ and the recipe: "reference", "reference/ablations/..."."""
+    return run.folder.parents[1].relative_to(files.home() / "reports").as_posix()
+
+
+def protocol_of(run: Run) -> str:
+    """What two runs must share to stand in one table.
+
+    Data set or protocol, preset, split, language, tie rule, and a hash over the settings a
+    generated set was made with, the split's ids, counts and captions, and the videos that were
+    missing. Whatever keeps a result from being compared with published ones is said in words.
+    """
+    data, metrics = run.card["data"], run.metrics
+    split, language, made_from = metrics["split"], metrics["language"], data.get("made_from")
+    # sets of earlier versions have no hash of their captions
+    captions = data.get("captions_hash", {}).get(split, {}).get(language)
+    content = [made_from, data["counts"][split], data["split_hash"][split], captions]
+    content_json = json.dumps([*content, metrics["missing"]], sort_keys=True)
+    content_hash = hashlib.sha256(content_json.encode()).hexdigest()[:12]
+    preset = f" {made_from['preset']}" if made_from else ""
+    parts = [f"{data['protocol']}{preset}", split, language, f"ties {metrics['ties']}"]
+    parts.append(f"content {content_hash}")
+    if data.get("partial"):
+        parts.append("NOT COMPARABLE: prepared with --allow-partial")
+    if metrics["missing"]:
+        parts.append(f"NOT COMPARABLE: {len(metrics['missing'])} videos missing")
+    return " · ".join(parts)
+
+
+def comparable(run: str, first: Run, seeds: Sequence[int]) -> dict[str, list[Run]]:
+    """Recipe -> its runs of these seeds, of all recipes in reports/<run>/ that have them all and
+    share the protocol of the run `first`."""
+    by_recipe: dict[str, dict[int, Run]] = {}
+    for each in find(run):
+        by_recipe.setdefault(each.recipe, {})[each.seed] = each
+    protocol = protocol_of(first)
+    return {
+        recipe: [by_seed[seed] for seed in seeds]
+        for recipe, by_seed in by_recipe.items()
+        if set(seeds) <= set(by_seed) and protocol_of(by_seed[seeds[0]]) == protocol
+    }
+
+
+def results(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per recipe of each run folder, best text-to-video R@1 first.
+
+    Columns: name (`run_name`), recipe, selection, runs (its seeds, by seed), those of `summary`,
+    parameters, device.
+
+    Raises:
+        ValueError: the runs are of several protocols.
+    """
+    protocols = sorted({protocol_of(run) for run in runs})
+    if len(protocols) > 1:
+        raise ValueError(f"expected runs of one protocol in a table, got {'; '.join(protocols)}")
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        groups.setdefault((run_name(run), run.recipe, run.card["selection"]), []).append(run)
+    rows = []
+    for (name, recipe, selection), seeds in sorted(groups.items()):
+        row = {"name": name, "recipe": recipe, "selection": selection, "runs": seeds}
+        devices = ", ".join(dict.fromkeys(run.card["device"] for run in seeds))
+        row |= {"parameters": seeds[0].card["parameters"], "device": devices}
+        rows.append(row | summary(seeds))
+    order = {"by": "t2v R@1", "ascending": False, "kind": "stable", "ignore_index": True}
+    return pd.DataFrame(rows).sort_values(**order)
+
+
+def summary(seeds: Sequence[Run]) -> dict[str, float]:
+    """What the runs of one recipe say together.
+
+    Returns:
+        seeds (their number); the mean of each metric ("t2v R@1", ..., "rsum"); "t2v R@1 sd",
+        "v2t R@1 sd" and "rsum sd" (sample standard deviation over seeds, NaN for one);
+        "t2v R@1 low" and "... high", and of v2t (95 % interval: test videos resampled, all seeds
+        pooled); seconds (training, mean), memory_mb (largest).
+    """
+    metrics, cards = [run.metrics for run in seeds], [run.card for run in seeds]
+    row = {"seeds": len(seeds)}
+    row |= {name: float(np.mean([each[name] for each in metrics])) for name in MEANS}
+    for name in ("t2v R@1", "v2t R@1", "rsum"):
+        row[f"{name} sd"] = statistics.mean_and_deviation([each[name] for each in metrics])[1]
+    for direction in DIRECTIONS:
+        ends = [f"{direction} R@1 low", f"{direction} R@1 high"]
+        row |= dict(zip(ends, _interval(seeds, direction), strict=True))
+    row["seconds"] = float(np.mean([card["train_seconds"] for card in cards]))
+    return row | {"memory_mb": max(card["peak_memory_mb"] for card in cards)}
+
+
+def _interval(seeds: Sequence[Run], direction: str) -> list[float]:
+    if len(seeds) == 1:
+        return [seeds[0].metrics[f"{direction} R@1 {end}"] for end in ("low", "high")]
+    draws = statistics.bootstrap_metrics(*compare.pooled(seeds, direction))
+    return statistics.interval(draws["R@1"])
+
+
+def paired(pairs: Sequence[tuple[Run, Run]], direction: str = "t2v") -> dict[str, float]:
+    """The paired test of R@1 of the first run of each pair against the second, all pairs pooled.
+
+    Returns:
+        difference (points), low, high, effect (queries, mean over pairs), queries (of one run),
+        p_value.
+    """
+    first, second = (compare.pooled(side, direction) for side in zip(*pairs, strict=True))
+    row = statistics.compare_ranks(first[0], second[0], first[1]).row(len(pairs))
+    return {key: row[key] for key in TESTED}
+
+
+def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with p_holm and verdict of the rows that were tested, adjusted over those."""
+    if "p_value" not in table:
+        return table
+    tested = statistics.with_verdicts(table[table["p_value"].notna()])
+    return table.join(tested[["p_holm", "verdict"]])
+
+
+def number(value: float, digits: int = 1, sd: float = np.nan) -> str:
+    """A number as tables show it: "34.4", "34.4 ± 0.9", "4,476,929"."""
+    return f"{value:,.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
+
+
+def interval(low: float, high: float, digits: int = 1, sign: str = "") -> str:
+    """An interval as tables show it: "[31.4, 37.6]"; `sign` "+" for differences."""
+    return f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
