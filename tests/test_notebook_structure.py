@@ -12,7 +12,6 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = {"recipe", "profile", "overrides", "run", "seed", "device"}
 MAX_CELLS, MAX_LINES = 25, 15
-MANY = {"08_paper_vs_code": 40}  # thirty findings, each with its own cell or its share of one
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|usr|tmp|work|var|opt|mnt|Users)/|[A-Z]:\\\\")
 IGNORED = "nbval-ignore-output"
 
@@ -70,7 +69,7 @@ def test_one_parameters_cell_with_what_reproduce_passes(notebook):
 
 
 def test_cells_are_few_and_short(request, notebook):
-    assert len(code(notebook)) <= MANY.get(request.node.callspec.id, MAX_CELLS)
+    assert len(code(notebook)) <= MAX_CELLS
     assert [
         cell.source for cell in code(notebook) if len(cell.source.splitlines()) > MAX_LINES
     ] == []

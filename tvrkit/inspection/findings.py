@@ -371,7 +371,7 @@ def other_queries(case: Case) -> Values:
     return (scores[0] - scores[1]).abs().mean().item(), 0
 
 
-@finding(18, "GLSCL", "of QB-Norm, several captions, batch 1, 17 videos: work", "built in")
+@finding(18, "GLSCL", "of QB-Norm, several captions, batch 1, 17 videos: run", "built in")
 def what_runs(case: Case) -> Values:
     """Paper: has rows for them. Released: QB-Norm is commented out, the others stop."""
     method, (text, video) = case.methods["glscl"], case.features["glscl"]
