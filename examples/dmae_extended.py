@@ -19,13 +19,12 @@ from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, posit
 from tvrkit.losses.contrastive import candidate_logits, neg_nce_terms
 from tvrkit.losses.miners import margin_negatives
 from tvrkit.models.backbone import Backbone
-from tvrkit.models.dmae import DMAE, RELEASED_CLAMP, RELEASED_SCALE
-from tvrkit.models.dmae import Settings as DMAESettings
+from tvrkit.models.dmae import DMAE, RELEASED_CLAMP, RELEASED_SCALE, DMAESettings
 from tvrkit.settings import settings
 
 
 @settings
-class Settings(DMAESettings):
+class ExtendedSettings(DMAESettings):
     """DMAE's choices, and those of the two questions.
 
     Attributes:
@@ -48,9 +47,9 @@ class ExtendedDMAE(DMAE):
         step: () int64 buffer, training steps begun; saved with the weights, as the queue is.
     """
 
-    Settings = Settings
+    Settings = ExtendedSettings
 
-    def __init__(self, backbone: Backbone, settings: Settings):
+    def __init__(self, backbone: Backbone, settings: ExtendedSettings):
         super().__init__(backbone, settings)
         if settings.margin_steps < 1:
             raise ValueError(

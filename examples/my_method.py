@@ -13,7 +13,7 @@ from tvrkit.settings import settings
 
 
 @settings
-class Settings:
+class MySettings:
     """What a recipe may set under `method`; an unknown key or a wrong type is an error.
 
     Attributes:
@@ -26,9 +26,9 @@ class Settings:
 class MyMethod(Method):
     """v = nrm(sum_f w_f nrm(f)),  w = softmax over valid frames of sharpness (a . nrm(f))."""
 
-    Settings = Settings
+    Settings = MySettings
 
-    def __init__(self, backbone, settings: Settings):
+    def __init__(self, backbone, settings: MySettings):
         super().__init__(backbone, settings)
         self.weigh = nn.Linear(backbone.width, 1, bias=False)
 

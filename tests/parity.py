@@ -194,7 +194,7 @@ def check_select_tokens(g: Golden) -> None:
 def check_partial_order(g: Golden) -> None:
     text, words, video = (g.leaf(k) for k in ("text_feat", "word_feat", "video_feat"))
     sizes = {"max_words": words.shape[1], "max_frames": video.shape[1]}
-    order = tpm.PartialOrder(text.shape[2], tpm.Settings(fidelity="released", **sizes))
+    order = tpm.PartialOrder(text.shape[2], tpm.TPMSettings(fidelity="released", **sizes))
     sides = {"word_predictor": "v2t_linear_xwp", "frame_predictor": "t2v_linear_xwp"}
     g.load(order, lambda name: f"weight.{sides[name.split('.')[0]]}.{name.split('.', 1)[1]}")
     is_weighted = "weight.video_weight_fc.weight" in g.stored
@@ -282,7 +282,7 @@ def released_glscl(g: Golden, share: int, beta: float) -> glscl.GLSCL:
     shares = {"shared_queries": bool(share), "shared_decoder": bool(share)}
     options = {"fidelity": "released", "temporal_layers": 0, "consistency_weight": beta, **shares}
     method = glscl.GLSCL(
-        Features(32, weights["clip.logit_scale"]), glscl.Settings(**options)
+        Features(32, weights["clip.logit_scale"]), glscl.GLSCLSettings(**options)
     ).eval()
     sides = (
         {"both": ("spatial", "noun")}
@@ -342,7 +342,7 @@ def check_glscl(g: Golden) -> None:
 
 def released_hmmc(width: int, top_frames: int = 2) -> hmmc.HMMC:
     """HMMC over given features."""
-    settings = hmmc.Settings(fidelity="released", temporal_layers=0, top_frames=top_frames)
+    settings = hmmc.HMMCSettings(fidelity="released", temporal_layers=0, top_frames=top_frames)
     return hmmc.HMMC(Features(width), settings)
 
 
@@ -527,7 +527,7 @@ def released_pretraining(g: Golden) -> hmmc_pretraining.HMMCPretraining:
     """HMMC's pre-training as stored before the step, the words to mask as drawn there."""
     sizes = {"queue_size": 24, "frame_queue_size": 96, "projector_width": 48, "temporal_layers": 0}
     method = hmmc_pretraining.HMMCPretraining(
-        LinearTowers(), hmmc_pretraining.Settings(fidelity="released", **sizes)
+        LinearTowers(), hmmc_pretraining.HMMCPretrainingSettings(fidelity="released", **sizes)
     )
     method.temporal = method.slow["temporal"] = Tanh()
     state = {

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import ConfigDict, PositiveInt
 from pydantic.dataclasses import dataclass
 
-LISTED = 40
+LISTED = 40  # choices that a message names
+T = TypeVar("T")
 
 
-STRICT = ConfigDict(extra="forbid", strict=True)
-
-
-settings = dataclass(
-    frozen=True, config=STRICT
-)  # the decorator of every settings class, the methods' included
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def settings(cls: type[T]) -> type[T]:
+    """The decorator of every settings class, the methods' included: frozen, strict about types."""
+    return dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))(cls)
 
 
 @settings
@@ -183,34 +183,31 @@ SECTIONS = {
 }
 
 
-def choose(kind: str, name: str, choices) -> str:
+def choose(kind: str, name: Any, choices: Collection[str]) -> str:
     """`name`, if it is one of `choices`; else a ValueError that names the nearest and lists the
     first `LISTED`."""
-    if name not in choices:
-        near, known = difflib.get_close_matches(name, choices, n=3), sorted(choices)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        more = f" and {len(known) - LISTED:,} more" if len(known) > LISTED else ""
-        raise ValueError(
-            f"unknown {kind} {name!r}: expected one of {', '.join(known[:LISTED])}{more}{hint}"
-        )
-    return name
+    if name in choices:
+        return name
+    near, known = difflib.get_close_matches(str(name), choices, n=3), sorted(choices)
+    expected = f"expected one of {', '.join(known[:LISTED])}"
+    expected += f" and {len(known) - LISTED:,} more" if len(known) > LISTED else ""
+    expected += f"; near it: {', '.join(near)}" if near else ""
+    raise ValueError(f"unknown {kind} {name!r}: {expected}")
 
 
-def parse(cls, values: dict, section: str):
+def parse(cls: type[T], values: dict, section: str) -> T:
     """A settings class from the keys of one section; its errors name section and key."""
     try:
         return cls(**values)
     except pydantic.ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join([section, *map(str, problem["loc"])])
-            hint = (
-                " (YAML reads 1e-4 as text: write 1.0e-4)"
-                if problem["type"] == "float_type"
-                else ""
-            )
-            known = ""
-            if problem["type"] == "unexpected_keyword_argument":
-                known = f"; known keys: {', '.join(f.name for f in dataclasses.fields(cls))}"
-            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}{hint}{known}")
+        lines = [_explain(problem, cls, section) for problem in error.errors()]
         raise ValueError("; ".join(lines)) from None
+
+
+def _explain(problem: Any, cls: Any, section: str) -> str:
+    key, hint = ".".join([section, *map(str, problem["loc"])]), ""
+    if problem["type"] == "float_type":
+        hint = " (YAML reads 1e-4 as text: write 1.0e-4)"
+    elif problem["type"] == "unexpected_keyword_argument":
+        hint = f"; known keys: {', '.join(field.name for field in dataclasses.fields(cls))}"
+    return f"{key}: {problem['msg']}, got {problem['input']!r}{hint}"

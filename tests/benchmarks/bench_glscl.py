@@ -13,7 +13,7 @@ from parity import Features
 from torch import nn
 
 from tvrkit.data.batch import TextFeatures, VideoFeatures
-from tvrkit.models.glscl import GLSCL, Settings
+from tvrkit.models.glscl import GLSCL, GLSCLSettings
 
 SIZE, WORDS, FRAMES, WIDTH, BLOCK, BATCH = 1000, 32, 12, 512, 16, 128
 ROUNDS = {"rounds": 3}
@@ -31,7 +31,7 @@ def features():
 
 def make(fidelity):
     torch.manual_seed(0)
-    return GLSCL(Features(WIDTH), Settings(fidelity=fidelity, temporal_layers=0)).eval()
+    return GLSCL(Features(WIDTH), GLSCLSettings(fidelity=fidelity, temporal_layers=0)).eval()
 
 
 def score(method, sentence, words, frames, word_mask, frame_mask):

@@ -5,8 +5,7 @@ from open_clip import CustomTextCLIP
 
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.models.backbone import Backbone
-from tvrkit.models.glscl import GLSCL
-from tvrkit.models.glscl import Settings as GLSCLSettings
+from tvrkit.models.glscl import GLSCL, GLSCLSettings
 from tvrkit.models.hmmc import HMMC
 from tvrkit.models.hmmc_pretraining import HMMCPretraining
 

@@ -6,7 +6,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.models.backbone import create_backbone
-from tvrkit.models.clip4clip import CLIP4Clip, Settings
+from tvrkit.models.clip4clip import CLIP4Clip, CLIP4ClipSettings
 from tvrkit.settings import BackboneConfig
 
 CAPTIONS = [
@@ -21,7 +21,7 @@ HEADS = ["meanP", "seqTransf"]
 def build(head: str) -> CLIP4Clip:
     torch.manual_seed(0)
     return CLIP4Clip(
-        create_backbone(BackboneConfig("tvrkit-tiny", None)), Settings(head=head, layers=2)
+        create_backbone(BackboneConfig("tvrkit-tiny", None)), CLIP4ClipSettings(head=head, layers=2)
     ).eval()
 
 
@@ -151,4 +151,4 @@ def test_explain_gives_each_frames_cosine_and_nothing_for_padding(methods):
 
 def test_unknown_head_is_refused():
     with pytest.raises(ValueError, match=r"meanP.*seqTransf"):
-        Settings(head="maxP")
+        CLIP4ClipSettings(head="maxP")

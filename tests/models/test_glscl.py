@@ -7,7 +7,7 @@ import torch
 
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.models.backbone import create_backbone
-from tvrkit.models.glscl import GLSCL, Settings
+from tvrkit.models.glscl import GLSCL, GLSCLSettings
 from tvrkit.settings import BackboneConfig
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -22,7 +22,7 @@ def backbone():
 
 def make(backbone, **changes):
     torch.manual_seed(1)
-    return GLSCL(backbone, Settings(**(SMALL | changes)))
+    return GLSCL(backbone, GLSCLSettings(**(SMALL | changes)))
 
 
 def make_batch(rows=4, words=8, frames=3, seed=0):

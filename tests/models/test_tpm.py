@@ -11,7 +11,7 @@ from tvrkit.models.tpm import (
     POOLING,
     Pairs,
     PartialOrder,
-    Settings,
+    TPMSettings,
     TokenWeightPredictor,
     matched_interaction,
     select_tokens,
@@ -19,7 +19,7 @@ from tvrkit.models.tpm import (
 from tvrkit.settings import parse
 
 KINDS = ("linear", *POOLING)
-SMALL = Settings(max_words=WORDS, max_frames=FRAMES)
+SMALL = TPMSettings(max_words=WORDS, max_frames=FRAMES)
 
 
 @pytest.fixture
@@ -108,6 +108,6 @@ def test_other_sizes_and_names_are_refused(pairs):
     with pytest.raises(ValueError, match=message):
         order(fewer)
     with pytest.raises(ValueError, match=r"method\.partial_order\.0: .*'grounded_text'"):
-        parse(Settings, {"partial_order": ["all"]}, "method")
+        parse(TPMSettings, {"partial_order": ["all"]}, "method")
     with pytest.raises(ValueError, match="unknown predictor 'mlp'"):
         TokenWeightPredictor("mlp", WIDTH, FRAMES, WORDS)

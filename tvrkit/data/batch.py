@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+ABSENT: Any = None  # a field that a one-sided batch lacks: no method reads it there
 
 
 class _Tensors:
@@ -73,13 +76,13 @@ class TextVideoBatch(_Tensors):
             "tag_mask" (B, L).
     """
 
-    tokens: Tensor | None = None
-    token_mask: Tensor | None = None
-    token_weight: Tensor | None = None
-    frames: Tensor | None = None
-    frame_mask: Tensor | None = None
-    video_index: Tensor | None = None
-    caption_index: Tensor | None = None
+    tokens: Tensor = ABSENT
+    token_mask: Tensor = ABSENT
+    token_weight: Tensor = ABSENT
+    frames: Tensor = ABSENT
+    frame_mask: Tensor = ABSENT
+    video_index: Tensor = ABSENT
+    caption_index: Tensor = ABSENT
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -121,7 +124,7 @@ class VideoFeatures(_Tensors):
             N_v.
     """
 
-    video: Tensor | None
+    video: Any
     frames: Tensor
     mask: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)

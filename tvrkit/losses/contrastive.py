@@ -37,7 +37,7 @@ def info_nce(
 def neg_nce_plain(
     similarity: Tensor, logit_scale: float, margin: float = 0.0, negative_weight: float = 0.5
 ) -> Tensor:
-    """`neg_nce` as the paper writes it: distinct pairs, and probabilities as float32 rounds them."""
+    """`neg_nce` as the paper writes it: distinct pairs, probabilities as float32 rounds them."""
     total = similarity.new_zeros(())
     for scores in (similarity, similarity.T):
         probability, own = (logit_scale * scores).softmax(dim=1), scores.diagonal()

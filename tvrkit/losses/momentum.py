@@ -1,4 +1,4 @@
-"""HMMC's losses (Shen et al., 2023): frames against the text, and contrast with queues of negatives.
+"""HMMC's losses (Shen et al., 2023): frames against the text, and contrast with queues.
 
 `neighbour_frames_plain` and `frame_text_plain` are the equations, one `queue_contrast` a term; the
 functions beside them form each product with a queue once, and leave padded frames out.

@@ -8,17 +8,14 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import open_clip
 import torch
 from open_clip import CustomTextCLIP
 from open_clip.hf_model import HFTextEncoder
-from open_clip.transformer import (
-    ResidualAttentionBlock,
-    TextTransformer,
-    VisionTransformer,
-    text_global_pool,
-)
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
+from open_clip.transformer import text_global_pool as pool_text
 from open_clip.utils import to_2tuple
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -40,13 +37,8 @@ class Embedded:
     weights: Path
 
 
-BACKBONES = {
-    "tvrkit-tiny": Embedded(
-        config=files.ASSETS / "tvrkit-tiny.json",
-        merges=files.ASSETS / "tvrkit-tiny-merges.txt.gz",
-        weights=files.ASSETS / "tvrkit-tiny.safetensors",
-    )
-}
+TINY, ENDINGS = "tvrkit-tiny", (".json", "-merges.txt.gz", ".safetensors")
+BACKBONES = {TINY: Embedded(*(files.ASSETS / f"{TINY}{ending}" for ending in ENDINGS))}
 
 
 class Backbone(nn.Module):
@@ -71,29 +63,26 @@ class Backbone(nn.Module):
         ValueError: a model whose towers give no token features or whose frames are not square.
     """
 
-    def __init__(self, clip: CustomTextCLIP, tokenizer, name: str, pretrained: str | None = None):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, clip: Any, tokenizer: Any, name: str, pretrained: str | None = None):
         super().__init__()
-        if not isinstance(clip, CustomTextCLIP) or not isinstance(
-            clip.text, TextTransformer | HFTextEncoder
-        ):
-            raise ValueError(
-                f"backbone {name}: expected an image and a text tower, got {type(clip).__name__}"
-            )
+        text, towers = getattr(clip, "text", None), TextTransformer | HFTextEncoder
+        if not isinstance(clip, CustomTextCLIP) or not isinstance(text, towers):
+            expected = f"expected an image and a text tower, got {type(clip).__name__}"
+            raise ValueError(f"backbone {name}: {expected}")
         height, width = to_2tuple(clip.visual.image_size)
         if height != width:
             raise ValueError(f"backbone {name}: expected square frames, got {height} x {width}")
         self.clip, self.tokenizer, self.name, self.pretrained = clip, tokenizer, name, pretrained
         self.image_size, self.context_length = height, clip.context_length
-        text = clip.text
         self.is_hf = isinstance(text, HFTextEncoder)
         self.text_width = text.transformer.config.hidden_size if self.is_hf else text.width
         self.width = text.output_dim
-        preprocess = clip.visual.preprocess_cfg
-        for key in (
-            "mean",
-            "std",
-        ):  # of the pre-training's RGB values in [0, 1]; not part of checkpoints
-            self.register_buffer(key, torch.tensor(preprocess[key]).view(3, 1, 1), persistent=False)
+        for key in ("mean", "std"):  # of RGB values in [0, 1]; not part of checkpoints
+            values = torch.tensor(clip.visual.preprocess_cfg[key]).view(3, 1, 1)
+            self.register_buffer(key, values, persistent=False)
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -110,13 +99,13 @@ class Backbone(nn.Module):
         return hashlib.sha256(str(tokens[tokens != 0].tolist()).encode()).hexdigest()[:12]
 
     @property
-    def text_positions(self) -> nn.Parameter | None:
+    def text_positions(self) -> Any:
         """(context_length, text_width) positions of CLIP's text tower, None in a transformers
         tower."""
         return None if self.is_hf else self.clip.text.positional_embedding
 
     @property
-    def text_blocks(self) -> nn.ModuleList | None:
+    def text_blocks(self) -> Any:
         """Transformer blocks of CLIP's text tower, first to last, None in a transformers tower."""
         return None if self.is_hf else self.clip.text.transformer.resblocks
 
@@ -145,32 +134,26 @@ class Backbone(nn.Module):
             ValueError: L exceeds the context length, or is not that length in a tower that is not
                 causal.
         """
-        length = tokens.shape[1]
-        if length > self.context_length:
-            raise ValueError(
-                f"{self.name}: expected at most {self.context_length} tokens, got {length}"
-            )
-        text = self.clip.text
+        text, length, longest = self.clip.text, tokens.shape[1], self.context_length
+        if length > longest:
+            raise ValueError(f"{self.name}: expected at most {longest} tokens, got {length}")
         if self.is_hf:
             output = text.transformer(input_ids=tokens, attention_mask=mask.long())
             return text.proj(output.last_hidden_state), text.proj(text.pooler(output, mask.long()))
-        if (
-            text.attn_mask is None and length < self.context_length
-        ):  # bidirectional: trained with its padding
-            raise ValueError(
-                f"{self.name}: expected exactly {self.context_length} tokens, got {length}"
-            )
+        if text.attn_mask is None and length < longest:  # bidirectional: trained with its padding
+            raise ValueError(f"{self.name}: expected exactly {longest} tokens, got {length}")
         causal = None if text.attn_mask is None else text.attn_mask[:length, :length]
         if mask_padding and causal is not None:
             causal = causal.expand(len(mask), -1, -1).masked_fill(~mask[:, None], -torch.inf)
-            causal = causal.repeat_interleave(self.text_blocks[0].attn.num_heads, dim=0)
+            heads = text.transformer.resblocks[0].attn.num_heads
+            causal = causal.repeat_interleave(heads, dim=0)
         x = text.token_embedding(tokens) + text.positional_embedding[:length]
         words = text.ln_final(text.transformer(x, attn_mask=causal))
         if isinstance(text.text_projection, nn.Linear):
             words = text.text_projection(words)
         elif text.text_projection is not None:
             words = words @ text.text_projection
-        return words, text_global_pool(words, tokens, text.pool_type, eos_token_id=text.eos_id)
+        return words, pool_text(words, tokens, text.pool_type, eos_token_id=text.eos_id)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """(B, F, D) float features, not normalised, of frames (B, F, 3, S, S), uint8 or normalised
@@ -189,14 +172,11 @@ class Backbone(nn.Module):
         Raises:
             ValueError: frames of another size.
         """
-        expected = (3, self.image_size, self.image_size)
-        if tuple(frames.shape[-3:]) != expected:
-            raise ValueError(
-                f"{self.name}: expected frames (..., {expected}), got {tuple(frames.shape)}"
-            )
-        return (
-            (frames.float() / 255 - self.mean) / self.std if frames.dtype == torch.uint8 else frames
-        )
+        expected, shape = (3, self.image_size, self.image_size), tuple(frames.shape)
+        if shape[-3:] != expected:
+            raise ValueError(f"{self.name}: expected frames (..., {expected}), got {shape}")
+        is_raw = frames.dtype == torch.uint8
+        return (frames.float() / 255 - self.mean) / self.std if is_raw else frames
 
     @torch.no_grad()
     def patch_attention(self, frames: Tensor, rollout: bool = False) -> Tensor:
@@ -263,19 +243,13 @@ def create_backbone(config: BackboneConfig) -> Backbone:
     architecture = open_clip.get_model_config(name)
     weights, info = _find_weights(name, tag, architecture)
     text = architecture["text_cfg"]
-    if (
-        "hf_model_name" in text
-    ):  # the checkpoint has the tower's weights, so only its configuration is needed
+    if "hf_model_name" in text:  # weights come from the file: the tower needs its configuration
         folder = hub.folder(text["hf_model_name"], "config.json")
         text |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
+    options = {"force_custom_text": True, "text_cfg": text}
+    options["force_preprocess_cfg"] = {key: info[key] for key in ("mean", "std") if key in info}
     try:
-        clip = open_clip.create_model(
-            name,
-            str(weights) if weights else None,
-            force_custom_text=True,
-            force_preprocess_cfg={key: info[key] for key in ("mean", "std") if key in info},
-            text_cfg=text,
-        )
+        clip = open_clip.create_model(name, str(weights) if weights else None, **options)
     except (RuntimeError, SafetensorError, UnpicklingError) as error:
         if weights is None:
             raise
@@ -284,14 +258,14 @@ def create_backbone(config: BackboneConfig) -> Backbone:
 
 
 def _check_name(name: str) -> None:
-    known = dict.fromkeys([*BACKBONES, *open_clip.list_models()])
+    known = [*BACKBONES, *open_clip.list_models()]
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=6, cutoff=0.3) or list(BACKBONES)
-        choices = f"{', '.join(BACKBONES)} or an open_clip name, such as {', '.join(close)}"
-        raise ValueError(f"unknown backbone {name!r}: expected {choices}")
+        near = difflib.get_close_matches(name, known, n=6, cutoff=0.3) or list(BACKBONES)
+        expected = f"{', '.join(BACKBONES)} or an open_clip name, such as {', '.join(near)}"
+        raise ValueError(f"unknown backbone {name!r}: expected {expected}")
 
 
-def _tokenizer(name: str, text: dict):
+def _tokenizer(name: str, text: dict[str, Any]) -> Any:
     if name in BACKBONES:
         merges = str(BACKBONES[name].merges)
         return open_clip.SimpleTokenizer(bpe_path=merges, context_length=text["context_length"])
@@ -305,37 +279,29 @@ def _tokenizer(name: str, text: dict):
     )
 
 
-def _find_weights(
-    name: str, pretrained: str | None, architecture: dict
-) -> tuple[Path | None, dict]:
+def _find_weights(name: str, tag: str | None, architecture: dict) -> tuple[Path | None, dict]:
     """The weights file, and open_clip's facts about its tag (mean, std) where it is one."""
-    if pretrained is None:
+    if tag is None:
         return None, {}
-    if pretrained == EMBEDDED and name in BACKBONES:
+    if tag == EMBEDDED and name in BACKBONES:
         weights = BACKBONES[name].weights
         if not weights.is_file():
-            raise FileNotFoundError(
-                f"{weights.name} is missing: `tvrkit backbone pretrain` makes it"
-            )
+            made = "`tvrkit backbone pretrain` makes it"
+            raise FileNotFoundError(f"{weights.name} is missing: {made}")
         return weights, {}
-    info = open_clip.get_pretrained_cfg(name, pretrained)
-    if info:
+    if info := open_clip.get_pretrained_cfg(name, tag):
         quick = info.get("quick_gelu", False)
         if quick != architecture.get("quick_gelu", False):
             right = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
             raise ValueError(
-                f"weights {pretrained!r} of {name} were trained with another GELU: use {right}"
+                f"weights {tag!r} of {name} were trained with another GELU: use {right}"
             )
         return hub.weights(info["hf_hub"]), info
-    path = Path(pretrained).expanduser()
+    path = Path(tag).expanduser()
     if path.is_file():
         return path, {}
     if path.suffix:
         raise FileNotFoundError(f"{path}: no such weights file for {name}")
-    tags = [
-        *([EMBEDDED] if name in BACKBONES else []),
-        *open_clip.list_pretrained_tags_by_model(name),
-    ]
-    raise ValueError(
-        f"unknown weights {pretrained!r} of {name}: expected a path, null, or {', '.join(tags)}"
-    )
+    own = [EMBEDDED] if name in BACKBONES else []
+    tags = ", ".join([*own, *open_clip.list_pretrained_tags_by_model(name)])
+    raise ValueError(f"unknown weights {tag!r} of {name}: expected a path, null, or {tags}")

@@ -29,20 +29,16 @@ def learn_merges(captions: list[str], vocabulary: int) -> list[tuple[str, str]]:
     Returns:
         Pairs of symbols, first merged first.
     """
-    jieba.setLogLevel(
-        logging.WARNING
-    )  # it reports loading its dictionary as debugging, and shows it
+    jieba.setLogLevel(logging.WARNING)  # it reports loading its dictionary as debugging
     tokenizer = SimpleTokenizer()  # for its alphabet, its cleaning and its division into words
     words: Counter[tuple[str, ...]] = Counter()
     for caption in captions:
         for run in tokenizer.pat.findall(tokenizer.clean_fn(caption)):
-            *inner, last = (
-                [tokenizer.byte_encoder[byte] for byte in word.encode("utf-8")]
-                for word in jieba.cut(run)
-            )
+            encoded = (word.encode("utf-8") for word in jieba.cut(run))
+            *inner, last = ([tokenizer.byte_encoder[byte] for byte in word] for word in encoded)
             words.update(map(tuple, inner))
             words[(*last[:-1], last[-1] + "</w>")] += 1
-    merges = []
+    merges: list[tuple[str, str]] = []
     while len(merges) < vocabulary - UNMERGED:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, times in words.items():
@@ -70,6 +66,5 @@ def write_merges(merges: list[tuple[str, str]], path: Path) -> None:
     """The gzip file that open_clip's SimpleTokenizer reads: a line it skips, then one merge per
     line."""
     lines = ["#version: tvrkit", *(" ".join(pair) for pair in merges)]
-    path.write_bytes(
-        gzip.compress("\n".join(lines).encode("utf-8"), mtime=0)
-    )  # the same bytes at any time
+    text = "\n".join(lines).encode("utf-8")
+    path.write_bytes(gzip.compress(text, mtime=0))  # the same bytes at any time

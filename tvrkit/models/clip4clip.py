@@ -11,13 +11,13 @@ from torch.nn.functional import normalize
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, positives
 from tvrkit.losses.contrastive import info_nce
 from tvrkit.models.backbone import Backbone
-from tvrkit.models.method import Method
+from tvrkit.models.method import Method, Tensors
 from tvrkit.models.temporal import TemporalTransformer
 from tvrkit.settings import settings
 
 
 @settings
-class Settings:
+class CLIP4ClipSettings:
     """CLIP4Clip's head.
 
     Attributes:
@@ -32,9 +32,9 @@ class Settings:
 class CLIP4Clip(Method):
     """One vector per text, one per video, cosine score."""
 
-    Settings = Settings
+    Settings = CLIP4ClipSettings
 
-    def __init__(self, backbone: Backbone, settings: Settings):
+    def __init__(self, backbone: Backbone, settings: CLIP4ClipSettings):
         super().__init__(backbone, settings)
         is_temporal = settings.head == "seqTransf"
         self.temporal = (
@@ -53,9 +53,7 @@ class CLIP4Clip(Method):
         """(N_t, N_v) cosine of sentence and video."""
         return normalize(text.sentence.float(), dim=-1) @ video.video.float().T
 
-    def loss(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> dict[str, Tensor]:
+    def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """Symmetric cross-entropy (CE(e^s S) + CE(e^s S^T)) / 2 of the scores S, s the logit
         scale."""
         scores, scale = self.similarity(text, video), self.backbone.logit_scale.exp()

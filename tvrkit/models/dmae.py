@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, positives
 from tvrkit.losses.contrastive import neg_nce
-from tvrkit.models import tpm
 from tvrkit.models.backbone import Backbone
-from tvrkit.models.method import Method
+from tvrkit.models.method import Method, Tensors
 from tvrkit.models.similarity import MaskFill, second_look, token_interaction, token_weight
 from tvrkit.models.temporal import TemporalTransformer
+from tvrkit.models.tpm import Pairs, PartialOrder, TPMSettings
 from tvrkit.settings import settings
 
 RELEASED_SCALE = 100.0  # constant factor on the scores in the released loss
@@ -29,7 +29,7 @@ RELEASED_CLAMP = 1e-6  # of the probabilities in the released loss (finding 13)
 
 
 @settings
-class Settings(tpm.Settings):
+class DMAESettings(TPMSettings):
     """DMAE's choices, besides those of TPM-CL. The paper's full method is the default.
 
     Attributes:
@@ -54,12 +54,12 @@ class Settings(tpm.Settings):
 
 
 class DMAE(Method):
-    """The method; see the module and `Settings`. Features are L2-normalised when they leave
+    """The method; see the module and `DMAESettings`. Features are L2-normalised when they leave
     `encode_*`."""
 
-    Settings = Settings
+    Settings = DMAESettings
 
-    def __init__(self, backbone: Backbone, settings: Settings):
+    def __init__(self, backbone: Backbone, settings: DMAESettings):
         super().__init__(backbone, settings)
         self.corrected = settings.fidelity == "corrected"
         self.mask_fill: MaskFill = "exclude" if self.corrected else "zero"
@@ -73,7 +73,7 @@ class DMAE(Method):
         if settings.head == "seqTransf":
             sizes = (settings.temporal_layers, settings.max_frames)
             self.temporal = TemporalTransformer.from_clip(backbone, *sizes)
-        self.partial_order = tpm.PartialOrder(width, settings) if settings.partial_order else None
+        self.partial_order = PartialOrder(width, settings) if settings.partial_order else None
 
     @property
     def released_temporal(self) -> TemporalTransformer | None:
@@ -139,9 +139,7 @@ class DMAE(Method):
             positives=positives(batch.video_index),
         )
 
-    def loss(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> dict[str, Tensor]:
+    def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """NegNCE over the batch plus the partial-order margins of its matched pairs."""
         parts = {"neg_nce": self.contrast(text, video, batch)}
         if self.partial_order is not None:
@@ -150,7 +148,7 @@ class DMAE(Method):
         return {"loss": sum(parts.values()), **parts}
 
     @torch.no_grad()
-    def explain(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Tensor]:
+    def explain(self, text: TextFeatures, video: VideoFeatures) -> Tensors:
         """What the score and TPM-CL look at, for B matched pairs.
 
         Returns:
@@ -180,7 +178,7 @@ class DMAE(Method):
         return maps
 
 
-def matched_pairs(text: TextFeatures, video: VideoFeatures) -> tpm.Pairs:
+def matched_pairs(text: TextFeatures, video: VideoFeatures) -> Pairs:
     """What TPM-CL reads: frames before the released head's transformer, else behind the head."""
     frames = video.extras.get("frames_before", video.frames)
-    return tpm.Pairs(text.sentence, text.words, frames, text.mask, video.mask)
+    return Pairs(text.sentence, text.words, frames, text.mask, video.mask)

@@ -18,7 +18,7 @@ from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, posit
 from tvrkit.losses.concepts import concept_consistency, concept_diversity
 from tvrkit.losses.contrastive import info_nce
 from tvrkit.models.backbone import Backbone
-from tvrkit.models.method import Method
+from tvrkit.models.method import Method, Tensors
 from tvrkit.models.similarity import concept_similarity, conditioned_pooling
 from tvrkit.models.temporal import TemporalTransformer
 from tvrkit.settings import settings
@@ -27,7 +27,7 @@ Side = Literal["text", "video"]
 
 
 @settings
-class Settings:
+class GLSCLSettings:
     """GLSCL's choices. The paper's MSR-VTT setting is the default.
 
     Attributes:
@@ -65,12 +65,12 @@ class Settings:
 
 
 class GLSCL(Method):
-    """The method; see the module and `Settings`. Concepts depend on one side only: they are
+    """The method; see the module and `GLSCLSettings`. Concepts depend on one side only: they are
     features."""
 
-    Settings = Settings
+    Settings = GLSCLSettings
 
-    def __init__(self, backbone: Backbone, settings: Settings):
+    def __init__(self, backbone: Backbone, settings: GLSCLSettings):
         super().__init__(backbone, settings)
         self.corrected = settings.fidelity == "corrected"
         self.temporal = TemporalTransformer.from_clip(backbone, settings.temporal_layers)
@@ -124,9 +124,7 @@ class GLSCL(Method):
         local = concept_similarity(text.extras["concepts"], video.extras["concepts"])
         return glob + self.settings.local_weight * local
 
-    def loss(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> dict[str, Tensor]:
+    def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """InfoNCE + alpha diversity + consistency.
 
         Diversity is the mean of both sides; the released code takes the video side twice, never the
@@ -152,7 +150,7 @@ class GLSCL(Method):
         return {"loss": sum(parts.values()), **parts}
 
     @torch.no_grad()
-    def explain(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Tensor]:
+    def explain(self, text: TextFeatures, video: VideoFeatures) -> Tensors:
         """What the score looks at, for B matched pairs.
 
         Returns:
@@ -188,7 +186,7 @@ class ConceptDecoder(nn.Module):
     Parameters are named as in `nn.TransformerDecoder`.
     """
 
-    def __init__(self, width: int, settings: Settings):
+    def __init__(self, width: int, settings: GLSCLSettings):
         super().__init__()
         sizes = (width, settings.decoder_heads, settings.feedforward, settings.dropout)
         self.layers = nn.ModuleList(

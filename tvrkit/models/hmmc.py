@@ -7,7 +7,7 @@ Fine-tuning contrasts within the batch; pre-training is in `hmmc_pretraining`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, posit
 from tvrkit.losses.contrastive import info_nce
 from tvrkit.losses.momentum import frame_matching
 from tvrkit.models.backbone import Backbone
-from tvrkit.models.method import Method
+from tvrkit.models.method import Method, Tensors
 from tvrkit.models.similarity import topk_frame_similarity
 from tvrkit.models.temporal import TemporalTransformer
 from tvrkit.settings import settings
@@ -44,7 +44,7 @@ class EncoderSettings:
 
 
 @settings
-class Settings(EncoderSettings):
+class HMMCSettings(EncoderSettings):
     """Fine-tuning.
 
     Attributes:
@@ -59,7 +59,7 @@ class Settings(EncoderSettings):
 class HMMC(Method):
     """Fine-tuning, and the score of both."""
 
-    Settings = Settings
+    Settings: ClassVar[type] = HMMCSettings
 
     def __init__(self, backbone: Backbone, settings: EncoderSettings):
         super().__init__(backbone, settings)
@@ -83,9 +83,7 @@ class HMMC(Method):
         by_frame = topk_frame_similarity(text.sentence, video.frames, mask, k=k)
         return cosine(text.sentence, video.video) + by_frame
 
-    def loss(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> dict[str, Tensor]:
+    def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """video_weight VTM + frame_weight FTM, each the sum of both directions' cross entropies."""
         same, mask = positives(batch.video_index), self.counted(video.mask)
         scale = self.backbone.logit_scale.exp() if self.corrected else RELEASED_SCALE
@@ -98,7 +96,7 @@ class HMMC(Method):
         return {"loss": loss, "vtm": vtm, "ftm": ftm}
 
     @torch.no_grad()
-    def explain(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Tensor]:
+    def explain(self, text: TextFeatures, video: VideoFeatures) -> Tensors:
         """What the score looks at, for B matched pairs.
 
         Returns:

@@ -13,6 +13,7 @@ from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
 from tvrkit.losses.momentum import frame_text, neighbour_frames, queue_contrast
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.hmmc import HMMC, EncoderSettings, mean_frame
+from tvrkit.models.method import Tensors
 from tvrkit.models.momentum import NegativeQueue, freeze_copy, momentum_update
 from tvrkit.settings import settings
 
@@ -25,7 +26,7 @@ BERT_EPS = 1e-12  # of the prediction head's LayerNorm
 
 
 @settings
-class Settings(EncoderSettings):
+class HMMCPretrainingSettings(EncoderSettings):
     """Pre-training.
 
     Attributes:
@@ -60,9 +61,9 @@ class HMMCPretraining(HMMC):
     has the rows of all processes.
     """
 
-    Settings = Settings
+    Settings = HMMCPretrainingSettings
 
-    def __init__(self, backbone: Backbone, settings: Settings):
+    def __init__(self, backbone: Backbone, settings: HMMCPretrainingSettings):
         super().__init__(backbone, settings)
         backbone.logit_scale.requires_grad_(False)  # the contrast has a constant temperature
         width = backbone.width
@@ -125,9 +126,7 @@ class HMMCPretraining(HMMC):
             video.extras["projected_keys"] = _on_valid(self.slow["projector"], frames, mask)
         return video
 
-    def loss(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> dict[str, Tensor]:
+    def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """Weighted sum of FAM, VTM, FTM and MLM against the queues as they are; then the keys are
         pushed."""
         choice, mask = self.settings, self.counted(video.mask)

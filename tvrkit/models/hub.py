@@ -6,17 +6,14 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # open_clip's names
-TEXT_TOWER_FILES = [
-    "*.json",
-    "*.model",
-    "*.txt",
-]  # configuration and tokenizer of a transformers model
+TEXT_TOWER_FILES = ["*.json", "*.model", "*.txt"]  # of a transformers model, less its weights
 TIMEOUT = 5.0  # seconds; the hub's client would retry for minutes
 
 
@@ -31,17 +28,16 @@ def weights(repository: str) -> Path:
             its path.
     """
     owner, name, file = repository.split("/")
+    candidates = [file] if file else WEIGHT_FILES
 
     def fetch(local: bool) -> Path | None:
-        for candidate in (file,) if file else WEIGHT_FILES:
-            try:
+        for candidate in candidates:
+            with suppress(EntryNotFoundError):  # also raised for what is not in the cache
                 return Path(hf_hub_download(f"{owner}/{name}", candidate, local_files_only=local))
-            except EntryNotFoundError:  # also raised for what is not in the cache
-                continue
         return None
 
     where = "put it anywhere and set backbone.pretrained to its path"
-    return _cached_or_fetched(fetch, f"{owner}/{name}", file or WEIGHT_FILES[0], where)
+    return _cached_or_fetched(fetch, f"{owner}/{name}", candidates[0], where)
 
 
 def folder(repository: str, file: str) -> Path:
@@ -58,43 +54,40 @@ def folder(repository: str, file: str) -> Path:
     if (Path(repository) / file).is_file():
         return Path(repository)
 
+    options = {"allow_patterns": TEXT_TOWER_FILES}
+
     def fetch(local: bool) -> Path | None:
-        try:
-            found = snapshot_download(
-                repository, allow_patterns=TEXT_TOWER_FILES, local_files_only=local
-            )
-        except EntryNotFoundError:
-            return None
-        return Path(found) if (Path(found) / file).is_file() else None
+        with suppress(EntryNotFoundError):
+            path = Path(snapshot_download(repository, local_files_only=local, **options))
+            return path if (path / file).is_file() else None
+        return None
 
     target = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    where = f"`hf download {repository}` where there is a network, and copy {target.name} to {target.parent}"
+    where = f"`hf download {repository}` where there is a network, and copy "
+    where += f"{target.name} to {target.parent}"
     return _cached_or_fetched(fetch, repository, file, where)
 
 
-def _cached_or_fetched(
-    fetch: Callable[[bool], Path | None], repository: str, file: str, where: str
-) -> Path:
+Fetch = Callable[[bool], Path | None]  # from the cache only?
+
+
+def _cached_or_fetched(fetch: Fetch, repository: str, file: str, where: str) -> Path:
     path = fetch(True)
     if path is None and _reachable():
         path = fetch(False)
     if path is None:
         address = f"{constants.ENDPOINT}/{repository}/resolve/main/{file}"
-        raise FileNotFoundError(
-            f"{file} of {repository} could not be had; fetch {address}: {where}"
-        )
+        message = f"{file} of {repository} could not be had; fetch {address}: {where}"
+        raise FileNotFoundError(message)
     return path
 
 
 def _reachable() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
-        urllib.request.urlopen(
-            urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT
-        ).close()
-    except urllib.error.HTTPError:
-        return True  # it answered
-    except OSError:
-        return False
+        urllib.request.urlopen(request, timeout=TIMEOUT).close()
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)  # it answered
     return True

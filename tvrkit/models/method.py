@@ -11,6 +11,8 @@ from torch.nn.functional import normalize
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
 from tvrkit.models.backbone import Backbone
 
+Tensors = dict[str, Tensor]  # by name
+
 
 class Method(nn.Module):
     """A text-video retrieval method: a backbone, what the paper adds to it, its score and its loss.
@@ -21,11 +23,11 @@ class Method(nn.Module):
     """
 
     Settings: ClassVar[type]
+    backbone: Backbone
 
     def __init__(self, backbone: Backbone, settings: Any):
         super().__init__()
-        self.backbone = backbone
-        self.settings = settings
+        self.backbone, self.settings = backbone, settings
 
     def encode_text(self, batch: TextVideoBatch) -> TextFeatures:
         """Everything that depends on the texts only, once: words and the sentence (EOT), as the
@@ -51,9 +53,7 @@ class Method(nn.Module):
         evaluation."""
         raise NotImplementedError
 
-    def loss(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> dict[str, Tensor]:
+    def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """Scalar `"loss"` and its named parts, on B matched pairs (row i of both sides belongs
         together)."""
         raise NotImplementedError
@@ -62,7 +62,7 @@ class Method(nn.Module):
         """What happens before each training step (a momentum update); nothing in most methods."""
 
     @torch.no_grad()
-    def explain(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Tensor]:
+    def explain(self, text: TextFeatures, video: VideoFeatures) -> Tensors:
         """Named attention tensors of B matched pairs, without gradient.
 
         Returns:

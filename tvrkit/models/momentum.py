@@ -55,6 +55,9 @@ class NegativeQueue(nn.Module):
         pointer: () int64 buffer, the column that the next key overwrites.
     """
 
+    keys: Tensor
+    pointer: Tensor
+
     def __init__(self, width: int, size: int):
         super().__init__()
         if size < 1:

@@ -8,6 +8,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from tvrkit.models.backbone import Backbone
+
 HEAD_WIDTH = 64  # of CLIP's attention heads
 LAYER_NORM_EPS = 1e-12  # inside the root, as in the released code
 MASKED_KEY = -1e6  # added to the attention logits of padded frames
@@ -28,12 +30,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.ln_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        layers = {
-            "c_fc": nn.Linear(width, 4 * width),
-            "gelu": QuickGELU(),
-            "c_proj": nn.Linear(4 * width, width),
-        }
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        inner, outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        layers = OrderedDict({"c_fc": inner, "gelu": QuickGELU(), "c_proj": outer})
+        self.mlp = nn.Sequential(layers)
         self.ln_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
@@ -68,7 +67,7 @@ class TemporalTransformer(nn.Module):
 
     @classmethod
     def from_clip(
-        cls, backbone: nn.Module, layers: int, positions: int | None = None
+        cls, backbone: Backbone, layers: int, positions: int | None = None
     ) -> TemporalTransformer:
         """Start from CLIP's text positions and first text blocks, as far as they go.
 
@@ -76,7 +75,7 @@ class TemporalTransformer(nn.Module):
         CLIP's.
 
         Args:
-            backbone: `tvrkit.models.backbone.Backbone`.
+            backbone: whose text tower is the start.
             layers: as of the class.
             positions: as of the class; None = CLIP's context length.
         """

@@ -4,7 +4,8 @@ video and a whole caption match better than their versions without their most im
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,16 @@ MARGINS: dict[Margin, tuple[str, str]] = {
     "grounded_text": ("g,v", "g',v"),
 }
 Predictor = Literal["linear", "attention_sum", "attention_mean", "attention_max"]
-POOLING = {"attention_sum": torch.sum, "attention_mean": torch.mean, "attention_max": torch.amax}
+POOLING: dict[str, Any] = {
+    "attention_sum": torch.sum,
+    "attention_mean": torch.mean,
+    "attention_max": torch.amax,
+}
 PREDICTOR_HEADS = 8
 
 
 @settings
-class Settings:
+class TPMSettings:
     """TPM-CL's choices.
 
     Attributes:
@@ -89,17 +94,17 @@ class TokenWeightPredictor(nn.Module):
         super().__init__()
         choose("predictor", kind, get_args(Predictor))
         self.kind, self.queries, self.keys, self.heads = kind, queries, keys, heads
-        if kind == "linear":
-            self.qk_proj = nn.Linear(queries, keys, bias=False)
-            self.attn_proj: nn.Module = nn.Sequential(
-                nn.LayerNorm([keys, 2 * width]),
-                nn.Linear(2 * width, width // 2, bias=False),
-                nn.GELU(),
-                nn.Linear(width // 2, 1, bias=False),
-                nn.Sigmoid(),
-            )
-        else:  # without bias: the softmax cancels the released one
-            self.attn_proj = nn.Linear(queries, 1, bias=False)
+        if kind != "linear":  # without bias: the softmax cancels the released one
+            self.attn_proj: nn.Module = nn.Linear(queries, 1, bias=False)
+            return
+        self.qk_proj = nn.Linear(queries, keys, bias=False)
+        self.attn_proj = nn.Sequential(
+            nn.LayerNorm([keys, 2 * width]),
+            nn.Linear(2 * width, width // 2, bias=False),
+            nn.GELU(),
+            nn.Linear(width // 2, 1, bias=False),
+            nn.Sigmoid(),
+        )
 
     def forward(
         self,
@@ -119,32 +124,28 @@ class TokenWeightPredictor(nn.Module):
         Raises:
             ValueError: another number of tokens than the predictor was built for.
         """
-        if (query.shape[1], key.shape[1]) != (self.queries, self.keys):
-            raise ValueError(
-                f"token weights: expected {self.queries} query and {self.keys} key tokens, got "
-                f"{query.shape[1]} and {key.shape[1]} (method.max_words and method.max_frames set them)"
-            )
-        query = query if query_mask is None else query * query_mask[..., None]
-        key = key if key_mask is None else key * key_mask[..., None]
-        if self.kind == "linear":
-            mixed = self.qk_proj(query.transpose(1, 2)).transpose(1, 2)
-            weight = self.attn_proj(torch.cat([mixed, key], dim=-1))[..., 0]
-            weight = weight if key_mask is None else weight * key_mask
-            return weight / weight.sum(dim=1, keepdim=True)
-        return self._attend(query, key, query_mask, key_mask)
+        tokens, built = (query.shape[1], key.shape[1]), (self.queries, self.keys)
+        if tokens != built:
+            expected = "expected {} query and {} key tokens, got {} and {}".format(*built, *tokens)
+            hint = "method.max_words and method.max_frames set them"
+            raise ValueError(f"token weights: {expected} ({hint})")
+        acts = torch.ones_like(query[..., 0]) if query_mask is None else query_mask
+        real = torch.ones_like(key[..., 0]) if key_mask is None else key_mask
+        weigh = self._linear if self.kind == "linear" else self._attention
+        return weigh(query * acts[..., None], key * real[..., None], acts, real)
 
-    def _attend(
-        self, query: Tensor, key: Tensor, query_mask: Tensor | None, key_mask: Tensor | None
-    ) -> Tensor:
-        padding = torch.zeros_like(key[..., 0], dtype=torch.bool) if key_mask is None else ~key_mask
+    def _linear(self, query: Tensor, key: Tensor, acts: Tensor, real: Tensor) -> Tensor:
+        mixed = self.qk_proj(query.transpose(1, 2)).transpose(1, 2)
+        weight = self.attn_proj(torch.cat([mixed, key], dim=-1))[..., 0] * real
+        return weight / weight.sum(dim=1, keepdim=True)
+
+    def _attention(self, query: Tensor, key: Tensor, acts: Tensor, real: Tensor) -> Tensor:
         query, key = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key))
         logits = query @ key.transpose(-1, -2)  # (B, heads, queries, keys)
-        attention = logits.masked_fill(padding[:, None, None], -torch.inf).softmax(dim=-1)
-        pooled = POOLING[self.kind](attention, dim=1)
-        if query_mask is not None:
-            pooled = pooled * query_mask[..., None]
+        attention = logits.masked_fill(real[:, None, None] == 0, -torch.inf).softmax(dim=-1)
+        pooled = POOLING[self.kind](attention, dim=1) * acts[..., None]
         logits = self.attn_proj(pooled.transpose(1, 2))[..., 0]
-        return logits.masked_fill(padding, -torch.inf).softmax(dim=-1)
+        return logits.masked_fill(real == 0, -torch.inf).softmax(dim=-1)
 
 
 def select_tokens(
@@ -205,7 +206,7 @@ class PartialOrder(nn.Module):
 
     Args:
         width: D.
-        settings: see `Settings`; DMAE's are one.
+        settings: see `TPMSettings`; DMAE's are one.
 
     Attributes:
         mask_aware: padding neither acts in the predictors nor gets weight (released: False, finding
@@ -215,7 +216,7 @@ class PartialOrder(nn.Module):
         mask_fill: see `token_interaction` (released: "zero", finding 8).
     """
 
-    def __init__(self, width: int, settings: Settings):
+    def __init__(self, width: int, settings: TPMSettings):
         super().__init__()
         self.margins = {name: MARGINS[name] for name in settings.partial_order}
         self.margin, self.threshold = settings.partial_margin, settings.masking_threshold
@@ -230,8 +231,8 @@ class PartialOrder(nn.Module):
         """Scalar margins by name; options as of `scores`."""
         scores = self.scores(pairs, **options)
         return {
-            name: (self.margin - (scores[full] - scores[partial])).relu().mean()
-            for name, (full, partial) in self.margins.items()
+            name: (self.margin - (scores[whole] - scores[masked])).relu().mean()
+            for name, (whole, masked) in self.margins.items()
         }
 
     def scores(
@@ -250,33 +251,37 @@ class PartialOrder(nn.Module):
             weigh: learned frame weight of WTI; None = TI.
             threshold: in place of the settings' tau.
         """
-        (partial_words, partial), maps = self.select(pairs, threshold)
+        (partial_words, partial_frames), maps = self.select(pairs, threshold)
         if temporal is not None:
-            partial = temporal(partial, pairs.frame_mask)
+            partial_frames = temporal(partial_frames, pairs.frame_mask)
         weight = maps["partial_word_weight"][..., None]
         grounded = F.normalize((weight * pairs.words).sum(dim=1), dim=-1)
         grounded_partial = (weight * partial_words).sum(dim=1)
         if self.normalise_partial:
             grounded_partial = F.normalize(grounded_partial, dim=-1)
-        texts = {"t": pairs.sentence, "g": grounded, "g'": grounded_partial}
-        videos, mask = {"v": pairs.frames, "v'": partial}, pairs.frame_mask
 
         def score(text: Tensor, video: Tensor) -> Tensor:
-            weight = token_weight(video, mask, weigh)
-            return matched_interaction(text, video, mask, weight, mask_fill=self.mask_fill)
+            shares = token_weight(video, pairs.frame_mask, weigh)
+            return matched_interaction(
+                text, video, pairs.frame_mask, shares, mask_fill=self.mask_fill
+            )
 
-        names = ("t,v", "t,v'", "g,v", "g,v'", "g',v")
-        sides = {name: name.split(",") for name in names}
-        return {name: score(texts[text], videos[video]) for name, (text, video) in sides.items()}
+        return {
+            "t,v": score(pairs.sentence, pairs.frames),
+            "t,v'": score(pairs.sentence, partial_frames),
+            "g,v": score(grounded, pairs.frames),
+            "g,v'": score(grounded, partial_frames),
+            "g',v": score(grounded_partial, pairs.frames),
+        }
 
     def order(self, pairs: Pairs, **options) -> dict[str, Tensor]:
         """By margin (B, 3): the score of whole pairs, with half the threshold masked, and with all
         of it."""
-        whole = self.scores(pairs, **options)
-        half = self.scores(pairs, threshold=self.threshold / 2, **options)
+        scores = self.scores(pairs, **options)
+        halved = self.scores(pairs, threshold=self.threshold / 2, **options)
         return {
-            name: torch.stack([whole[full], half[partial], whole[partial]], dim=1)
-            for name, (full, partial) in self.margins.items()
+            name: torch.stack([scores[whole], halved[masked], scores[masked]], dim=1)
+            for name, (whole, masked) in self.margins.items()
         }
 
     def select(
@@ -284,15 +289,14 @@ class PartialOrder(nn.Module):
     ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
         """What is masked: (words', frames'), and by name `partial_word_weight`,
         `partial_frame_weight`, `word_kept` and `frame_kept`."""
-        sentence, words, frames, word_mask, frame_mask = pairs
-        masks = (frame_mask, word_mask) if self.mask_aware else (None, None)
-        word_weight = self.word_predictor(frames, words, *masks)
-        frame_weight = self.frame_predictor(sentence[:, None], frames, None, masks[0])
-        tau, passes = self.threshold if threshold is None else threshold, self.straight_through
-        partial_words, word_kept = select_tokens(words, word_weight, tau, straight_through=passes)
-        partial_frames, frame_kept = select_tokens(
-            frames, frame_weight, tau, straight_through=passes
-        )
+        sentence, words, frames, *_ = pairs
+        word_mask = pairs.word_mask if self.mask_aware else None
+        frame_mask = pairs.frame_mask if self.mask_aware else None
+        word_weight = self.word_predictor(frames, words, frame_mask, word_mask)
+        frame_weight = self.frame_predictor(sentence[:, None], frames, None, frame_mask)
+        tau = self.threshold if threshold is None else threshold
+        choose_tokens = partial(select_tokens, straight_through=self.straight_through)
+        words, word_kept = choose_tokens(words, word_weight, tau)
+        frames, frame_kept = choose_tokens(frames, frame_weight, tau)
         maps = {"partial_word_weight": word_weight, "partial_frame_weight": frame_weight}
-        maps |= {"word_kept": word_kept, "frame_kept": frame_kept}
-        return (partial_words, partial_frames), maps
+        return (words, frames), maps | {"word_kept": word_kept, "frame_kept": frame_kept}
