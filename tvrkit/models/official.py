@@ -39,7 +39,8 @@ RELEASED_LOGIT_SCALE = math.log(100.0)  # HMMC's constant, which its checkpoints
 HMMC_TEMPORAL_HEADS = 8  # 512 / 64, whatever the width
 MIN_BERT_HEADS = 2  # of the smallest BERT; heads of all published sizes are 64 wide
 TEXT, VISUAL, TEMPORAL = "backbone.clip.text.", "backbone.clip.visual.", "temporal."
-CLIP_TEXT = "token_embedding positional_embedding transformer ln_final text_projection".split()
+CLIP_TEXT = ["token_embedding", "positional_embedding", "transformer", "ln_final"]
+CLIP_TEXT += ["text_projection"]
 BERT_WORDS = f"{TEXT}transformer.embeddings.word_embeddings.weight"
 # open_clip builds a BERT tower from files only: this small one holds its place.
 PLACEHOLDER = {"context_length": 1, "vocab_size": 1, "width": HEAD_WIDTH, "heads": 1, "layers": 1}

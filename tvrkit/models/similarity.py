@@ -3,7 +3,7 @@
 Each score has its plain form (`*_plain`), which builds the product of all pairs and is what the
 equation says, and below it the fast form, chunked to a memory bound.
 
-Shapes: N_t texts, N_v videos, L words, F frames, D width. Masks are non-zero where a token is valid.
+Shapes: N_t texts, N_v videos, L words, F frames, D width. Masks are non-zero at valid tokens.
 """
 
 from __future__ import annotations
@@ -319,7 +319,7 @@ def concept_similarity(text_concepts: Tensor, video_concepts: Tensor) -> Tensor:
 def topk_frame_similarity_plain(
     sentence: Tensor, frames: Tensor, frame_mask: Tensor, *, k: int
 ) -> Tensor:
-    """`topk_frame_similarity` from the cosines of all pairs, where every video has k valid frames."""
+    """`topk_frame_similarity` from the cosines of all pairs; all videos have k valid frames."""
     text, frames = F.normalize(sentence, dim=-1), F.normalize(frames, dim=-1)
     cosine = torch.einsum("ad,bfd->abf", text, frames).masked_fill(frame_mask == 0, -torch.inf)
     return cosine.topk(k, dim=2).values.mean(dim=2)
