@@ -106,7 +106,8 @@ def test_prepare_show_verify_and_extract_on_real_video_files(tvrkit, tmp_path):
     (clips / "deep").mkdir(parents=True)
     shutil.copy(root / "videos" / f"{video}.mp4", clips / "deep" / "good.mp4")
     (clips / "broken.mp4").write_bytes(b"no video")
-    code, out, _ = tvrkit("data", "extract", clips, "--out", tmp_path / "store", "--frames", 4)
+    options = ("--out", tmp_path / "store", "--frames", 4, "--decoder", "pyav")
+    code, out, _ = tvrkit("data", "extract", clips, *options)
     rows = [
         json.loads(line) for line in (tmp_path / "store" / "videos.jsonl").read_text().splitlines()
     ]
@@ -115,6 +116,7 @@ def test_prepare_show_verify_and_extract_on_real_video_files(tvrkit, tmp_path):
         "deep/good.mp4": "ok",
     }
     assert next(row["reason"] for row in rows if row["status"] == "failed")
+    assert {row["decoder"] for row in rows if row["status"] == "ok"} == {"pyav"}
     assert "1 of 2 files" in out
 
 

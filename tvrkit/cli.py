@@ -32,6 +32,7 @@ Language = Annotated[str | None, Option(help="en or zh; the protocol's own if no
 OnlySplits = Annotated[list[str] | None, Option(help="only this split; may be repeated")]
 Partial = Annotated[bool, Option("--allow-partial", help="go on when counts differ, and label it")]
 Frames = Annotated[int | None, Option(help="kept per video")]
+Decoder = Annotated[str | None, Option(help="auto (decord where it is right), decord or pyav")]
 Videos = Annotated[Path | None, Option(help="tree of video files, or an LMDB frame store")]
 
 
@@ -202,6 +203,7 @@ def data_prepare(
     language: Language = None,
     split: OnlySplits = None,
     frames: Frames = None,
+    decoder: Decoder = None,
     allow_partial: Partial = False,
     workers: int = 2,
 ):
@@ -229,7 +231,7 @@ def data_prepare(
         made, checked = prepare(
             *(name, root, videos, out or files.data(name.replace("/", "-"))),
             **{"language": language, "splits": split, "frames": frames, "workers": workers},
-            allow_partial=allow_partial,
+            **{"decoder": decoder, "allow_partial": allow_partial},
         )
         print(checked)
     for row in coverage(made.videos).to_dict("records"):
@@ -246,12 +248,13 @@ def data_extract(
     folder: Annotated[Path, Argument(help="any tree of video files")],
     out: Annotated[Path, Option(help="folder for frames.lmdb and videos.jsonl")],
     frames: Annotated[int, Option(help="kept per video")] = 12,
+    decoder: Decoder = None,
     workers: int = 2,
 ):
     """Decode every file of a folder into a frame store; videos.jsonl says what became of each."""
     from tvrkit.data.prepare import extract_folder
 
-    rows = extract_folder(folder, out, frames=frames, workers=workers)
+    rows = extract_folder(folder, out, frames=frames, decoder=decoder, workers=workers)
     failed = rows[rows["status"] != "ok"]
     for file, reason in zip(failed["file"], failed["reason"], strict=True):
         print(f"failed {file}: {reason}")

@@ -38,6 +38,7 @@ def prepare(
     splits: Sequence[str] | None = None,
     frames: int | None = None,
     short_side: int | None = SHORT_SIDE,
+    decoder: str | None = None,
     allow_partial: bool = False,
     workers: int = 2,
 ) -> tuple[manifest.Manifest, SplitReport]:
@@ -53,7 +54,7 @@ def prepare(
         language: of the captions; the protocol's first where None.
         splits: only their files are read and checked; all of the protocol's where None.
         frames: kept per video; `FRAMES` of the data set where None.
-        short_side: see `extract`.
+        short_side, decoder: see `FrameSettings`, whose decoder it is where None.
         allow_partial: go on when counts or ids are not the protocol's; the card says so.
         workers: processes that decode.
 
@@ -70,7 +71,7 @@ def prepare(
         found = find_videos(videos, split_of.index)
         count = frames or FRAMES.get(dataset, FRAMES_ELSEWHERE)
         files = {video_id: found.get(video_id) for video_id in split_of.index}
-        settings = FrameSettings(count, short_side)
+        settings = FrameSettings(count, short_side, decoder=decoder or FrameSettings.decoder)
         rows = extract(files, out / manifest.STORE, settings, workers=workers)
     rows = rows.assign(split=rows["video_id"].map(split_of))
     return manifest.write(out, captions, rows, _card(report)), report
@@ -138,6 +139,7 @@ def extract_folder(
     *,
     frames: int = FRAMES_ELSEWHERE,
     short_side: int | None = SHORT_SIDE,
+    decoder: str | None = None,
     workers: int = 2,
 ) -> pd.DataFrame:
     """Every file of a tree into `out`/frames.lmdb, and a row for each in `out`/videos.jsonl.
@@ -153,7 +155,7 @@ def extract_folder(
     if not files:
         raise ValueError(f"{folder}: expected videos, found no file")
     out.mkdir(parents=True, exist_ok=True)
-    settings = FrameSettings(frames, short_side)
+    settings = FrameSettings(frames, short_side, decoder=decoder or FrameSettings.decoder)
     rows = extract(files, out / manifest.STORE, settings, workers=workers)
     rows["file"] = [str(file.relative_to(folder)) for file in files.values()]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_dict("records"))
