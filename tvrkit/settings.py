@@ -23,7 +23,8 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def settings(cls: type[T]) -> type[T]:
     """The decorator of every settings class, the methods' included: frozen, strict about types."""
-    return dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))(cls)
+    decorate: Any = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+    return decorate(cls)
 
 
 @settings

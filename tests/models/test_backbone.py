@@ -277,27 +277,6 @@ def test_missing_weights_name_the_file_and_where_to_put_it(offline, tmp_path, mo
         create_backbone(BackboneConfig("tvrkit-tiny", "tvrkit"))
 
 
-def test_the_cache_comes_before_the_network_and_safetensors_before_pickles(monkeypatch):
-    asked = []
-
-    def download(repository, file, *, local_files_only):
-        asked.append((file, local_files_only))
-        if (file, local_files_only) != stored:
-            raise hub.EntryNotFoundError(file)
-        return f"cache/{file}"
-
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
-    safe, pickled = hub.WEIGHT_FILES
-    stored = (pickled, True)
-    assert hub.weights("owner/name/") == Path("cache") / pickled
-    assert asked == [(safe, True), (pickled, True)]
-    asked.clear()
-    stored = (safe, False)
-    assert hub.weights("owner/name/") == Path("cache") / safe
-    assert asked == [(safe, True), (pickled, True), (safe, False)]
-
-
 # --- text towers of transformers ---
 
 

@@ -11,8 +11,8 @@ from tvrkit.models.tpm import (
     POOLING,
     Pairs,
     PartialOrder,
-    TPMSettings,
     TokenWeightPredictor,
+    TPMSettings,
     matched_interaction,
     select_tokens,
 )

@@ -3,6 +3,8 @@ positive."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -76,4 +78,8 @@ def random_negatives(
     return top_k_negatives(noise, positives, k=k)
 
 
-MINERS = {"margin": margin_negatives, "top_k": top_k_negatives, "random": random_negatives}
+MINERS: dict[str, Callable[..., Tensor]] = {
+    "margin": margin_negatives,
+    "top_k": top_k_negatives,
+    "random": random_negatives,
+}

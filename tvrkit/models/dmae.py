@@ -9,7 +9,7 @@ better than their masked versions.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class DMAE(Method):
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
         """The interaction of the sentence; for att_* the mean of the sentence's and the words'."""
         extras, look = video.extras, self.settings.second_frame
-        options = {
+        options: dict[str, Any] = {
             "video_weight": extras["frame_weight"],
             "second_frame": look and (extras["second_gain"], extras["second_frame"]),
             "mask_fill": self.mask_fill,
@@ -141,7 +141,7 @@ class DMAE(Method):
 
     def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """NegNCE over the batch plus the partial-order margins of its matched pairs."""
-        parts = {"neg_nce": self.contrast(text, video, batch)}
+        parts: dict[str, Any] = {"neg_nce": self.contrast(text, video, batch)}
         if self.partial_order is not None:
             heads = {"temporal": self.released_temporal, "weigh": self.frame_weight}
             parts |= self.partial_order(matched_pairs(text, video), **heads)

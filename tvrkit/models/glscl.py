@@ -214,7 +214,9 @@ class ConceptDecoder(nn.Module):
 class ConceptLayer(nn.TransformerDecoderLayer):
     """torch's decoder layer, but it also returns its attention to the tokens."""
 
-    def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None, need_weights: bool):
+    def forward(  # type: ignore[override]  # fewer masks, and the attention
+        self, x: Tensor, tokens: Tensor, padding: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, Q, D) and the attention (B, Q, L), mean over heads, or None; x has B rows, or one for
         all."""
         x = self.norm1(x + self.dropout1(self.self_attn(x, x, x, need_weights=False)[0]))

@@ -4,6 +4,8 @@ and masked language modelling (MLM)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
@@ -71,11 +73,13 @@ class HMMCPretraining(HMMC):
         self.predictor = perceptron(width, settings.projector_width)
         vocabulary, self.mask_token = vocabulary_of(backbone.tokenizer)
         self.word_head = WordHead(width, vocabulary)
-        self.slow = nn.ModuleDict({name: freeze_copy(fast) for name, fast in self._fast().items()})
+        self.slow: Any = nn.ModuleDict(
+            {name: freeze_copy(fast) for name, fast in self._fast().items()}
+        )
         sizes = dict.fromkeys(("video", "title", "tag"), settings.queue_size)
         sizes |= dict.fromkeys(("frames", "projected"), settings.frame_queue_size)
         queues = {name: NegativeQueue(width, size) for name, size in sizes.items()}
-        self.queues = nn.ModuleDict(queues)
+        self.queues: Any = nn.ModuleDict(queues)
 
     def _fast(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "temporal": self.temporal, "projector": self.projector}
@@ -135,7 +139,7 @@ class HMMCPretraining(HMMC):
         fam = neighbour_frames(
             *frames, negatives["projected"], mask, temperature=choice.temperature
         )
-        texts = [name for name in ("title", "tag") if name in text.extras]
+        texts: list[str] = [name for name in ("title", "tag") if name in text.extras]
         by_text = [self._text_losses(name, text.extras, video, negatives) for name in texts]
         vtm, ftm, mlm = (sum(losses) / len(texts) for losses in zip(*by_text, strict=True))
         self._push(texts, text, video)

@@ -54,12 +54,12 @@ def folder(repository: str, file: str) -> Path:
     if (Path(repository) / file).is_file():
         return Path(repository)
 
-    options = {"allow_patterns": TEXT_TOWER_FILES}
+    patterns = TEXT_TOWER_FILES
 
     def fetch(local: bool) -> Path | None:
         with suppress(EntryNotFoundError):
-            path = Path(snapshot_download(repository, local_files_only=local, **options))
-            return path if (path / file).is_file() else None
+            path = snapshot_download(repository, allow_patterns=patterns, local_files_only=local)
+            return Path(path) if (Path(path) / file).is_file() else None
         return None
 
     target = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"

@@ -9,7 +9,7 @@ Shapes: N_t texts, N_v videos, L words, F frames, D width. Masks are non-zero at
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +118,7 @@ def token_interaction(
         second_frame = second_look(video, video_mask, mask_fill=mask_fill)
 
     def columns(block: slice) -> Tensor:
-        look = second_frame and (second_frame[0][block], second_frame[1][block])
+        look = (second_frame[0][block], second_frame[1][block]) if second_frame else None
         return _rows(text, text_mask != 0, p, frames[block], q[block], look, mask_fill)
 
     longest = int((text_mask != 0).sum(1).max())
@@ -160,7 +160,7 @@ def fill_padding(video: Tensor, video_mask: Tensor, mask_fill: MaskFill) -> Tens
         video_mask: (N_v, F).
         mask_fill: "zero" or "exclude".
     """
-    if choose("mask_fill", mask_fill, MaskFill.__args__) == "zero":
+    if choose("mask_fill", mask_fill, get_args(MaskFill)) == "zero":
         return video.masked_fill(video_mask.eq(0)[..., None], 0.0)
     return video.gather(1, _frame_source(video_mask)[..., None].expand_as(video))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -69,8 +70,10 @@ def build(raw: dict, recipe: str) -> Config:
         names = ", ".join(sorted(METHODS))
         raise ValueError(f"recipe {recipe}: method.name is missing: expected one of {names}")
     name = method.pop("name")
-    settings = parse(method_class(name).Settings, method, "method")
-    parts = {key: parse(cls, raw.get(key) or {}, key) for key, cls in SECTIONS.items()}
+    settings: Any = parse(method_class(name).Settings, method, "method")
+    parts: dict[str, Any] = {
+        key: parse(cls, raw.get(key) or {}, key) for key, cls in SECTIONS.items()
+    }
     return Config(recipe=recipe, method_name=name, method=settings, **parts)
 
 

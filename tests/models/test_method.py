@@ -1,0 +1,59 @@
+"""What every method inherits: encoding in two steps, and names that find classes again."""
+
+import pytest
+import torch
+from fakes import FRAMES, WORDS, TwoLayers
+
+from tvrkit.data.batch import TextVideoBatch, VideoFeatures
+from tvrkit.models import METHODS, method_class, method_name
+from tvrkit.models.method import Method
+
+from .small_methods import make_batch, make_glscl, make_hmmc
+
+
+class Plain(Method):
+    def video_features(self, frames, mask):
+        return VideoFeatures(None, frames, mask)
+
+
+@pytest.fixture
+def batch():
+    random = torch.Generator().manual_seed(0)
+    mask = torch.arange(WORDS) < torch.tensor([[7], [3]])
+    frame_mask = torch.arange(FRAMES) < torch.tensor([[2], [5]])
+    frames = torch.randint(0, 256, (2, FRAMES, 3, 2, 2), generator=random).to(torch.uint8)
+    tokens = torch.randint(0, 40, (2, WORDS), generator=random)
+    return TextVideoBatch(tokens, mask, mask.long(), frames, frame_mask)
+
+
+def test_a_method_needs_only_what_it_adds(batch):
+    method = Plain(TwoLayers(), None)
+    text, video = method.encode_text(batch), method.encode_video(batch)
+    assert torch.equal(video.frames, method.backbone.encode_frames(batch.frames))
+    assert torch.equal(text.words, method.backbone.encode_text(batch.tokens, batch.token_mask)[0])
+    cosine = method.explain(text, video)["frame_text"]
+    expected = torch.cosine_similarity(video.frames, text.sentence[:, None], dim=-1)
+    torch.testing.assert_close(cosine, expected * batch.frame_mask)
+    assert not cosine.requires_grad
+    method.before_step()
+    for missing in (method.similarity, method.loss):
+        with pytest.raises(NotImplementedError):
+            missing(text, video, *([batch] if missing == method.loss else []))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [make_glscl, make_hmmc])
+def test_video_features_are_what_encode_video_gives(make):
+    method, batch = make(), make_batch()
+    frames = method.backbone.encode_frames(batch.frames)
+    whole, half = method.encode_video(batch), method.video_features(frames, batch.frame_mask)
+    text = method.encode_text(batch)
+    assert torch.equal(method.similarity(text, whole), method.similarity(text, half))
+
+
+def test_names_and_classes_find_each_other():
+    for name, cls in METHODS.items():
+        assert method_class(name) is cls
+    assert method_name(make_hmmc()) == "hmmc"
+    with pytest.raises(ValueError, match=r"unknown method 'hmm': .*near it: hmmc"):
+        method_class("hmm")
