@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tvrkit import files
+from tvrkit.evaluation.evaluate import evaluate
 from tvrkit.reporting import pages as report
 from tvrkit.training import runs
-from tvrkit.training import trainer as training
 
 OVERRIDES = ["backbone.pretrained=null", "data.max_frames=2", "train.epochs=2", "eval.bootstrap=50"]
 
@@ -30,6 +30,7 @@ def test_the_run_folder_has_everything_a_reader_needs(home):
     assert {path.name for path in home.folder.iterdir() if not path.name.startswith(".")} == {
         "config.yaml",
         "run.json",
+        "train.log",
         "history.csv",
         "curve.csv",
         "metrics.json",
@@ -60,8 +61,6 @@ def test_the_history_has_a_row_per_step_and_the_curve_one_per_epoch(home):
 
 
 def test_the_mined_pairs_of_each_epoch_are_those_that_beat_a_match(home):
-    from tvrkit.evaluation.evaluate import evaluate
-
     mined = home.mined
     assert set(mined["epoch"]) == {1, 2}
     last = evaluate(home.method(), home.manifest.split("val"), home.config)  # select is "last"
@@ -83,15 +82,13 @@ def test_the_mined_pairs_of_each_epoch_are_those_that_beat_a_match(home):
 
 
 def test_the_checkpoint_gives_the_similarity_that_was_scored(home):
-    from tvrkit.evaluation.evaluate import evaluate
-
     again = evaluate(home.method(), home.split, home.config)
     assert abs(again.similarity - home.evaluation.similarity).max() < 1e-5
     assert again.metrics == home.evaluation.metrics
 
 
 def test_a_finished_run_is_found_and_not_trained_again(home, monkeypatch):
-    monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(runs, "Trainer", lambda *_: pytest.fail("trained again"))
     assert runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="test") == home
     assert runs.find("test") == [home]
 
@@ -151,23 +148,70 @@ def test_a_run_name_cannot_lead_out_of_the_reports(name):
 
 
 def test_an_interrupted_run_is_not_found_and_continues_to_the_same_numbers(home, monkeypatch):
-    epoch = training.Trainer._epoch
+    scored = []
 
-    def interrupted(self, number):
-        if number == 1:
+    def interrupted(*args, **options):
+        scored.append(args)
+        if len(scored) == 2:
             raise KeyboardInterrupt
-        epoch(self, number)
+        return evaluate(*args, **options)
 
-    monkeypatch.setattr(training.Trainer, "_epoch", interrupted)
+    def ensure():
+        return runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="cut")
+
+    monkeypatch.setattr(runs, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="cut")
+        ensure()
     assert runs.find("cut") == []
-    monkeypatch.setattr(training.Trainer, "_epoch", epoch)
-    again = runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="cut")
+    cut = runs.Run(files.run("cut/clip4clip_shapes/seed0"))
+    first = home.history[home.history["epoch"] == 1]
+    pd.testing.assert_frame_equal(cut.history, first)  # what there is by then, whole
+    assert cut.curve["epoch"].tolist() == [1]
+    monkeypatch.setattr(runs, "evaluate", evaluate)
+    again = ensure()
     assert (again.evaluation.similarity == home.evaluation.similarity).all()
     pd.testing.assert_frame_equal(again.history, home.history)
+    pd.testing.assert_frame_equal(again.curve, home.curve)
     pd.testing.assert_frame_equal(again.mined, home.mined)
     assert not (again.folder / "resume.pt").exists()
+    lines = (again.folder / "train.log").read_text(encoding="utf-8").splitlines()
+    assert [line.split(" ", 2)[2].split(":")[0] for line in lines] == [
+        "epoch 1/2",
+        "resumed at epoch 2",
+        "epoch 2/2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "message"),
+    [
+        (["train.lr=fast"], {}, r"train\.lr"),
+        (["train.lr=0.5"], {"run": "test", "seed": 1}, "other settings"),
+        (["eval.split=tset"], {}, "unknown split 'tset'"),
+        (["data.prepared=msrvtt"], {}, "no prepared data set"),
+        (["train.start_from=nowhere/at/seed0"], {}, r"nowhere/at/seed0 has no checkpoint"),
+        ([], {"device": "gpu"}, "unknown device"),
+    ],
+)
+def test_a_refused_run_leaves_no_folder_behind(home, overrides, options, message):
+    before = sorted(files.run("test").parent.rglob("*"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        runs.ensure(
+            "clip4clip_shapes",
+            profile="smoke",
+            overrides=[*OVERRIDES, *overrides],
+            **{"run": "refused", **options},
+        )
+    assert sorted(files.run("test").parent.rglob("*")) == before
+
+
+def test_runs_are_found_by_recipe_and_number_of_the_seed(home):
+    folder = files.run("many/clip4clip_shapes")
+    for name in ("seed10", "seed2", "seed2.old", "seedling", "seed3"):
+        (folder / name).mkdir(parents=True)
+        if name != "seed3":  # not finished
+            (folder / name / "run.json").write_text("{}")
+    assert [run.folder.name for run in runs.find("many")] == ["seed2", "seed10"]
 
 
 @pytest.mark.parametrize("ending", ["", "_zh"])

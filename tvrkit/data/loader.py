@@ -247,6 +247,8 @@ def _load(data: Dataset, config: Config, batch_size: int, **order) -> DataLoader
         data,
         batch_size,
         num_workers=config.train.workers,
+        # forked: started otherwise, they would run a user's script again
+        multiprocessing_context="fork" if config.train.workers else None,
         persistent_workers=config.train.workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_whole,

@@ -7,7 +7,6 @@ and trained weights are taken as given: what other training seeds would do, `com
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -85,54 +84,6 @@ def ratio_interval(
     return float(over.sum() / under.sum()), *interval(drawn[:, 0] / drawn[:, 1], alpha=alpha)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Run a against run b, on the same queries.
-
-    Attributes:
-        verdict: "better" (a than b), "worse" or "can't tell", at the level that was asked for.
-        metric: the recall that was compared.
-        difference: a - b in percentage points.
-        interval: [low, high] of the difference, bootstrap over clusters.
-        wins: queries that only a finds within K.
-        losses: queries that only b finds within K.
-        queries: N.
-        p_value: of the paired permutation test over clusters; the verdict rests on it.
-        p_mcnemar: exact McNemar test; it takes queries as independent: right for clusters of one
-            only.
-    """
-
-    verdict: str
-    metric: str
-    difference: float
-    interval: list[float]
-    wins: int
-    losses: int
-    queries: int
-    p_value: float
-    p_mcnemar: float
-
-    @property
-    def effect(self) -> int:
-        """The difference in queries: wins - losses."""
-        return self.wins - self.losses
-
-    def row(self, pooled: int = 1) -> dict:
-        """A table's row, of `pooled` pairs of runs one after the other: effect and queries are
-        those of one pair."""
-        low, high = self.interval
-        return {
-            "difference": self.difference,
-            "low": low,
-            "high": high,
-            "effect": self.effect / pooled,
-            "queries": self.queries // pooled,
-            "seeds": pooled,
-            "p_value": self.p_value,
-            "p_mcnemar": self.p_mcnemar,
-        }
-
-
 def compare_ranks(
     a,
     b,
@@ -142,7 +93,7 @@ def compare_ranks(
     alpha: float = ALPHA,
     resamples: int = 10_000,
     seed: int = 0,
-) -> Comparison:
+) -> dict:
     """Is run a better than run b? From both runs' ranks of the same queries.
 
     Args:
@@ -153,6 +104,13 @@ def compare_ranks(
         alpha: level of the verdict and of the interval.
         resamples: swaps behind the p-value and draws behind the interval.
         seed: of both.
+
+    Returns:
+        `difference` a - b in percentage points; its interval `low`, `high`, bootstrap over
+        clusters; `wins` and `losses`, queries that only a or only b finds within K; `effect`, the
+        difference in queries; `queries`, N; `p_value` of the paired permutation test over clusters;
+        `p_mcnemar` of the exact McNemar test, which takes queries as independent: right for
+        clusters of one only; `verdict` by `p_value`: "better" (a than b), "worse" or "can't tell".
 
     Raises:
         ValueError: the runs do not have the same number of queries, or the metric is none of the
@@ -169,17 +127,12 @@ def compare_ranks(
     samples = np.concatenate([100 * (drawn @ by_cluster) / (drawn @ sizes) for drawn in draws])
     p_value = sign_flip_test(by_cluster, resamples=resamples, seed=seed)
     wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
-    return Comparison(
-        verdict(100 * gain.mean(), p_value, alpha),
-        metric,
-        100 * float(gain.mean()),
-        interval(samples, alpha=alpha),
-        wins,
-        losses,
-        len(gain),
-        p_value,
-        float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
-    )
+    mcnemar = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    difference, (low, high) = 100 * float(gain.mean()), interval(samples, alpha=alpha)
+    row = {"difference": difference, "low": low, "high": high, "effect": wins - losses}
+    row |= {"wins": wins, "losses": losses, "queries": len(gain)}
+    row |= {"p_value": p_value, "p_mcnemar": mcnemar}
+    return row | {"verdict": verdict(difference, p_value, alpha)}
 
 
 def verdict(difference: float, p_value: float, alpha: float = ALPHA) -> str:
@@ -236,7 +189,7 @@ def compare_seeds(a: Sequence[float], b: Sequence[float], *, alpha: float = ALPH
     `compare_ranks` answers for two sets of weights, this for two recipes: it needs many seeds.
 
     Returns:
-        `verdict`, `difference` of the means, its `interval`, `p_value`.
+        `difference` of the means, its interval `low`, `high`, `p_value`, `verdict`.
 
     Raises:
         ValueError: fewer than two seeds on a side: their spread is unknown.
@@ -245,12 +198,9 @@ def compare_seeds(a: Sequence[float], b: Sequence[float], *, alpha: float = ALPH
         raise ValueError(f"expected two seeds or more on each side, got {len(a)} and {len(b)}")
     test = stats.ttest_ind(a, b, equal_var=False)
     difference, bounds = float(np.mean(a) - np.mean(b)), test.confidence_interval(1 - alpha)
-    return {
-        "verdict": verdict(difference, test.pvalue, alpha),
-        "difference": difference,
-        "interval": [float(bounds.low), float(bounds.high)],
-        "p_value": float(test.pvalue),
-    }
+    row = {"difference": difference, "low": float(bounds.low), "high": float(bounds.high)}
+    p_value = float(test.pvalue)
+    return row | {"p_value": p_value, "verdict": verdict(difference, p_value, alpha)}
 
 
 def _labels(clusters, queries: int) -> np.ndarray:
@@ -265,9 +215,8 @@ def _draws(clusters: int, width: int, resamples: int, seed: int) -> Iterator[np.
     """How often each cluster was drawn, (rows, C) at a time; the draws do not depend on `width`."""
     rng, rows = np.random.default_rng(seed), max(1, CHUNK // width)
     for start in range(0, resamples, rows):
-        yield rng.multinomial(
-            clusters, np.full(clusters, 1 / clusters), size=min(rows, resamples - start)
-        )
+        size = min(rows, resamples - start)
+        yield rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=size)
 
 
 def _weighted_metrics(ranks: np.ndarray, weight: np.ndarray) -> np.ndarray:

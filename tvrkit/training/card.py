@@ -1,5 +1,6 @@
 """Seeds, and the run card that says how a number came to be."""
 
+import contextlib
 import os
 import platform
 import random
@@ -14,17 +15,8 @@ import torch
 
 from tvrkit import files
 
-PACKAGES = (
-    "tvrkit",
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "accelerate",
-    "decord",
-    "av",
-    "spacy",
-    "numpy",
-)
+PACKAGES = ("tvrkit", "torch", "torchvision", "open_clip_torch", "accelerate")
+PACKAGES += ("decord", "av", "spacy", "numpy")
 
 
 def seed_everything(seed: int) -> None:
@@ -44,9 +36,8 @@ def resolve_device(device: str) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ValueError(f"unknown device {device!r}: expected cpu, cuda or cuda:k")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"device {device!r} asked for, but torch {torch.__version__} sees no GPU: use device='cpu'"
-        )
+        sees = f"torch {torch.__version__} sees no GPU: use device='cpu'"
+        raise ValueError(f"device {device!r} asked for, but {sees}")
     chosen = torch.device(device)
     if chosen.index is not None:
         torch.cuda.set_device(chosen)  # accelerate takes the current GPU
@@ -57,47 +48,41 @@ def run_card(seed: int, device: torch.device) -> dict:
     """What outside the recipe decides a number: code, versions and machine."""
     return {
         "git_commit": git_commit(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
-        },
+        "versions": versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "torch_threads": torch.get_num_threads(),
         "seed": seed,
     }
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of those of `PACKAGES` that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def git_commit() -> str | None:
     """Commit of the checkout, with `-dirty` where tracked files differ from it; None outside a
     checkout."""
-    command = [
-        "git",
-        "-C",
-        str(files.PACKAGE),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        output = subprocess.check_output(command, cwd=files.PACKAGE, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return output.decode().strip()
 
 
 def cpu_name() -> str:
     """Model name of the processor and the number of cores this process may use."""
-    model = platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-            model,
-        )
-    except OSError:
-        pass  # not Linux: the machine type is all there is
-    return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    model = platform.machine()  # all there is where this is not Linux
+    with contextlib.suppress(OSError):
+        entry = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        model = entry[1].strip() if entry else model
+    affinity = hasattr(os, "sched_getaffinity")
+    return f"{model}, {len(os.sched_getaffinity(0)) if affinity else os.cpu_count()} cores"
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -52,44 +52,30 @@ class BertAdam(Optimizer):
         max_grad_norm=1.0,
     ):
         if not 0.0 <= warmup < 1.0 or total_steps < 1:
-            raise ValueError(
-                f"expected warmup in [0, 1), total_steps >= 1, got {warmup}, {total_steps}"
-            )
+            got = f"{warmup}, {total_steps}"
+            raise ValueError(f"expected warmup in [0, 1), total_steps >= 1, got {got}")
         choose("schedule", schedule, BERT_SCHEDULES)
-        settings = {"lr": lr, "warmup": warmup, "total_steps": total_steps, "schedule": schedule}
-        optimiser = {
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm,
-        }
-        super().__init__(params, settings | optimiser)
+        defaults = {"lr": lr, "warmup": warmup, "total_steps": total_steps, "schedule": schedule}
+        defaults |= {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"max_grad_norm": max_grad_norm})
 
-    def rates(self) -> list[float]:
-        """Learning rate of the next step, per group."""
-        steps = [
-            max((self.state[p]["step"] for p in g["params"] if p in self.state), default=0)
-            for g in self.param_groups
-        ]
-        return [
-            self._rate(group, step) for group, step in zip(self.param_groups, steps, strict=True)
-        ]
+    def next_rate(self, group: dict) -> float:
+        """Learning rate of a group in the step to come."""
+        steps = [self.state[p]["step"] for p in group["params"] if p in self.state]
+        return self._rate(group, max(steps, default=0))
 
     @staticmethod
     def _rate(group: dict, step: int) -> float:
         x, warmup = step / group["total_steps"], group["warmup"]
-        return group["lr"] * (
-            x / warmup if x < warmup else BERT_SCHEDULES[group["schedule"]](x, warmup)
-        )
+        after = BERT_SCHEDULES[group["schedule"]]
+        return group["lr"] * (x / warmup if x < warmup else after(x, warmup))
 
     @torch.no_grad()
     def step(self, closure=None):
         """One update of every parameter with a gradient; `closure` re-evaluates the loss and
         returns it."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -104,10 +90,8 @@ class BertAdam(Optimizer):
         beta1, beta2 = group["betas"]
         m = state["m"].lerp_(gradient, 1 - beta1)
         v = state["v"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        p.sub_(
-            self._rate(group, state["step"])
-            * (m / (v.sqrt() + group["eps"]) + group["weight_decay"] * p)
-        )
+        direction = m / (v.sqrt() + group["eps"]) + group["weight_decay"] * p
+        p.sub_(self._rate(group, state["step"]) * direction)
         state["step"] += 1
 
 
@@ -115,9 +99,8 @@ def parameter_groups(method: Method, train: TrainConfig) -> list[dict]:
     """Groups by learning rate (new parts, backbone, its text tower) and by weight decay.
 
     Only weight matrices decay: no LayerNorm gain, bias, logit scale or embedding. With
-        `train.decay_all` all
-    but biases do: the released codes exclude "LayerNorm.weight" by name, and CLIP's is called
-        `ln_1.weight`.
+    `train.decay_all` all but biases do: the released codes exclude "LayerNorm.weight" by name, and
+    CLIP's is called `ln_1.weight`.
 
     Returns:
         Groups with `name` ("new", "backbone" or "text", perhaps with "-no-decay"), `params`, `lr`,
@@ -125,17 +108,14 @@ def parameter_groups(method: Method, train: TrainConfig) -> list[dict]:
     """
     text_lr = train.clip_lr if train.text_lr is None else train.text_lr
     rates = {"new": train.lr, "backbone": train.clip_lr, "text": text_lr}
-    kept = {
-        id(module.weight)
-        for module in method.modules()
-        if isinstance(module, nn.Embedding | nn.LayerNorm)
-    }
+    kept_types = nn.Embedding | nn.LayerNorm
+    kept = {id(module.weight) for module in method.modules() if isinstance(module, kept_types)}
     groups: dict[str, dict] = {}
     for name, p in method.named_parameters():
         if not p.requires_grad:
             continue
-        text = name.startswith("backbone.clip.text.")
-        part = "text" if text else "backbone" if name.startswith("backbone.") else "new"
+        part = "backbone" if name.startswith("backbone.") else "new"
+        part = "text" if name.startswith("backbone.clip.text.") else part
         matrix = p.ndim > 1 and id(p) not in kept and not name.endswith("embedding")
         decays = not name.endswith("bias") and (train.decay_all or matrix)
         key, decay = (part, train.weight_decay) if decays else (f"{part}-no-decay", 0.0)
@@ -167,3 +147,11 @@ def build_optimizer(
         return BertAdam(groups, train.lr, train.warmup, total_steps), None
     optimizer = AdamW(groups, **ADAM)
     return optimizer, schedule(optimizer, total_steps, train.warmup)
+
+
+def next_rate(optimizer: Optimizer) -> float:
+    """Learning rate of the new parts (of the first group where there are none) in the step to
+    come."""
+    groups = optimizer.param_groups
+    group = next((group for group in groups if group["name"] == "new"), groups[0])
+    return optimizer.next_rate(group) if isinstance(optimizer, BertAdam) else group["lr"]

@@ -1,31 +1,35 @@
 """Runs: one recipe, trained and evaluated with one seed, in one folder.
 
-`reports/<run>/<recipe>/seed<k>/` holds config.yaml, run.json, history.csv, curve.csv, metrics.json,
-ranks.npz, similarity.npz, mined.csv.gz, checkpoint.safetensors and figures/. run.json is written
-last: a folder without it is unfinished.
+`reports/<run>/<recipe>/seed<k>/` holds config.yaml, train.log, history.csv, curve.csv,
+mined.csv.gz, metrics.json, ranks.npz, similarity.npz, checkpoint.safetensors, run.json and
+figures/. run.json is written last: a folder without it is unfinished.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
 import multiprocessing
 import os
+import re
+import sys
 import time
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
 from tvrkit import files
 from tvrkit.data import loader
 from tvrkit.data.manifest import Manifest, Split
-from tvrkit.evaluation import evaluate as evaluation
+from tvrkit.evaluation.evaluate import Evaluation, evaluate, read_arrays, selection_label
 from tvrkit.evaluation.ranks import RSUM
 from tvrkit.models import checkpoints, method_class
 from tvrkit.models.backbone import create_backbone
@@ -36,8 +40,10 @@ from tvrkit.shapes.dataset import PREFIX, prepare_shapes
 from tvrkit.training.card import peak_memory_mb, resolve_device, run_card, seed_everything
 from tvrkit.training.trainer import State, Trainer
 
+PATIENCE = 2.0  # seconds that a lock is waited for without a word
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclass(frozen=True)
 class Run:
     """A finished run; its tables are read when asked for.
 
@@ -96,8 +102,7 @@ class Run:
     def ranks(self) -> dict[str, np.ndarray]:
         """ranks.npz alone: of each query by direction, ids and `video_of_caption`; there as
         `metrics` is."""
-        with np.load(self.folder / "ranks.npz") as file:
-            return dict(file)
+        return read_arrays(self.folder / "ranks.npz")
 
     @property
     def video_of_caption(self) -> np.ndarray:
@@ -105,9 +110,9 @@ class Run:
         return self.ranks["video_of_caption"]
 
     @cached_property
-    def evaluation(self) -> evaluation.Evaluation:
+    def evaluation(self) -> Evaluation:
         """Ranks, metrics and similarity matrix on the recipe's evaluation split."""
-        return evaluation.Evaluation.load(self.folder)
+        return Evaluation.load(self.folder)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -140,18 +145,46 @@ def read_config(folder: Path) -> Config:
 
 def find(run: str) -> list[Run]:
     """The finished runs under reports/<run>/, by recipe and seed."""
-    return [Run(card.parent) for card in sorted(files.run(run).glob("*/seed*/run.json"))]
+    recipes = sorted(folder for folder in files.run(run).glob("*") if folder.is_dir())
+    seeds = [folder for recipe in recipes for folder in _seed_folders(recipe)]
+    return [Run(folder) for folder in seeds if (folder / "run.json").exists()]
+
+
+def _seed_folders(recipe: Path) -> list[Path]:
+    """The folders seed0, seed1, ... of a recipe's, by number; others are not of a run."""
+    numbers = {
+        int(match[1]): folder
+        for folder in recipe.glob("seed*")
+        if (match := re.fullmatch(r"seed(\d+)", folder.name))
+    }
+    return [numbers[number] for number in sorted(numbers)]
 
 
 def prepared(config: Config) -> Manifest:
     """The recipe's data set; the embedded one is made where it is missing, others must have been
     prepared."""
     root = files.data(config.data.prepared)
-    if root.name.startswith(PREFIX):  # returns at once where it is whole and of this preset
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(root.with_suffix(".lock")):
-            return prepare_shapes(root)
-    return Manifest.open(root)
+    if not root.name.startswith(PREFIX):
+        return Manifest.open(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with lock(root.with_suffix(".lock"), f"makes {_shown(root)}"):
+        return prepare_shapes(root)  # at once where it is whole and of this preset
+
+
+@contextlib.contextmanager
+def lock(path: Path, doing: str) -> Iterator[None]:
+    """Hold a lock file; who waits for it says so on stderr, and what the other process is
+    doing."""
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=PATIENCE)
+    except Timeout:
+        print(f"waiting for another process that {doing}", file=sys.stderr, flush=True)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def ensure(
@@ -164,7 +197,7 @@ def ensure(
     device: str = "cpu",
 ) -> Run:
     """The finished run of a recipe: found in its folder, else trained (from where it was
-    interrupted) and evaluated.
+    interrupted) and evaluated. What is refused leaves no folder behind.
 
     Args:
         recipe: name of a recipe, or path of a YAML file.
@@ -177,69 +210,65 @@ def ensure(
     Raises:
         ValueError: the folder holds a run with other settings (of any seed); each differing key is
             named. Or it holds a finished run without its weights or scores, as committed. Or this
-            is
-            one of several processes: a run is one process (`training.gather` is written for
+            is one of several processes: a run is one process (`training.distributed` is written for
             several; the run folder is not).
+        RuntimeError: this is a worker process that runs an unguarded script again.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"a run is one process: expected WORLD_SIZE 1, got {os.environ['WORLD_SIZE']}"
-        )
-    if (
-        multiprocessing.parent_process() is not None
-    ):  # would wait for the lock that its parent holds
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ValueError(f"a run is one process: expected WORLD_SIZE 1, got {processes}")
+    if multiprocessing.parent_process() is not None:
         raise RuntimeError(
-            "runs.ensure in a worker process: put the script's own code under `if __name__ == '__main__':`"
+            "runs.ensure in a worker process: put the script's own code under "
+            "`if __name__ == '__main__':`"
         )
     config = load_recipe(recipe, overrides, profile)
     folder = files.run(run) / config.recipe / f"seed{seed}"
+    if _finished(folder, config):
+        return Run(folder)
+    task = _Task.plan(config, seed, device)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        _same_settings(folder, config)
-        if (folder / "run.json").exists():
-            _whole(folder)
-        else:
-            files.write_text(
-                folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False)
-            )
-            _train(config, folder, seed, resolve_device(device))
+    with lock(folder / ".lock", f"trains {_shown(folder)}"):
+        if not _finished(folder, config):
+            task.execute(folder)
     return Run(folder)
 
 
-def _whole(folder: Path) -> None:
-    lost = [
-        name
-        for name in ("checkpoint.safetensors", "similarity.npz")
-        if not (folder / name).exists()
-    ]
+def _shown(path: Path) -> Path:
+    return path.relative_to(files.home()) if path.is_relative_to(files.home()) else path
+
+
+def _finished(folder: Path, config: Config) -> bool:
+    """Whether the run is there and whole; ValueError where it, or another seed, is of other
+    settings."""
+    _check_settings(folder, config)
+    if not (folder / "run.json").exists():
+        return False
+    needed = ("checkpoint.safetensors", "similarity.npz")
+    lost = [name for name in needed if not (folder / name).exists()]
     if lost:
-        shown = folder.relative_to(files.home())
         raise ValueError(
-            f"{shown} is a finished run without {' and '.join(lost)}, which git does not keep: "
-            "choose another run name"
+            f"{_shown(folder)} is a finished run without {' and '.join(lost)}, which git does not "
+            "keep: choose another run name"
         )
+    return True
 
 
-def _same_settings(folder: Path, config: Config) -> None:
-    seeds = [
-        folder,
-        *sorted(folder.parent.glob("seed*")),
-    ]  # other seeds too: a table averages over them
-    begun = [f for f in seeds if (f / "run.json").exists() or (f / "resume.pt").exists()]
-    if begun:
-        folder = begun[0]
-        there, asked = flatten(to_dict(read_config(folder))), flatten(to_dict(config))
+def _check_settings(folder: Path, config: Config) -> None:
+    # other seeds too: a table averages over them
+    for begun in (folder, *_seed_folders(folder.parent)):
+        if not ((begun / "run.json").exists() or (begun / "resume.pt").exists()):
+            continue
+        there, wanted = (flatten(to_dict(each)) for each in (read_config(begun), config))
         changed = [
-            f"{k} is {there.get(k)!r} there, {asked.get(k)!r} asked"
-            for k in {**there, **asked}
-            if there.get(k) != asked.get(k)
+            f"{key} is {there.get(key)!r} there, {wanted.get(key)!r} asked"
+            for key in there | wanted
+            if there.get(key) != wanted.get(key)
         ]
         if changed:
-            shown = (
-                folder.relative_to(files.home()) if folder.is_relative_to(files.home()) else folder
-            )
             raise ValueError(
-                f"{shown} holds a run with other settings: {'; '.join(changed)}. Choose another run name"
+                f"{_shown(begun)} holds a run with other settings: {'; '.join(changed)}. "
+                "Choose another run name"
             )
 
 
@@ -247,77 +276,120 @@ def flatten(raw: dict, prefix: str = "") -> dict:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat = {}
     for key, value in raw.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return flat
 
 
-def _train(config: Config, folder: Path, seed: int, device: torch.device) -> None:
-    code = run_card(seed, device)  # now: the checkout may be another when the training ends
-    manifest = prepared(config)
-    train, reported = (
-        manifest.split(name, config.data.language) for name in ("train", config.eval.split)
-    )
-    selection = "test" if config.train.select == "test" else "val"
-    selected = None
-    if selection in set(manifest.captions["split"]):
-        selected = manifest.split(selection, config.data.language)
-    elif config.train.select != "last":
-        raise ValueError(
-            f"train.select is {selection!r}, but {config.data.prepared} has no such split: use 'last'"
-        )
-    seed_everything(seed)
-    method = build_method(config).to(device)
-    if config.train.start_from:
-        checkpoints.start_from(
-            method, files.run(config.train.start_from) / "checkpoint.safetensors"
-        )
-    batches = loader.train_loader(train, config, method.backbone, seed=seed)
-    trainer = Trainer(method, batches, config.train, device, partial(_name_rows, train))
-    resume = folder / "resume.pt"
+@dataclass(frozen=True)
+class _Task:
+    """A run that may begin: everything that can be refused without training has been looked at."""
 
-    def after_epoch(state: State) -> dict:
-        if selected is None:
+    config: Config
+    seed: int
+    device: torch.device
+    manifest: Manifest
+    train: Split
+    selection: Split | None
+    reported: Split
+    start: Path | None
+
+    @classmethod
+    def plan(cls, config: Config, seed: int, device: str) -> _Task:
+        chosen, manifest = resolve_device(device), prepared(config)
+        language, select = config.data.language, config.train.select
+        train, reported = (manifest.split(name, language) for name in ("train", config.eval.split))
+        name = "test" if select == "test" else "val"
+        selection = None
+        if name in set(manifest.captions["split"]):
+            selection = manifest.split(name, language)
+        elif select != "last":
+            raise ValueError(
+                f"train.select is {name!r}, but {config.data.prepared} has no such split: "
+                "use 'last'"
+            )
+        start = config.train.start_from and files.run(config.train.start_from)
+        if start and not (start / "checkpoint.safetensors").exists():
+            raise FileNotFoundError(
+                f"train.start_from: {_shown(start)} has no checkpoint.safetensors: train it first"
+            )
+        splits = (
+            manifest.split("train", language),
+            manifest.split(name, language) if there else None,
+        )
+        return cls(config, seed, chosen, manifest, *splits, start)
+
+    def execute(self, folder: Path) -> None:
+        """Train, evaluate and write the folder."""
+        config, device = self.config, self.device
+        settings = yaml.safe_dump(to_dict(config), sort_keys=False)
+        files.write_text(folder / "config.yaml", settings)
+        card = run_card(self.seed, device)  # now: the checkout may be another when training ends
+        seed_everything(self.seed)
+        method = build_method(config).to(device)
+        if self.start:
+            checkpoints.start_from(method, self.start / "checkpoint.safetensors")
+        batches = loader.train_loader(self.train, config, method.backbone, seed=self.seed)
+        trainer = Trainer(method, batches, config.train, device, self.name_rows)
+        state = trainer.fit(
+            folder / "resume.pt",
+            lambda state: self.score(method, state, folder),
+            lambda state, line: _report(folder, state, line),
+        )
+        start = time.perf_counter()
+        result = evaluate(method, self.reported, config, bank=self.train, device=device)
+        result.save(folder)
+        checkpoints.save(method, folder / "checkpoint.safetensors", config)
+        seconds = state.seconds, time.perf_counter() - start
+        files.write_json(folder / "run.json", self.card(card, method, seconds, folder))
+        (folder / "resume.pt").unlink(missing_ok=True)
+
+    def score(self, method: Method, state: State, folder: Path) -> dict:
+        """An epoch's row of the curve; its hard negatives are noted."""
+        if self.selection is None:
             return {}
-        raw = dataclasses.replace(config, eval=dataclasses.replace(config.eval, postprocess=[]))
-        result = evaluation.evaluate(method, selected, raw, device=device)
+        raw = replace(self.config, eval=replace(self.config.eval, postprocess=[]))
+        result = evaluate(method, self.selection, raw, device=self.device)
         _note_mined(folder / "mined.csv.gz", state.epoch, result)
-        return _curve_row(selection, result.metrics)
+        recalls = {name: result.metrics[name] for name in RSUM}
+        return {"split": self.selection.name, "score": result.metrics["rsum"], **recalls}
 
-    state = trainer.fit(resume, after_epoch)
-    start = time.perf_counter()
-    result = evaluation.evaluate(method, reported, config, bank=train, device=device)
-    result.save(folder)
-    checkpoints.save(method, folder / "checkpoint.safetensors", config)
-    files.write_text(folder / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
-    files.write_text(folder / "curve.csv", pd.DataFrame(state.curve).to_csv(index=False))
-    card = {
-        "recipe": config.recipe,
-        **code,
-        "data": manifest.card,
-        "selection": config.train.select
-        + (" (optimistic)" if config.train.select == "test" else ""),
-        "ties": config.eval.ties,
-        "postprocess": config.eval.postprocess or ["raw"],
-        "parameters": sum(p.numel() for p in method.parameters()),
-        "backbone": {"name": config.backbone.name, "pretrained": config.backbone.pretrained},
-        "train_seconds": round(state.seconds, 1),
-        "eval_seconds": round(time.perf_counter() - start, 1),
-        "peak_memory_mb": round(peak_memory_mb(device)),
-        "checkpoint_sha256": files.sha256(folder / "checkpoint.safetensors"),
-    }
-    files.write_json(folder / "run.json", card)
-    resume.unlink(missing_ok=True)
+    def name_rows(self, videos: list[int], captions: list[int]) -> str:
+        """Rows of the training split, by id."""
+        caption_ids = self.train.captions["caption_id"]
+        names = [f"video {self.train.video_ids[row]}" for row in videos]
+        return ", ".join(names + [f"caption {caption_ids.iloc[row]}" for row in captions])
 
-
-def _curve_row(split: str, metrics: dict) -> dict:
-    return {"split": split, "score": metrics["rsum"]} | {name: metrics[name] for name in RSUM}
+    def card(self, code: dict, method: Method, seconds: tuple[float, float], folder: Path) -> dict:
+        """What run.json holds."""
+        config = self.config
+        return {
+            "recipe": config.recipe,
+            **code,
+            "data": self.manifest.card,
+            "selection": selection_label(config.train.select),
+            "ties": config.eval.ties,
+            "postprocess": config.eval.postprocess or ["raw"],
+            "parameters": sum(p.numel() for p in method.parameters()),
+            "backbone": {"name": config.backbone.name, "pretrained": config.backbone.pretrained},
+            "train_seconds": round(seconds[0], 1),
+            "eval_seconds": round(seconds[1], 1),
+            "peak_memory_mb": round(peak_memory_mb(self.device)),
+            "checkpoint_sha256": files.sha256(folder / "checkpoint.safetensors"),
+        }
 
 
-def _note_mined(path: Path, epoch: int, result: evaluation.Evaluation) -> None:
+def _report(folder: Path, state: State, line: str) -> None:
+    """The tables so far, whole, and one more line of the log; shown, unless TQDM_DISABLE is set."""
+    for name, rows in (("history", state.history), ("curve", state.curve)):
+        files.write_text(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+    with open(folder / "train.log", "a", encoding="utf-8") as log:
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+    if os.environ.get("TQDM_DISABLE", "0") in ("", "0"):
+        tqdm.write(line, file=sys.stderr)
+
+
+def _note_mined(path: Path, epoch: int, result: Evaluation) -> None:
     """Add an epoch's mined pairs to the table; what an interrupted run wrote of this epoch and
     later is dropped."""
     table = result.mined().assign(epoch=epoch)
@@ -327,8 +399,3 @@ def _note_mined(path: Path, epoch: int, result: evaluation.Evaluation) -> None:
     part = path.with_name(f".{path.name}")
     table.to_csv(part, index=False, float_format="%.5f", compression={"method": "gzip", "mtime": 1})
     part.replace(path)
-
-
-def _name_rows(split, videos: list[int], captions: list[int]) -> str:
-    names = [f"video {split.video_ids[row]}" for row in videos]
-    return ", ".join(names + [f"caption {split.captions.caption_id.iloc[row]}" for row in captions])

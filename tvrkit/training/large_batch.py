@@ -1,0 +1,63 @@
+"""The gradient of a large batch in the memory of a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tvrkit.data.batch import TextVideoBatch
+from tvrkit.models.method import Method
+from tvrkit.training.guard import full_precision_loss
+
+
+def backward_in_chunks(
+    method: Method, batch: TextVideoBatch, chunk: int, backward: Callable[[Tensor], None]
+) -> dict[str, Tensor]:
+    """The gradient of the whole batch with the activations of `chunk` rows in memory at a time.
+
+    Features are computed without gradient, the loss is taken on all of them, and each chunk is
+    encoded again to carry its features' gradient into the encoder (GradCache, Gao et al. 2021). The
+    random state is replayed, so that dropout draws the same.
+    """
+    rows = [slice(start, start + chunk) for start in range(0, len(batch), chunk)]
+    states, texts, videos = [], [], []
+    with torch.no_grad():
+        for part in rows:
+            states.append(_random_state())
+            texts.append(method.encode_text(batch[part]))
+            videos.append(method.encode_video(batch[part]))
+    text, video = type(texts[0]).cat(texts), type(videos[0]).cat(videos)
+    leaves = [tensor.requires_grad_() for tensor in _floats(text) + _floats(video)]
+    parts = full_precision_loss(method, text, video, batch)
+    backward(parts["loss"])
+    after = _random_state()
+    for part, state in zip(rows, states, strict=True):
+        _replay(state)
+        again = _floats(method.encode_text(batch[part])) + _floats(method.encode_video(batch[part]))
+        gradients = [None if leaf.grad is None else leaf.grad[part] for leaf in leaves]
+        pairs = zip(again, gradients, strict=True)
+        reached = [pair for pair in pairs if pair[0].requires_grad and pair[1] is not None]
+        torch.autograd.backward(*zip(*reached, strict=True))
+    _replay(after)
+    return {name: value.detach() for name, value in parts.items()}
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    """Of the CPU and of every GPU: dropout draws where the features are."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return torch.get_rng_state(), gpus
+
+
+def _replay(state: tuple[Tensor, list[Tensor]]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
+def _floats(features) -> list[Tensor]:
+    """Every floating-point tensor of one side, in the order of its fields."""
+    tensors: list[Tensor] = []
+    features._map(tensors.append)
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
