@@ -205,7 +205,8 @@ def test_a_refused_run_leaves_no_folder_behind(home, overrides, options, message
     assert sorted(files.run("test").parent.rglob("*")) == before
 
 
-def test_runs_are_found_by_recipe_and_number_of_the_seed(home):
+def test_runs_are_found_by_recipe_and_number_of_the_seed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
     folder = files.run("many/clip4clip_shapes")
     for name in ("seed10", "seed2", "seed2.old", "seedling", "seed3"):
         (folder / name).mkdir(parents=True)

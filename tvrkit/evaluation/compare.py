@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,18 +17,6 @@ from tvrkit.evaluation.ranks import DIRECTIONS
 PUBLISHED = "published_results.csv"
 METRICS = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
 PUBLISHED_METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
-
-
-class Ranked(Protocol):
-    """What has ranks by query: an `Evaluation`, or a run whose score matrix was not kept."""
-
-    @property
-    def ranks(self) -> dict[str, np.ndarray]:
-        """Of both directions."""
-
-    @property
-    def video_of_caption(self) -> np.ndarray:
-        """(N_t,) int64."""
 
 
 def table(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
@@ -70,16 +57,28 @@ def _processes(metrics: Mapping) -> list[str]:
     return [process for process in POSTPROCESS if f"{process} rsum" in metrics]
 
 
-def pooled(seeds: Sequence[Ranked], direction: str) -> tuple[np.ndarray, np.ndarray]:
+def pooled(seeds: Sequence, direction: str) -> tuple[np.ndarray, np.ndarray]:
     """Ranks of several seeds one after the other, and of which video each query is: the same number
     in every seed.
 
     What resamples or swaps videos then takes all captions of a video, with all seeds, together.
+    `seeds` are evaluations, or runs of which the ranks were kept and the similarity matrix was not.
     """
     ranks = [seed.ranks[direction] for seed in seeds]
     if direction == "t2v":
         return np.concatenate(ranks), np.concatenate([seed.video_of_caption for seed in seeds])
     return np.concatenate(ranks), np.concatenate([np.arange(len(videos)) for videos in ranks])
+
+
+def paired_test(
+    ours: Sequence, theirs: Sequence, direction: str, *, metric="R@1", alpha=statistics.ALPHA
+) -> dict:
+    """`statistics.compare_ranks` of several pairs of evaluations or runs, pooled: effect and
+    queries are those of one pair."""
+    (a, videos), (b, _) = pooled(ours, direction), pooled(theirs, direction)
+    test = statistics.compare_ranks(a, b, videos, metric=metric, alpha=alpha)
+    effect, queries = test["effect"] / len(ours), test["queries"] // len(ours)
+    return test | {"effect": effect, "queries": queries}
 
 
 def pairwise(
@@ -102,8 +101,8 @@ def pairwise(
         alpha: level of the verdict and of the interval.
 
     Returns:
-        DataFrame: a, b, direction, metric, difference (points), low, high, effect (queries, mean
-        over seeds), queries (of one seed), seeds, p_value, p_mcnemar, p_holm, verdict.
+        DataFrame: a, b, direction, metric, the columns of `statistics.compare_ranks` (effect and
+        queries are those of one seed), seeds, p_holm; verdict goes by p_holm.
 
     Raises:
         ValueError: as `table`; fewer than two methods, or other numbers of seeds.
@@ -118,12 +117,12 @@ def pairwise(
         raise ValueError(f"expected equally many seeds of each method, got {counts}")
     tables = []
     for direction in DIRECTIONS:
-        ranks = {name: pooled(seeds, direction) for name, seeds in evaluations.items()}
         rows = []
-        for (a, (ranks_a, videos)), (b, (ranks_b, _)) in combinations(ranks.items(), 2):
-            test = statistics.compare_ranks(ranks_a, ranks_b, videos, metric=metric, alpha=alpha)
-            names = {"a": a, "b": b, "direction": direction, "metric": metric}
-            rows.append(names | test.row(counts[a]))
+        for a, b in combinations(evaluations, 2):
+            pair = evaluations[a], evaluations[b]
+            test = paired_test(*pair, direction, metric=metric, alpha=alpha)
+            labels = {"a": a, "b": b, "direction": direction, "metric": metric}
+            rows.append(labels | test | {"seeds": counts[a]})
         tables.append(statistics.with_verdicts(pd.DataFrame(rows), alpha))
     return pd.concat(tables, ignore_index=True)
 
@@ -148,10 +147,8 @@ def between_seeds(
         scores = {key: [seed.metrics[name] for seed in seeds] for key, seeds in evaluations.items()}
         rows = []
         for a, b in combinations(scores, 2):
-            test = statistics.compare_seeds(scores[a], scores[b])
-            low, high = test.pop("interval")
             labels = {"a": a, "b": b, "direction": direction, "metric": metric}
-            rows.append(labels | test | {"low": low, "high": high})
+            rows.append(labels | statistics.compare_seeds(scores[a], scores[b]))
         tables.append(statistics.with_verdicts(pd.DataFrame(rows)))
     return pd.concat(tables, ignore_index=True)
 

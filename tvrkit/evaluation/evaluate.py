@@ -53,21 +53,14 @@ class Evaluation:
 
     @classmethod
     def from_similarity(
-        cls,
-        similarity,
-        caption_ids,
-        video_ids,
-        video_of_caption,
-        settings: EvalConfig,
-        banks=None,
-        **labels,
+        cls, similarity, caption_ids, video_ids, video_of_caption, settings, banks=None, **labels
     ) -> Evaluation:
         """Evaluate a similarity matrix, wherever it comes from.
 
         Args:
             similarity: (N_t, N_v).
             caption_ids, video_ids, video_of_caption: as the attributes.
-            settings: tie rule, bootstrap resamples, post-processing.
+            settings: `EvalConfig`: tie rule, bootstrap resamples, post-processing.
             banks: for "qbnorm": "t2v" (N_b, N_v) of training captions, "v2t" (N_b, N_t) of training
                 videos.
             labels: further entries of `metrics`.

@@ -195,9 +195,8 @@ def score_matrix(similarity) -> np.ndarray:
         similarity = similarity.detach().float().cpu().numpy()
     scores = np.asarray(similarity, dtype=np.float32)
     if scores.ndim != 2 or scores.size == 0:
-        raise ValueError(
-            f"expected a similarity matrix (N_q, N_c), not empty, got shape {scores.shape}"
-        )
+        expected = "expected a similarity matrix (N_q, N_c), not empty"
+        raise ValueError(f"{expected}, got shape {scores.shape}")
     return scores
 
 
@@ -217,32 +216,29 @@ def _by_video(video_of_caption, videos: int) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(video_of_caption, kind="stable"), np.cumsum(counts) - counts
 
 
-def _pairs(positives, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Every (query, match) once, sorted by query."""
+def _pairs(positives, shape: tuple[int, int]) -> np.ndarray:
+    """Every (query, match) once, sorted by query: (2, N) int64."""
+    rows, columns = shape
     if positives is None:
-        if shape[0] != shape[1]:
-            raise ValueError(
-                f"{shape[0]} queries, {shape[1]} candidates: not one-to-one, name the positives"
-            )
-        return np.arange(shape[0]), np.arange(shape[0])
+        if rows != columns:
+            sizes = f"{rows} queries, {columns} candidates"
+            raise ValueError(f"{sizes}: not one-to-one, name the positives")
+        positives = np.arange(rows)
     if isinstance(positives, torch.Tensor):
         positives = positives.cpu().numpy()
-    if len(positives) != shape[0]:
-        raise ValueError(f"expected positives of {shape[0]} queries, got {len(positives)}")
+    if len(positives) != rows:
+        raise ValueError(f"expected positives of {rows} queries, got {len(positives)}")
     if isinstance(positives, np.ndarray) and positives.dtype == bool:
         if positives.shape != shape:
             raise ValueError(f"expected bool positives of shape {shape}, got {positives.shape}")
-        queries, candidates = np.nonzero(positives)
-    elif np.ndim(positives[0]) == 0:
-        queries, candidates = np.arange(shape[0]), np.asarray(positives)
-    else:
-        queries = np.repeat(np.arange(shape[0]), [len(group) for group in positives])
-        candidates = np.concatenate(positives)
-    if len(candidates) and not (candidates.min() >= 0 and candidates.max() < shape[1]):
-        raise ValueError(
-            f"positives must be in 0..{shape[1] - 1}, got {candidates.min()}..{candidates.max()}"
-        )
-    alone = np.bincount(queries, minlength=shape[0]) == 0
+        positives = [np.flatnonzero(row) for row in positives]
+    groups = [np.atleast_1d(group) for group in positives]
+    queries = np.repeat(np.arange(rows), [len(group) for group in groups])
+    candidates = np.concatenate(groups)
+    if len(candidates) and not (candidates.min() >= 0 and candidates.max() < columns):
+        got = f"{candidates.min()}..{candidates.max()}"
+        raise ValueError(f"positives must be in 0..{columns - 1}, got {got}")
+    alone = np.bincount(queries, minlength=rows) == 0
     if alone.any():
         raise ValueError(f"query {int(alone.argmax())} has no match among the candidates")
-    return tuple(np.unique(np.stack([queries, candidates]), axis=1).astype(np.int64))
+    return np.unique(np.stack([queries, candidates]), axis=1).astype(np.int64)

@@ -125,9 +125,8 @@ def paired(pairs: Sequence[tuple[Run, Run]], direction: str = "t2v") -> dict[str
         difference (points), low, high, effect (queries, mean over pairs), queries (of one run),
         p_value.
     """
-    first, second = (compare.pooled(side, direction) for side in zip(*pairs, strict=True))
-    row = statistics.compare_ranks(first[0], second[0], first[1]).row(len(pairs))
-    return {key: row[key] for key in TESTED}
+    test = compare.paired_test(*zip(*pairs, strict=True), direction)
+    return {key: test[key] for key in TESTED}
 
 
 def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
