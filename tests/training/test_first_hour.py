@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-
 from tvrkit import files
 from tvrkit.training import runs
 

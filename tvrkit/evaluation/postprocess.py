@@ -1,4 +1,4 @@
-"""Post-processing of scores, by name: reported beside the raw numbers, never in their place."""
+"""Post-processing of scores, by name; reported beside the raw numbers, never in their place."""
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp

@@ -210,9 +210,8 @@ def _by_video(video_of_caption, videos: int) -> tuple[np.ndarray, np.ndarray]:
     """Captions sorted by video, and where each video's begin."""
     counts = np.bincount(video_of_caption, minlength=videos)
     if len(counts) != videos or not counts.all():
-        raise ValueError(
-            f"expected captions of each of {videos} videos, got {np.count_nonzero(counts)} with some"
-        )
+        some = np.count_nonzero(counts)
+        raise ValueError(f"expected captions of each of {videos} videos, got {some} with some")
     return np.argsort(video_of_caption, kind="stable"), np.cumsum(counts) - counts
 
 

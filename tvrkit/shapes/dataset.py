@@ -7,10 +7,13 @@ seed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context, parent_process
@@ -130,11 +133,25 @@ def _film_all(videos: list[Video], paths: list[Path], fps: int, workers: int) ->
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     try:
         # Spawned: forking a notebook with its threads could hang.
-        with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
+        spawn = get_context("spawn")
+        with _hidden_main_module(), ProcessPoolExecutor(workers, spawn, _end_with_parent) as pool:
             filmed = pool.map(_film, *zip(*missing, strict=True), [fps] * len(missing))
             list(tqdm(filmed, "rendering", len(missing), unit="video"))
     except Exception as error:
         raise RuntimeError(f"rendering stopped ({error}): run again to go on") from error
+
+
+@contextlib.contextmanager
+def _hidden_main_module() -> Iterator[None]:
+    """Processes spawned meanwhile do not run the user's script again: it needs no guard."""
+    main = sys.modules["__main__"]
+    kept = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    try:
+        vars(main).pop("__file__", None)
+        main.__spec__ = None
+        yield
+    finally:
+        vars(main).update(kept)
 
 
 def _end_with_parent() -> None:

@@ -259,7 +259,7 @@ def _check_settings(folder: Path, config: Config) -> None:
     for begun in (folder, *_seed_folders(folder.parent)):
         if not ((begun / "run.json").exists() or (begun / "resume.pt").exists()):
             continue
-        there, wanted = (flatten(to_dict(each)) for each in (read_config(begun), config))
+        there, wanted = _dotted(read_config(begun)), _dotted(config)
         changed = [
             f"{key} is {there.get(key)!r} there, {wanted.get(key)!r} asked"
             for key in there | wanted
@@ -272,13 +272,9 @@ def _check_settings(folder: Path, config: Config) -> None:
             )
 
 
-def flatten(raw: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in raw.items():
-        inner = isinstance(value, dict)
-        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat
+def _dotted(config: Config) -> dict:
+    """{"train.lr": 0.001, ...}."""
+    return pd.json_normalize(to_dict(config)).to_dict("records")[0]
 
 
 @dataclass(frozen=True)
@@ -313,17 +309,11 @@ class _Task:
             raise FileNotFoundError(
                 f"train.start_from: {_shown(start)} has no checkpoint.safetensors: train it first"
             )
-        splits = (
-            manifest.split("train", language),
-            manifest.split(name, language) if there else None,
-        )
-        return cls(config, seed, chosen, manifest, *splits, start)
+        return cls(config, seed, chosen, manifest, train, selection, reported, start)
 
     def execute(self, folder: Path) -> None:
         """Train, evaluate and write the folder."""
         config, device = self.config, self.device
-        settings = yaml.safe_dump(to_dict(config), sort_keys=False)
-        files.write_text(folder / "config.yaml", settings)
         card = run_card(self.seed, device)  # now: the checkout may be another when training ends
         seed_everything(self.seed)
         method = build_method(config).to(device)
@@ -331,6 +321,8 @@ class _Task:
             checkpoints.start_from(method, self.start / "checkpoint.safetensors")
         batches = loader.train_loader(self.train, config, method.backbone, seed=self.seed)
         trainer = Trainer(method, batches, config.train, device, self.name_rows)
+        settings = yaml.safe_dump(to_dict(config), sort_keys=False)
+        files.write_text(folder / "config.yaml", settings)
         state = trainer.fit(
             folder / "resume.pt",
             lambda state: self.score(method, state, folder),
