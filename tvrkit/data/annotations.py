@@ -7,10 +7,10 @@ in `attrs["notes"]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, NotRequired
+from typing import Annotated, Any, NotRequired
 
 import pandas as pd
 from annotated_types import Len
@@ -21,8 +21,12 @@ from tvrkit.data.store import check_id
 from tvrkit.settings import choose
 
 COLUMNS = ["video_id", "caption_id", "caption", "language", "split"]
+_ALL = ("train", "val", "test")
 MAX_LISTED = 20  # ids named in one note
 
+Texts = dict[str, list[str]]  # the captions of each video
+# (root, video ids) -> what each video was cut from, or None where no file tells
+Sources = Callable[[Path, Iterable[str]], dict[str, str] | None]
 Row = tuple[str, ...]  # split, video id, caption and, where a data set has them, the video's tags
 
 # What is read of each record; other fields are ignored.
@@ -59,9 +63,20 @@ class Request:
         for name in names:
             if self.has(name):
                 return self.root / name
-        raise FileNotFoundError(
-            f"{self.protocol}: expected {' or '.join(names)} in {self.root}, found none"
-        )
+        choices = " or ".join(names)
+        raise FileNotFoundError(f"{self.protocol}: expected {choices} in {self.root}, found none")
+
+    def json(self, name: str, kind: Any) -> Any:
+        """`records.read_json` of a file of the folder."""
+        return records.read_json(self.path(name), kind)
+
+    def json_lines(self, kind: Any, *names: str) -> list:
+        """`records.read_json_lines` of the first of `names` that is there."""
+        return records.read_json_lines(self.path(*names), kind)
+
+    def ids(self, name: str) -> list[str]:
+        """`records.read_ids` of a file of the folder."""
+        return records.read_ids(self.path(name))
 
     def note(self, what: str, ids: Sequence[str]) -> None:
         """Note the `ids`, if there are any."""
@@ -69,26 +84,30 @@ class Request:
             more = f" and {len(ids) - MAX_LISTED} more" if len(ids) > MAX_LISTED else ""
             self.notes.append(f"{len(ids)} {what}: {', '.join(ids[:MAX_LISTED])}{more}")
 
-    def by_list(
-        self, split: str, ids: Sequence[str], captions: dict[str, list[str]]
-    ) -> Iterator[Row]:
+    def by_list(self, split: str, ids: Sequence[str], captions: Texts) -> Iterator[Row]:
         """The captions of the listed videos, in the list's order."""
         absent = [video for video in ids if video not in captions]
         self.note(f"listed {split} ids without captions, left out", absent)
         return ((split, video, caption) for video in ids for caption in captions.get(video, ()))
 
+    def by_lists(self, captions: Texts) -> Iterator[Row]:
+        """`by_list` of {split}_list.txt for each split."""
+        for split in self.splits:
+            yield from self.by_list(split, self.ids(f"{split}_list.txt"), captions)
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> Texts:
+    groups: Texts = {}
     for video, caption in pairs:
         groups.setdefault(video, []).append(caption)
     return groups
 
 
+_JSFUSION = "MSRVTT_JSFUSION_test.csv"
 _MSRVTT_LISTS = {
-    "msrvtt/1k-A": {"train": "MSRVTT_train.9k.csv", "test": "MSRVTT_JSFUSION_test.csv"},
-    "msrvtt/7k": {"train": "MSRVTT_train.7k.csv", "test": "MSRVTT_JSFUSION_test.csv"},
-    "msrvtt/full": {split: f"MSRVTT_{split}.full.csv" for split in ("train", "val", "test")},
+    "msrvtt/1k-A": {"train": "MSRVTT_train.9k.csv", "test": _JSFUSION},
+    "msrvtt/7k": {"train": "MSRVTT_train.7k.csv", "test": _JSFUSION},
+    "msrvtt/full": {split: f"MSRVTT_{split}.full.csv" for split in _ALL},
 }
 
 
@@ -98,23 +117,21 @@ def _msrvtt(request: Request) -> Iterator[Row]:
     whole = None
     for split in request.splits:
         name = _MSRVTT_LISTS[request.protocol][split]
-        if name == "MSRVTT_JSFUSION_test.csv" and request.has(name):
+        if name == _JSFUSION and request.has(name):
             for row in records.read_csv(request.path(name), ["video_id", "sentence"]):
                 yield split, row["video_id"], row["sentence"]
             continue
         if request.has("MSRVTT_data.json"):
-            whole = whole or records.read_json(request.path("MSRVTT_data.json"), MSRVTT)
+            whole = whole or request.json("MSRVTT_data.json", MSRVTT)
             captions = _grouped((row["video_id"], row["caption"]) for row in whole["sentences"])
             words = (split, "validate") if split == "val" else (split,)  # some copies say 'val'
             own = [row["video_id"] for row in whole["videos"] if row["split"] in words]
             ids = own if request.protocol == "msrvtt/full" and not request.has(name) else None
         else:
-            clips = records.read_json_lines(
-                request.path(f"{split}.jsonl", "MSRVTT_data.json"), MSRVTT_CLIP
-            )
+            clips = request.json_lines(MSRVTT_CLIP, f"{split}.jsonl", "MSRVTT_data.json")
             captions = _grouped((row["clip_name"], row["caption"]) for row in clips)
             ids = None if request.has(name) else list(captions)
-        yield from request.by_list(split, ids or records.read_ids(request.path(name)), captions)
+        yield from request.by_list(split, ids or request.ids(name), captions)
 
 
 def _msrvtt_sources(root: Path, videos: Iterable[str]) -> dict[str, str] | None:
@@ -122,11 +139,8 @@ def _msrvtt_sources(root: Path, videos: Iterable[str]) -> dict[str, str] | None:
     path = root / "MSRVTT_data.json"
     if not path.is_file():
         return None
-    urls = {
-        row["video_id"]: row["url"]
-        for row in records.read_json(path, MSRVTT)["videos"]
-        if "url" in row
-    }
+    rows = records.read_json(path, MSRVTT)["videos"]
+    urls = {row["video_id"]: row["url"] for row in rows if "url" in row}
     return {video: urls[video].rpartition("v=")[2] for video in videos if video in urls}
 
 
@@ -134,31 +148,20 @@ def _msvd(request: Request) -> Iterator[Row]:
     """{split}_list.txt; captions_msvd.json, or raw-captions.pkl with token lists; Chinese:
     MSVD-CN.csv."""
     if request.language == "zh":
-        captions = _msvd_chinese(request)
-    elif request.has("captions_msvd.json"):
-        captions = records.read_json(request.path("captions_msvd.json"), dict[str, list[str]])
-    else:
-        path = request.path("raw-captions.pkl", "captions_msvd.json")
-        tokens = records.read_pickle(path, dict[str, list[list[str]]])
-        captions = {
-            video: [" ".join(words) for words in sentences] for video, sentences in tokens.items()
-        }
-    for split in request.splits:
-        yield from request.by_list(
-            split, records.read_ids(request.path(f"{split}_list.txt")), captions
-        )
+        return request.by_lists(_msvd_chinese(request))
+    if request.has("captions_msvd.json"):
+        return request.by_lists(request.json("captions_msvd.json", Texts))
+    path = request.path("raw-captions.pkl", "captions_msvd.json")
+    tokens = records.read_pickle(path, dict[str, list[list[str]]])
+    return request.by_lists({video: [*map(" ".join, lists)] for video, lists in tokens.items()})
 
 
-def _msvd_chinese(request: Request) -> dict[str, list[str]]:
-    rows = [
-        line.split()
-        for line in records.read_lines(request.path("youtube_mapping.txt"))
-        if line.strip()
-    ]
+def _msvd_chinese(request: Request) -> Texts:
+    lines = records.read_lines(request.path("youtube_mapping.txt"))
+    rows = [line.split() for line in lines if line.strip()]
     if odd := [row for row in rows if len(row) != 2]:
-        raise ValueError(
-            f"youtube_mapping.txt: expected '<id> vidN' on each line, got {' '.join(odd[0])!r}"
-        )
+        got = " ".join(odd[0])
+        raise ValueError(f"youtube_mapping.txt: expected '<id> vidN' on each line, got {got!r}")
     names = {name: video for video, name in rows}
     sentences = records.read_csv(request.path("MSVD-CN.csv"), ["video_id", "sentence"])
     pairs = [(row["video_id"].removesuffix(".mp4"), row["sentence"]) for row in sentences]
@@ -166,14 +169,14 @@ def _msvd_chinese(request: Request) -> dict[str, list[str]]:
     return _grouped((names[name], sentence) for name, sentence in pairs if name in names)
 
 
-def _absent(pairs: Iterable[tuple[str, str]], known) -> list[str]:
+def _absent(pairs: Iterable[tuple[str, str]], known: Container[str]) -> list[str]:
     return [video for video in dict.fromkeys(video for video, _ in pairs) if video not in known]
 
 
 def _note_reversed(request: Request, split: str, times: Iterable[tuple[str, TIMES]]) -> None:
-    found = [video for video, pairs in times for start, end in pairs if start > end]
+    ids = [video for video, pairs in times for start, end in pairs if start > end]
     # Paragraph retrieval pairs a text with its whole video, so that no row depends on the order.
-    request.note(f"{split} segments that end before they start, taken from end to start, of", found)
+    request.note(f"{split} segments that end before they start, taken from end to start, of", ids)
 
 
 def _didemo(request: Request) -> Iterator[Row]:
@@ -184,8 +187,8 @@ def _didemo(request: Request) -> Iterator[Row]:
     containers change.
     """
     for split in request.splits:
-        moments = records.read_json(request.path(f"{split}_data.json"), list[DIDEMO_MOMENT])
-        names = records.read_ids(request.path(f"{split}_list.txt"))
+        moments = request.json(f"{split}_data.json", list[DIDEMO_MOMENT])
+        names = request.ids(f"{split}_list.txt")
         listed = [_stem(name) for name in names]
         if len(set(listed)) < len(listed):
             raise ValueError(
@@ -193,10 +196,8 @@ def _didemo(request: Request) -> Iterator[Row]:
             )
         _note_reversed(request, split, ((row["video"], row.get("times", [])) for row in moments))
         pairs = [(row["video"], row["description"]) for row in moments]
-        wanted = set(names)
-        known = wanted | {
-            name for name, _ in pairs if _stem(name) in wanted
-        }  # a list without endings
+        known = set(names)
+        known |= {name for name, _ in pairs if _stem(name) in known}  # a list without endings
         request.note(f"{split} file names that are not listed, left out", _absent(pairs, known))
         parts = _grouped((_stem(name), description) for name, description in pairs if name in known)
         paragraphs = {video: [" ".join(sentences)] for video, sentences in parts.items()}
@@ -212,41 +213,37 @@ def _activitynet(request: Request) -> Iterator[Row]:
     files = {"train": ("train.json", "train_ids.json"), "test": ("val_1.json", "val_ids.json")}
     for split in request.splits:
         name, list_name = files[split]
-        events = records.read_json(request.path(name), dict[str, ACTIVITYNET_EVENTS])
-        ids = records.read_ids(request.path(list_name))
+        events = request.json(name, dict[str, ACTIVITYNET_EVENTS])
+        ids = request.ids(list_name)
         for video, row in events.items():
-            if len(row["timestamps"]) != len(row["sentences"]):
-                got = f"{len(row['timestamps'])} and {len(row['sentences'])}"
-                raise ValueError(
-                    f"{name}: at {video}: expected as many timestamps as sentences, got {got}"
-                )
+            times, sentences = len(row["timestamps"]), len(row["sentences"])
+            if times != sentences:
+                expected = "expected as many timestamps as sentences"
+                raise ValueError(f"{name}: at {video}: {expected}, got {times} and {sentences}")
         request.note(f"videos not in {list_name}, left out", sorted(events.keys() - set(ids)))
-        _note_reversed(
-            request, split, ((video, row["timestamps"]) for video, row in events.items())
-        )
+        segments = ((video, row["timestamps"]) for video, row in events.items())
+        _note_reversed(request, split, segments)
         paragraphs = {video: [" ".join(row["sentences"])] for video, row in events.items()}
         yield from request.by_list(split, ids, paragraphs)
+
+
+_LSMDC_FILES = {
+    "train": "LSMDC16_annos_training.csv",
+    "val": "LSMDC16_annos_val.csv",
+    "test": "LSMDC16_challenge_1000_publictect.csv",
+}
 
 
 def _lsmdc(request: Request) -> Iterator[Row]:
     """Tab-separated. `lsmdc` keeps every sentence of a repeated clip, `lsmdc/last-sentence` its
     last."""
-    files = {
-        "train": "LSMDC16_annos_training.csv",
-        "val": "LSMDC16_annos_val.csv",
-        "test": "LSMDC16_challenge_1000_publictect.csv",
-    }
     for split in request.splits:
-        rows = [
-            (row[0], row[5]) for row in records.read_table(request.path(files[split]), columns=6)
-        ]
+        table = records.read_table(request.path(_LSMDC_FILES[split]), columns=6)
+        rows = [(row[0], row[5]) for row in table]
         if request.protocol == "lsmdc/last-sentence":
-            kept = dict(rows)
-            if len(kept) < len(rows):
-                request.notes.append(
-                    f"{len(rows) - len(kept)} {split} sentences of repeated clips left out"
-                )
-            rows = list(kept.items())
+            rows = list(dict(rows).items())
+            if left_out := len(table) - len(rows):
+                request.notes.append(f"{left_out} {split} sentences of repeated clips left out")
         for video, sentence in rows:
             yield split, video, sentence
 
@@ -255,23 +252,24 @@ def _vatex(request: Request) -> Iterator[Row]:
     """HGR's {split}_list.txt; vatex_data.json, or the official files, whichever are there."""
     official = ("vatex_training_v1.0.json", "vatex_validation_v1.0.json")
     if request.has("vatex_data.json"):
-        videos = records.read_json(request.path("vatex_data.json"), dict[str, VATEX_CAPTIONS])
+        videos = request.json("vatex_data.json", dict[str, VATEX_CAPTIONS])
     else:
         request.path("vatex_data.json", *official)
         videos = {}
         for name in filter(request.has, official):
-            for row in records.read_json(request.path(name), list[VATEX_VIDEO]):
-                if row["videoID"] in videos:
-                    raise ValueError(
-                        f"{name}: expected each videoID once, got {row['videoID']!r} twice"
-                    )
-                videos[row["videoID"]] = row
+            for row in request.json(name, list[VATEX_VIDEO]):
+                video = row["videoID"]
+                if video in videos:
+                    raise ValueError(f"{name}: expected each videoID once, got {video!r} twice")
+                videos[video] = row
     key = {"en": "enCap", "zh": "chCap"}[request.language]
-    captions = {video: row[key] for video, row in videos.items() if key in row}
-    for split in request.splits:
-        yield from request.by_list(
-            split, records.read_ids(request.path(f"{split}_list.txt")), captions
-        )
+    return request.by_lists({video: row[key] for video, row in videos.items() if key in row})
+
+
+_CHVTT_QUERIES = {
+    "train": "query_data_train_bilingual.json",
+    "test": "query_data_val_bilingual.json",
+}
 
 
 def _chvtt(request: Request) -> Iterator[Row]:
@@ -284,37 +282,27 @@ def _chvtt(request: Request) -> Iterator[Row]:
     ending = {"zh": "", "en": "_eng"}[request.language]
     for split in request.splits:
         if split == "train" and request.protocol == "chvtt":
-            videos = records.read_json_lines(request.path("videoinfo_bilingual.json"), CHVTT_VIDEO)
+            name = "videoinfo_bilingual.json"
+            videos = request.json_lines(CHVTT_VIDEO, name)
             if repeated := len(videos) - len({video["docid"] for video in videos}):
-                raise ValueError(
-                    f"videoinfo_bilingual.json: expected each docid once, {repeated} repeat"
-                )
+                raise ValueError(f"{name}: expected each docid once, {repeated} repeat")
             for video in videos:
-                yield (
-                    split,
-                    f"Video{video['docid']}",
-                    video["title" + ending],
-                    video["tag" + ending],
-                )
+                texts = video["title" + ending], video["tag" + ending]
+                yield split, f"Video{video['docid']}", *texts
             continue
-        name = {
-            "train": "query_data_train_bilingual.json",
-            "test": "query_data_val_bilingual.json",
-        }[split]
-        for row in records.read_json_lines(request.path(name), CHVTT_QUERY):
+        for row in request.json_lines(CHVTT_QUERY, _CHVTT_QUERIES[split]):
             for video in row["videolist"] if split == "train" else row["videolist"][:1]:
                 yield split, f"Video{video['docid']}", row["query" + ending]
 
 
 def _shapes(request: Request) -> Iterator[Row]:
     """captions.jsonl of the prepared folder, as the kit writes it."""
-    rows = records.read_json_lines(request.path("captions.jsonl"), KIT_CAPTION)
-    for row in rows:
+    for row in request.json_lines(KIT_CAPTION, "captions.jsonl"):
         if row["split"] in request.splits and row["language"] == request.language:
             yield row["split"], row["video_id"], row["caption"]
 
 
-def _by_name(cut: Callable[[str], str]):
+def _by_name(cut: Callable[[str], str]) -> Sources:
     return lambda root, videos: {video: cut(video) for video in videos}
 
 
@@ -338,14 +326,11 @@ class Dataset:
 
     read: Callable[[Request], Iterable[Row]]
     protocols: dict[str, Protocol]
-    sources: Callable[[Path, Iterable[str]], dict[str, str] | None]
+    sources: Sources
 
 
-_ALL = ("train", "val", "test")
 _EACH_ITS_OWN = _by_name(str)
-_YOUTUBE = _by_name(
-    lambda video: video.rsplit("_", 2)[0]
-)  # <id>_<start>_<end>; the id may hold _ and -
+_YOUTUBE = _by_name(lambda video: video.rsplit("_", 2)[0])  # <id>_<start>_<end>; an id may hold _
 
 DATASETS: dict[str, Dataset] = {
     "msrvtt": Dataset(
