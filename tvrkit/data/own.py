@@ -93,8 +93,9 @@ def prepare_own(
     captions = read_own(table, language)
     files = {row.video_id: videos / row.file for row in captions.itertuples()}
     if not any(file.is_file() for file in files.values()):
+        first = captions["file"][0]
         raise FileNotFoundError(
-            f"none of the {len(files)} files of {table} is in {videos}, such as {captions['file'][0]}"
+            f"none of the {len(files)} files of {table} is in {videos}, such as {first}"
         )
     rows = extract(files, out / manifest.STORE, settings, workers=workers)
     split_of = captions.drop_duplicates("video_id").set_index("video_id")["split"]

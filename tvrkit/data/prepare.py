@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,15 +14,10 @@ from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.extract import NO_FILE, extract, find_videos
 from tvrkit.data.splits import SplitReport, check_splits
 from tvrkit.data.store import FrameStore
-from tvrkit.files import write_text
+from tvrkit.files import write_json_lines
 
-FRAMES = {
-    "msrvtt": 30,
-    "vatex": 30,
-    "chvtt": 48,
-    "didemo": 64,
-    "activitynet": 64,
-}  # HMMC's stores; 64 for paragraphs
+# HMMC's stores; 64 for paragraphs
+FRAMES = {"msrvtt": 30, "vatex": 30, "chvtt": 48, "didemo": 64, "activitynet": 64}
 FRAMES_ELSEWHERE = 12
 SHORT_SIDE = 256  # pixels: enough for a random crop to any 224-pixel backbone
 
@@ -94,29 +88,22 @@ def adopt_store(store: Path, out: Path, ids: Iterable[str]) -> pd.DataFrame:
     if link.resolve() != store.resolve():
         raise ValueError(f"{link} is another store than {store}: choose another folder")
     source = FrameStore(link)
-    counts = {
-        video_id: source.count(video_id) for video_id in tqdm(ids, desc="counting frames", delay=2)
-    }
+    counts = {name: source.count(name) for name in tqdm(ids, desc="counting frames", delay=2)}
     if not any(counts.values()):
-        raise ValueError(
-            f"{store}: expected frames of {len(counts)} videos, such as {next(iter(counts))}, found none"
-        )
-    return pd.DataFrame(
-        [_adopted(source, *entry, max(counts.values())) for entry in counts.items()]
+        expected = f"expected frames of {len(counts)} videos, such as {next(iter(counts))}"
+        raise ValueError(f"{store}: {expected}, found none")
+    rows = [_adopted(source, name, count) for name, count in counts.items()]
+    unknown = {"fps": 0.0, "duration": 0.0, "bytes": 0}
+    return pd.DataFrame(rows).assign(
+        **unknown, file=store.resolve().name, requested=max(counts.values())
     )
 
 
-def _adopted(store: FrameStore, video_id: str, count: int, most: int) -> dict:
+def _adopted(store: FrameStore, video_id: str, count: int) -> dict:
     height, width = store.read(video_id, [0]).shape[1:3] if count else (0, 0)
     status, reason = ("ok", "") if count else ("failed", NO_FILE)
-    about = {
-        "video_id": video_id,
-        "file": str(store.path.resolve().name),
-        "status": status,
-        "reason": reason,
-    }
-    sizes = {"width": width, "height": height, "fps": 0.0, "duration": 0.0, "bytes": 0}
-    return about | sizes | {"requested": most, "frames": count}
+    row = {"video_id": video_id, "status": status, "reason": reason, "frames": count}
+    return row | {"width": width, "height": height}
 
 
 def _card(report: SplitReport) -> dict:
@@ -158,6 +145,5 @@ def extract_folder(
     settings = FrameSettings(frames, short_side, decoder=decoder or FrameSettings.decoder)
     rows = extract(files, out / manifest.STORE, settings, workers=workers)
     rows["file"] = [str(file.relative_to(folder)) for file in files.values()]
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_dict("records"))
-    write_text(out / manifest.VIDEOS, "".join(lines))
+    write_json_lines(out / manifest.VIDEOS, rows.to_dict("records"))
     return rows

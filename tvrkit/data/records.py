@@ -69,14 +69,9 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{path.name}: expected a csv with a header, got {error}") from None
     if missing := [name for name in columns if name not in header]:
-        raise ValueError(
-            f"{path.name}: expected columns {', '.join(columns)}, missing {', '.join(missing)}"
-        )
-    for number, row in enumerate(rows, start=2):
-        if row and len(row) != len(header):
-            raise ValueError(
-                f"{path.name} line {number}: expected {len(header)} fields, got {len(row)}"
-            )
+        expected = f"expected columns {', '.join(columns)}"
+        raise ValueError(f"{path.name}: {expected}, missing {', '.join(missing)}")
+    _same_length([row or header for row in rows], len(header), f"{path.name} line", "fields", 2)
     return [dict(zip(header, row, strict=True)) for row in rows if row]
 
 
@@ -87,12 +82,14 @@ def read_table(path: Path, columns: int) -> list[list[str]]:
         ValueError: a row that has not exactly `columns` fields; says which.
     """
     rows = [line.split("\t") for line in read_lines(path) if line.strip()]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != columns:
-            raise ValueError(
-                f"{path.name} row {number}: expected {columns} tab-separated fields, got {len(row)}"
-            )
+    _same_length(rows, columns, f"{path.name} row", "tab-separated fields", 1)
     return rows
+
+
+def _same_length(rows: list[list[str]], length: int, where: str, what: str, start: int) -> None:
+    for number, row in enumerate(rows, start):
+        if len(row) != length:
+            raise ValueError(f"{where} {number}: expected {length} {what}, got {len(row)}")
 
 
 def read_pickle(path: Path, kind: Any):
@@ -104,9 +101,8 @@ def read_pickle(path: Path, kind: Any):
     try:
         value = _BuiltinsUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
     except Exception as error:  # as the pickle module documents, a damaged file may raise anything
-        raise ValueError(
-            f"{path.name}: expected a pickle of builtin types, got {error!r:.200}"
-        ) from None
+        expected = "expected a pickle of builtin types"
+        raise ValueError(f"{path.name}: {expected}, got {error!r:.200}") from None
     return _checked(value, kind, path.name)
 
 
@@ -115,9 +111,8 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in _read_text(path).split("\n")]
 
 
-class _BuiltinsUnpickler(
-    pickle._Unpickler
-):  # the one in Python: C's allocates whatever a damaged index asks for
+# The unpickler in Python: C's allocates whatever a damaged index asks for.
+class _BuiltinsUnpickler(pickle._Unpickler):  # type: ignore[name-defined]  # not in its stubs
     ALLOWED = ("list", "dict", "tuple", "set", "str", "int", "float", "bool")
 
     def find_class(self, module, name):
@@ -156,6 +151,5 @@ def _checked(value, kind, where: str):
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the top"
-        raise ValueError(
-            f"{where}: at {place}: {first['msg']}, got {first['input']!r:.80}"
-        ) from None
+        got = f"{first['msg']}, got {first['input']!r:.80}"
+        raise ValueError(f"{where}: at {place}: {got}") from None

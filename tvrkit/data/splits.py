@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import pandas as pd
 
@@ -67,10 +68,7 @@ class SplitReport:
             f"{self.protocol}: {'PARTIAL, not comparable' if self.partial else 'as expected'}",
             shown.to_string(index=False, na_rep="-"),
             f"test videos that share their source with training: {shared}",
-            *(
-                f"in {first} and {second}: {len(ids)}"
-                for (first, second), ids in self.overlaps.items()
-            ),
+            *(f"in {a} and {b}: {len(ids)}" for (a, b), ids in self.overlaps.items()),
             *(f"mismatch: {line}" for line in self.mismatches),
             *(f"note: {line}" for line in self.notes),
             *(f"source of {row.split}: {row.source}" for row in self.table.itertuples()),
@@ -91,56 +89,53 @@ def check_splits(captions: pd.DataFrame, protocol: str, allow_partial: bool = Fa
         ValueError: a count or an id hash differs, or splits overlap; says expected and found.
     """
     language = captions["language"].iloc[0]
-    expected = (
-        expected_counts()
-        .query("protocol == @protocol and language == @language")
-        .set_index("split")
-    )
+    known = expected_counts().query("protocol == @protocol and language == @language")
     groups = dict(iter(captions.groupby("split", sort=False)))
-    table = pd.DataFrame([_count(split, group, expected) for split, group in groups.items()])
+    rows = [_count(split, group) for split, group in groups.items()]
+    table = pd.DataFrame(rows).merge(_expected(known), on="split", how="left")
+    table = table.fillna({"expected_ids_sha256": "", "source": "no expected numbers are known"})
     ids = {split: set(group["video_id"]) for split, group in groups.items()}
     overlaps = {(a, b): sorted(ids[a] & ids[b]) for a, b in combinations(ids, 2) if ids[a] & ids[b]}
     mismatches = [line for row in table.itertuples() for line in _differences(row)]
     for (first, second), both in overlaps.items():
-        named = ", ".join(both[:NAMED])
-        mismatches.append(
-            f"{first} and {second}: expected no video in both, found {len(both)}: {named}"
-        )
+        found = f"found {len(both)}: {', '.join(both[:NAMED])}"
+        mismatches.append(f"{first} and {second}: expected no video in both, {found}")
     if mismatches and not allow_partial:
-        raise ValueError(
-            f"{protocol} {language}: {'; '.join(mismatches)} (--allow-partial goes on and labels the run)"
-        )
+        lines = "; ".join(mismatches)
+        hint = "--allow-partial goes on and labels the run"
+        raise ValueError(f"{protocol} {language}: {lines} ({hint})")
     shared, notes = _shared(ids, captions.attrs.get("sources")), captions.attrs.get("notes", [])
     return SplitReport(protocol, table, overlaps, shared, list(notes), mismatches)
 
 
-def _count(split: str, group: pd.DataFrame, expected: pd.DataFrame) -> dict:
-    known = expected.loc[split] if split in expected.index else pd.Series(dtype=object)
+def _count(split: str, group: pd.DataFrame) -> dict:
     return {
         "split": split,
         "videos": group["video_id"].nunique(),
-        "expected_videos": known.get("videos", pd.NA),
         "captions": len(group),
-        "expected_captions": known.get("captions", pd.NA),
         "repeated_captions": int(group["caption"].duplicated().sum()),
         "ids_sha256": set_hash(group["video_id"]),
-        "expected_ids_sha256": known.get("ids_sha256", ""),
-        "source": known.get("source", "no expected numbers are known"),
     }
 
 
-def _differences(row) -> list[str]:
+def _expected(known: pd.DataFrame) -> pd.DataFrame:
+    numbers = known[["split", "videos", "captions", "ids_sha256"]].set_index("split")
+    return numbers.add_prefix("expected_").assign(source=known.set_index("split")["source"])
+
+
+def _differences(row: Any) -> list[str]:
+    numbers = {
+        "videos": (row.expected_videos, row.videos),
+        "captions": (row.expected_captions, row.captions),
+    }
     lines = [
-        f"{row.split}: expected {wanted} {what}, found {found}"
-        for what, wanted, found in (
-            ("videos", row.expected_videos, row.videos),
-            ("captions", row.expected_captions, row.captions),
-        )
-        if pd.notna(wanted) and wanted != found
+        f"{row.split}: expected {wanted} {what}, found {there}"
+        for what, (wanted, there) in numbers.items()
+        if pd.notna(wanted) and wanted != there
     ]
     if not lines and row.expected_ids_sha256 not in ("", row.ids_sha256):
-        wanted, found = row.expected_ids_sha256[:12], row.ids_sha256[:12]
-        lines.append(f"{row.split}: expected the videos with id hash {wanted}, found {found}")
+        wanted, there = row.expected_ids_sha256[:12], row.ids_sha256[:12]
+        lines.append(f"{row.split}: expected the videos with id hash {wanted}, found {there}")
     return lines
 
 

