@@ -13,6 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tvrkit.data.decoders import FrameSettings
+from tvrkit.data.extract import extract, find_videos
+from tvrkit.data.store import FrameStore
+
 HEADER = 4096  # bytes at the beginning; an .mp4 file's index is as often at its end: `flip-tail`
 
 
@@ -70,10 +74,6 @@ def damaged_files(good, folder, count, seed):
 
 
 def main():
-    from tvrkit.data.decoders import FrameSettings
-    from tvrkit.data.extract import extract, find_videos
-    from tvrkit.data.store import FrameStore
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("videos", type=Path, help="folder of good videos")
     parser.add_argument("--files", type=int, default=320)
