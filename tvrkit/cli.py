@@ -210,7 +210,6 @@ def data_prepare(
     """Read annotations, extract videos, write the folder that recipes name; goes on if stopped."""
     from tvrkit import files
     from tvrkit.data.decoders import FrameSettings
-    from tvrkit.data.manifest import coverage
     from tvrkit.data.own import prepare_own
     from tvrkit.data.prepare import FRAMES_ELSEWHERE, SHORT_SIDE, prepare
     from tvrkit.shapes.dataset import prepare_shapes
@@ -234,13 +233,19 @@ def data_prepare(
             **{"decoder": decoder, "allow_partial": allow_partial},
         )
         print(checked)
+    _print_coverage(made)
+    print(made.root)
+
+
+def _print_coverage(made) -> None:
+    from tvrkit.data.manifest import coverage
+
     for row in coverage(made.videos).to_dict("records"):
         print(f"{row['split']}: {row['present']} of {row['videos']} videos")
         for kind in ("missing", "broken", "damaged", "too_short"):
             if ids := row[kind]:
                 more = f" ... all of them in {made.root}/videos.jsonl" if len(ids) > LISTED else ""
                 print(f"  {kind.replace('_', ' ')} {len(ids)}: {', '.join(ids[:LISTED])}{more}")
-    print(made.root)
 
 
 @data_app.command("extract")
