@@ -1,0 +1,60 @@
+"""Annotation files are read strictly, and an error names the file and the place."""
+
+from pathlib import Path
+
+import pytest
+
+from tvrkit.data.records import read_ids, read_json, read_json_lines
+
+
+def put(root: Path, **files) -> Path:
+    """Write `name__ending=content` files: text, bytes, or a value as JSON."""
+    for name, content in files.items():
+        path = root / name.replace("__", ".")
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(
+                content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
+            )
+    return root
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1', "x.json: expected JSON, got Expecting"),
+        ('{"a": [], "a": []}', "x.json: expected JSON, got the key 'a' twice"),
+        ('{"a": [NaN]}', "x.json: expected JSON, got NaN, which is no number"),
+        ('{"a": ["b", 3]}', r"x.json: at a.1: Input should be a valid string, got 3"),
+        ("[]", "x.json: at the top: Input should be a valid dictionary, got"),
+        ("[" * 100_000, "x.json: expected JSON, got maximum recursion"),
+        (b"\xff\xfe", "x.json: expected UTF-8 text, got byte 0xff at 0"),
+        ("", "x.json: expected JSON, got Expecting value"),
+    ],
+)
+def test_json_says_what_is_wrong(tmp_path, text, message):
+    put(tmp_path, x__json=text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "x.json", dict[str, list[str]])
+
+
+def test_lists_say_what_is_wrong(tmp_path):
+    put(
+        tmp_path,
+        a__txt="x\r\ny\n\nx\n",
+        b__csv="id\n1\n",
+        c__csv="",
+        d__csv="video_id,k\n1\n",
+        e__jsonl='{"a": 1}\n{',
+    )
+    with pytest.raises(ValueError, match=r"a.txt: expected each id once, got 'x' 2 times"):
+        read_ids(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"b.csv: expected columns video_id, missing video_id"):
+        read_ids(tmp_path / "b.csv")
+    with pytest.raises(ValueError, match=r"c.csv: expected a csv with a header"):
+        read_ids(tmp_path / "c.csv")
+    with pytest.raises(ValueError, match=r"d.csv line 2: expected 2 fields, got 1"):
+        read_ids(tmp_path / "d.csv")
+    with pytest.raises(ValueError, match=r"e.jsonl line 2: expected JSON"):
+        read_json_lines(tmp_path / "e.jsonl", dict[str, int])
