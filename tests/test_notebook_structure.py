@@ -3,6 +3,7 @@ compared."""
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -11,7 +12,9 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = {"recipe", "profile", "overrides", "run", "seed", "device"}
-MAX_CELLS, MAX_LINES = 25, 15
+MAX_CELLS, MAX_LINES, MAX_WIDTH = 20, 12, 100
+# Not yet as short, nor with an answer at the top; this is to be empty.
+NOT_YET = {"04_hard_negatives", "05_attention_maps", "06_ablations", "08_paper_vs_code"}
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|usr|tmp|work|var|opt|mnt|Users)/|[A-Z]:\\\\")
 IGNORED = "nbval-ignore-output"
 
@@ -68,11 +71,41 @@ def test_one_parameters_cell_with_what_reproduce_passes(notebook):
     assert (values["profile"], values["run"], values["overrides"]) == ("smoke", "smoke", [])
 
 
+def done(request):
+    if request.node.callspec.id in NOT_YET:
+        pytest.xfail("to be shortened")
+
+
 def test_cells_are_few_and_short(request, notebook):
+    done(request)
     assert len(code(notebook)) <= MAX_CELLS
-    assert [
-        cell.source for cell in code(notebook) if len(cell.source.splitlines()) > MAX_LINES
-    ] == []
+    sources = [cell.source.splitlines() for cell in code(notebook)]
+    assert [lines for lines in sources if len(lines) > MAX_LINES] == []
+    assert [line for lines in sources for line in lines if len(line) > MAX_WIDTH] == []
+
+
+def test_it_opens_with_question_answer_and_figure(request, notebook):
+    done(request)
+    opening = notebook.cells[0].source
+    question, answer, figure = (
+        opening.index(part) for part in ("**Question", "**Answer**", "**Figure to look at**")
+    )
+    assert question < answer < figure
+    assert "reference run" in opening[answer:figure]
+    assert len(re.findall(r"^- ", opening[answer:figure], re.MULTILINE)) == 3
+    images = re.findall(r"!\[.+\]\((.+)\)", opening)
+    assert images
+    assert all((NOTEBOOKS[0].parent / image).exists() for image in images)
+    headings = [line for cell in notebook.cells for line in cell.source.splitlines()]
+    for anchor in re.findall(r"\]\(#(.+?)\)", opening):
+        assert f"## {anchor.replace('-', ' ')}" in headings
+
+
+def test_a_cell_that_trains_says_how_long_it_takes(request, notebook):
+    done(request)
+    for before, cell in pairwise(notebook.cells):
+        if "runs.ensure(" in cell.source:
+            assert "minutes" in before.source
 
 
 def test_cells_ran_in_order_and_none_failed(notebook):

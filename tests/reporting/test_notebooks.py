@@ -5,7 +5,7 @@ import os
 import nbformat
 import pytest
 from filelock import FileLock
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from tvrkit import files
 from tvrkit.recipes import load_profile
@@ -176,6 +176,15 @@ def test_progress_bars_do_not_stay_in_the_result(kit):
     write(home, "01_data_preparation", "import sys\nprint('bar', file=sys.stderr)\nprint('kept')")
     notebooks.reproduce("smoke", "mine")
     assert output(root / "01_data_preparation.ipynb") == "kept\n"
+
+
+def test_links_out_of_the_notebooks_folder_lead_there_from_the_result_too():
+    prose = new_markdown_cell("![a](../reports/a.png) and [b](03_evaluation.ipynb)")
+    source = new_code_cell("'](../data)'")
+    notebook = new_notebook(cells=[prose, source])
+    notebooks.relink(notebook, "../../..")
+    assert prose.source == "![a](../../../reports/a.png) and [b](03_evaluation.ipynb)"
+    assert source.source == "'](../data)'"
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick", "reference", "full"])

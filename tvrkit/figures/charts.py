@@ -124,7 +124,8 @@ def bars(
         x = places + (index - (len(values) - 1) / 2) * step
         drawn = ax.bar(x, heights, step * 0.92, label=name, color=colour, edgecolor=colour)
         for place in x[heights == 0]:
-            ax.annotate("0", (place, 0), (0, 2), textcoords="offset points", ha="center")
+            look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
+            ax.annotate("0", (place, 0), (0, 2), **look)
         if intervals:
             low, high = np.asarray(intervals[name], float).T
             for bar in np.array(drawn.patches)[np.isnan(low)]:

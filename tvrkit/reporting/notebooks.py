@@ -212,6 +212,7 @@ def execute(task: Task, parameters: Mapping) -> None:
         kept = f"the notebook so far is {os.path.relpath(failed)}"
         raise NotebookFailed(f"{where}: {reason}; {kept}") from None
     notebook.metadata["tvrkit"] = origin(task, parameters)
+    relink(notebook, os.path.relpath(task.source.parents[1], task.folder))
     files.write_text(task.result, nbformat.writes(without_progress(notebook)))
     files.write_text(task.result.with_suffix(".html"), notebook_html(notebook, task.notebook))
     partial.unlink()
@@ -222,6 +223,13 @@ def kernel_config() -> Iterator[Config]:
     """Settings with which a notebook's kernel talks through files of this user, not TCP ports."""
     with tempfile.TemporaryDirectory(prefix="tvrkit-") as folder:
         yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+
+
+def relink(notebook: nbformat.NotebookNode, home: str) -> None:
+    """Links and pictures of the prose that lead out of notebooks/ lead from its new place too."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](../", f"]({home}/")
 
 
 def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
