@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from tvrkit.reporting.notebooks import without_progress
+from tvrkit.reporting.notebooks import kernel_config, without_progress
 
 KEPT = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
@@ -32,9 +32,10 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def refresh(path: Path) -> None:
     """Execute in place; a cell that raises leaves the file as it was."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook, kernel_name="python3", resources={"metadata": {"path": path.parent}}
-    ).execute()
+    resources = {"metadata": {"path": path.parent}}
+    with kernel_config() as config:
+        client = NotebookClient(notebook, kernel_name="python3", resources=resources, config=config)
+        client.execute()
     nbformat.write(clean(notebook), path)
 
 

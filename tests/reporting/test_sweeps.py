@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tvrkit import cli, figures, files
+from tvrkit import cli, files
 from tvrkit.evaluation import statistics
 from tvrkit.evaluation.ranks import retrieval_metrics
 from tvrkit.recipes import load_recipe, to_dict
@@ -338,24 +338,33 @@ def test_runs_that_differ_in_more_than_their_variants_are_refused(recipes, varia
         sweeps.results("parts", "test")
 
 
-@pytest.mark.parametrize("x", [None, [0, 128, 512]])
-def test_the_figure_shows_the_table(x):
-    recall, intervals, seconds = (
-        [30.0, 31.0, 28.0],
-        [[28, 32], [29, 34], [25, 30]],
-        [40.0, 41.0, 40.5],
-    )
-    names = ["0", "128", "512"]
-    figure = figures.ablation(
-        names, recall, intervals, seconds, reference="128", ylabel="R@1", x=x, xlabel="K", log=True
-    )
-    left, right = figure.axes
-    points = left.lines[0].get_xydata()
-    assert points[:, 0 if x is None else 1].tolist() == recall
-    assert points[:, 1 if x is None else 0].tolist() == (x or [0, 1, 2])
-    ends = np.array([bar.get_segments() for bar in right.containers[0].lines[2]])[0]
-    assert ends[:, :, 1].tolist() == intervals
-    assert right.lines[0].get_xdata().tolist() == seconds
-    assert [text.get_text() for text in right.texts] == (["a", "b", "c"] if x is None else names)
-    filled = left.lines[-1].get_xydata().tolist()
-    assert filled == [[31.0, 1.0] if x is None else [128.0, 31.0]]
+@pytest.mark.parametrize(("name", "variants"), [("parts", ["a-b", "a", "b"]), ("layers", None)])
+def test_the_figure_shows_the_table(recipes, name, variants):
+    for task in sweeps.plan(name, run="test", variants=variants or ()):
+        write_run(task, ([1] * (3 + len(task.variant)) + [2] * 7)[:10])
+    table = sweeps.results(name, "test")
+    (axes,) = sweeps.figure(name, table).axes
+    points, by_name = axes.lines[0].get_xydata(), variants is not None
+    assert points[:, 0 if by_name else 1].tolist() == table["t2v R@1"].tolist()
+    assert points[:, 1 if by_name else 0].tolist() == ([0, 1, 2] if by_name else [1, 4])
+    reference = table["t2v R@1"][sweeps.load(name).reference]
+    assert axes.lines[-1].get_xydata().tolist() == [[reference, 0] if by_name else [4, reference]]
+
+
+def test_the_overview_names_the_command_for_what_is_missing(recipes):
+    write_run(sweeps.plan("layers", run="test")[0], [1, 2])
+    rest = sweeps.overview("test", "smoke")["to train the rest"]
+    assert rest["layers"] == "tvrkit sweep layers --run test --profile smoke"
+    write_run(sweeps.plan("layers", run="test")[1], [1, 2])
+    table = sweeps.overview("test")
+    assert table["to train the rest"]["layers"] == ""
+    assert table[["runs there", "planned"]].loc["layers"].tolist() == [2, 2]
+
+
+def test_a_table_as_a_reader_sees_it(recipes):
+    for task in sweeps.plan("layers", run="test"):
+        write_run(task, [1, 2] * 5)
+    shown = sweeps.shown(sweeps.results("layers", "test"))
+    assert shown["t2v R@1"].tolist() == ["50.0", "50.0"]
+    assert shown["difference"].tolist() == ["+0.0", ""]
+    assert shown["verdict"].tolist() == ["can't tell", ""]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from string import ascii_lowercase
 
 import numpy as np
 import pandas as pd
@@ -233,7 +232,6 @@ def ablation(
     names: Sequence[str],
     recall: np.ndarray,
     intervals: np.ndarray,
-    seconds: np.ndarray,
     *,
     reference: str,
     ylabel: str,
@@ -241,56 +239,35 @@ def ablation(
     xlabel: str = "",
     log: bool = False,
 ) -> Figure:
-    """Recall (N,) in % with intervals (N, 2) of variants: by name, or as a line over `x` (N,); and
-    over seconds (N,).
+    """Recall (N,) in % with intervals (N, 2) of variants: by name, or as a line over `x` (N,).
 
-    The reference is filled, its recall a dashed line in both panels. Points of the right panel
-    carry the letter of their variant, or its `x`. A logarithmic axis is linear below the smallest
-    value above 0.
+    The reference is filled, its recall a dashed line. A logarithmic axis is linear below the
+    smallest value above 0.
     """
-    figure, (left, right) = _axes(WIDTH, max(3.2, 0.36 * len(names) + 1.2), columns=2)
+    figure, (ax,) = _axes(height=max(3.2, 0.36 * len(names) + 1.2))
     recall = np.asarray(recall, float)
     reach = np.abs(np.asarray(intervals, float).T - recall)
+    row = list(names).index(reference) if reference in names else None
+    filled = {"color": RIGHT, "markersize": 7, "zorder": 3}
     if x is None:
-        places, marks = np.arange(len(names)), list(ascii_lowercase[: len(names)])
-        left.errorbar(recall, places, xerr=reach, capsize=3, linewidth=1.5, **POINTS)
-        left.set_yticks(
-            places, [f"{name}  {mark}" for name, mark in zip(names, marks, strict=True)]
-        )
-        left.set(xlabel=ylabel, ylim=(len(names) - 0.5, -0.5))
-    else:
-        places, marks = np.asarray(x, float), [f"{value:g}" for value in x]
-        line = {**POINTS, "fmt": "o-", "capsize": 3, "linewidth": 1.5}
-        left.errorbar(places, recall, yerr=reach, **line)
-        if log:
-            left.set_xscale("symlog", linthresh=places[places > 0].min())
-        left.set_xticks(places, marks)
-        left.minorticks_off()
-        left.set(xlabel=xlabel, ylabel=ylabel)
-    _draw_cost(right, np.asarray(seconds, float), recall, reach, marks)
-    right.set(xlabel="training time (s)", ylabel=ylabel)
-    if reference in names:
-        row = list(names).index(reference)
-        for draw in (left.axvline if x is None else left.axhline, right.axhline):
-            draw(recall[row], zorder=0, **DASHED)
-        place = (recall[row], places[row])
-        filled = {"color": RIGHT, "markersize": 7, "zorder": 3}
-        left.plot(*(place if x is None else place[::-1]), "o", **filled)
-        right.plot(seconds[row], recall[row], "o", **filled)
+        ax.errorbar(recall, range(len(names)), xerr=reach, capsize=3, linewidth=1.5, **POINTS)
+        ax.set_yticks(range(len(names)), names)
+        ax.set(xlabel=ylabel, ylim=(len(names) - 0.5, -0.5))
+        if row is not None:
+            ax.axvline(recall[row], zorder=0, **DASHED)
+            ax.plot(recall[row], row, "o", **filled)
+        return figure
+    line = {**POINTS, "fmt": "o-", "capsize": 3, "linewidth": 1.5}
+    ax.errorbar(places := np.asarray(x, float), recall, yerr=reach, **line)
+    if log:
+        ax.set_xscale("symlog", linthresh=places[places > 0].min())
+    ax.set_xticks(places, [f"{value:g}" for value in x])
+    ax.minorticks_off()
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if row is not None:
+        ax.axhline(recall[row], zorder=0, **DASHED)
+        ax.plot(places[row], recall[row], "o", **filled)
     return figure
-
-
-def _draw_cost(
-    ax: Axes, seconds: np.ndarray, recall: np.ndarray, reach: np.ndarray, marks: Sequence[str]
-) -> None:
-    """Recall over seconds; equal costs are not to look different, so the axis is never narrow."""
-    ax.errorbar(seconds, recall, yerr=reach, ecolor=NEUTRAL, linewidth=1, **POINTS)
-    for point, mark in zip(zip(seconds, recall, strict=True), marks, strict=True):
-        ax.annotate(mark, point, (6, 5), textcoords="offset points", fontsize=10)
-    around = max(0.6 * np.ptp(seconds), 0.15 * np.mean(seconds))
-    middle = np.min(seconds) + np.ptp(seconds) / 2
-    ax.set_xlim(middle - around, middle + around)
-    ax.margins(y=0.12)
 
 
 @styled

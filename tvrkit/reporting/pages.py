@@ -23,7 +23,7 @@ from tvrkit import figures, files
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.reporting import claims
 from tvrkit.reporting.tables import comparable as comparable  # notebook 03's name for it
-from tvrkit.reporting.tables import interval, number, protocol_of, results
+from tvrkit.reporting.tables import differences_figure, interval, number, protocol_of, results
 from tvrkit.training.runs import Run
 
 ABSENT = "–"
@@ -206,14 +206,8 @@ def _claims_figure(tested: pd.DataFrame, root: Path) -> str | None:
     if "verdict" not in tested:
         return None
     rows = tested[(tested["direction"] == "t2v") & tested["verdict"].notna()]
-    figure = figures.forest_plot(
-        [textwrap.fill(f"{row.paper}: {row.says}", 40) for row in rows.itertuples()],
-        rows["difference"],
-        rows[["low", "high"]].to_numpy(),
-        significant=rows["verdict"] != "can't tell",
-        verdicts=[f"{row.verdict}, p = {row.p_holm:.3f}" for row in rows.itertuples()],
-        xlabel="difference in text-to-video R@1 (points)",
-    )
+    names = [textwrap.fill(f"{row.paper}: {row.says}", 40) for row in rows.itertuples()]
+    figure = differences_figure(rows, names)
     figures.save(figure, root / "figures", "claims")
     return "figures/claims.png"
 

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,9 +24,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 import yaml
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from tvrkit import files
+from tvrkit import figures, files
 from tvrkit.evaluation import statistics
 from tvrkit.recipes import load_profile, load_recipe
 from tvrkit.reporting import tables
@@ -404,8 +405,26 @@ def training_command(name: str, run: str, profile: str | None = None) -> str:
 def shown(results: pd.DataFrame) -> pd.DataFrame:
     """`results` as a reader sees it: digits, signs and short titles, empty where there is none."""
     columns = {
-        title: results[column].map(form.format, na_action="ignore")
+        title: results[column].astype(object).map(form.format, na_action="ignore")
         for column, (title, form) in FORMATS.items()
         if column in results
     }
     return pd.DataFrame(columns).fillna("")
+
+
+def figure(name: str, results: pd.DataFrame) -> Figure:
+    """`results` of a sweep as a figure: text-to-video R@1 of its variants, with intervals."""
+    sweep, ends = load(name), results[["t2v R@1 low", "t2v R@1 high"]].to_numpy()
+    axis = {"x": results.index.astype(float), "xlabel": sweep.key} if sweep.key else {}
+    axis |= {"reference": sweep.reference, "log": sweep.log, "title": sweep.question}
+    recall, label = results["t2v R@1"].to_numpy(), "text to video, R@1 (%)"
+    return figures.ablation(list(results.index), recall, ends, ylabel=label, **axis)
+
+
+def tally(results: Mapping[str, pd.DataFrame]) -> tuple[int, int, int]:
+    """How many variants of all sweeps were tested; differ from their reference by the paired test;
+    and do so over seeds too."""
+    columns = [table.reindex(columns=["verdict", "over_seeds"]) for table in results.values()]
+    tested = pd.concat(columns).dropna(subset="verdict")
+    told = tested[tested["verdict"] != "can't tell"]
+    return len(tested), len(told), int((told["verdict"] == told["over_seeds"]).sum())

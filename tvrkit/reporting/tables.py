@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from tvrkit import files
+from tvrkit import figures, files
 from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.training.runs import Run, find
@@ -145,3 +146,15 @@ def number(value: float, digits: int = 1, sd: float = np.nan) -> str:
 def interval(low: float, high: float, digits: int = 1, sign: str = "") -> str:
     """An interval as tables show it: "[31.4, 37.6]"; `sign` "+" for differences."""
     return f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def differences_figure(tests: pd.DataFrame, names: Sequence[str]) -> Figure:
+    """Rows of `paired` with their verdicts: differences in text-to-video R@1, by these names."""
+    return figures.forest_plot(
+        names,
+        tests["difference"],
+        tests[["low", "high"]].to_numpy(),
+        significant=tests["verdict"] != "can't tell",
+        verdicts=[f"{test.verdict}, p = {test.p_holm:.3f}" for test in tests.itertuples()],
+        xlabel="difference in text-to-video R@1 (points)",
+    )
