@@ -6,15 +6,19 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-PLAIN = {"no_args_is_help": True, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-app = typer.Typer(help=__doc__, **PLAIN)
-data_app = typer.Typer(help="Prepare, check and look at data sets.", **PLAIN)
-backbone_app = typer.Typer(help="The embedded tiny CLIP.", **PLAIN)
+if TYPE_CHECKING:
+    from tvrkit.data.manifest import Manifest
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+data_app = typer.Typer(help="Prepare, check and look at data sets.", no_args_is_help=True)
+backbone_app = typer.Typer(help="The embedded tiny CLIP.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(backbone_app, name="backbone")
 INTERRUPTED = 130
@@ -45,7 +49,7 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def tvrkit(
     version: Annotated[bool, Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Text-video retrieval you can re-run, compare and look into."""
@@ -119,8 +123,10 @@ def sweep(
 
     known = sweeps.load_all()
     chosen = list(known) if not names or names == ["all"] else names
-    options = {"run": run, "profile": profile, "seeds": seed or (), "variants": variant or ()}
-    tasks = {name: sweeps.plan(name, **options) for name in chosen}
+    tasks = {
+        name: sweeps.plan(name, run=run, profile=profile, seeds=seed or (), variants=variant or ())
+        for name in chosen
+    }
     if dry_run or not names:
         for name, planned in tasks.items():
             done = sum(task.finished for task in planned)
@@ -222,22 +228,21 @@ def data_prepare(
         raise ValueError(f"data prepare {name}: expected {what} and --videos FOLDER")
     elif name == "own":
         settings = FrameSettings(frames or FRAMES_ELSEWHERE, SHORT_SIDE)
+        folder = out or files.data("own")
         made = prepare_own(
-            *(root, videos, out or files.data("own")),
-            **{"language": language or "en", "settings": settings, "workers": workers},
+            root, videos, folder, language=language or "en", settings=settings, workers=workers
         )
     else:
-        made, checked = prepare(
-            *(name, root, videos, out or files.data(name.replace("/", "-"))),
-            **{"language": language, "splits": split, "frames": frames, "workers": workers},
-            **{"decoder": decoder, "allow_partial": allow_partial},
-        )
+        options: dict[str, Any] = {"language": language, "splits": split, "frames": frames}
+        options |= {"decoder": decoder, "allow_partial": allow_partial, "workers": workers}
+        folder = out or files.data(name.replace("/", "-"))
+        made, checked = prepare(name, root, videos, folder, **options)
         print(checked)
     _print_coverage(made)
-    print(made.root)
 
 
-def _print_coverage(made) -> None:
+def _print_coverage(made: Manifest) -> None:
+    """What is there of each split, some ids of what is not, and the folder."""
     from tvrkit.data.manifest import coverage
 
     for row in coverage(made.videos).to_dict("records"):
