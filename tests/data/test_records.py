@@ -1,5 +1,6 @@
 """Annotation files are read strictly, and an error names the file and the place."""
 
+import json
 from pathlib import Path
 
 import pytest

@@ -112,7 +112,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 # The unpickler in Python: C's allocates whatever a damaged index asks for.
-class _BuiltinsUnpickler(pickle._Unpickler):  # type: ignore[name-defined]  # not in its stubs
+class _BuiltinsUnpickler(pickle._Unpickler):
     ALLOWED = ("list", "dict", "tuple", "set", "str", "int", "float", "bool")
 
     def find_class(self, module, name):
