@@ -450,7 +450,7 @@ def check_word_head(g: Golden) -> None:
 
 
 class LinearTowers(Features):
-    """The stand-ins behind the pre-training numbers: linear towers over word embeddings and flat frames."""
+    """The stand-ins behind the pre-training numbers: linear towers over embeddings and pixels."""
 
     class Tokenizer:
         """Ids of the stand-in."""

@@ -9,7 +9,7 @@ concepts: those of one query agree across the sides, those of different queries 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -135,18 +135,14 @@ class GLSCL(Method):
         texts, videos = text.extras["concepts"], video.extras["concepts"]
         sides = (texts, videos) if self.corrected else (videos,)
         diversity = sum(concept_diversity(side, margin=choice.diversity_margin) for side in sides)
+        goal = {"target": choice.consistency_target, "weight": choice.consistency_weight}
+        reduction: Any = "batch_mean" if self.corrected else "batch_sum"
         scores = self.similarity(text, video)
         parts = {
             "info_nce": info_nce(scores, logit_scale=scale, positives=positives(batch.video_index)),
             "diversity": choice.diversity_weight * diversity / len(sides),
-            "consistency": concept_consistency(
-                texts,
-                videos,
-                target=choice.consistency_target,
-                weight=choice.consistency_weight,
-                reduction="batch_mean" if self.corrected else "batch_sum",
-            ),
         }
+        parts["consistency"] = concept_consistency(texts, videos, reduction=reduction, **goal)
         return {"loss": sum(parts.values()), **parts}
 
     @torch.no_grad()
