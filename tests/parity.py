@@ -603,7 +603,7 @@ def check_bertadam(g: Golden) -> None:
             values = (
                 loss.detach(),
                 *(p.detach().clone() for p in (W, s, b)),
-                torch.tensor(optimizer.rates()),
+                torch.tensor([optimizer.next_rate(group) for group in optimizer.param_groups]),
             )
             for table, value in zip(tables.values(), values, strict=True):
                 table.append(value)
