@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -485,7 +485,9 @@ def decayed_gains(case: Case) -> Values:
     return [sum(id(p) in gains for p in kind) for kind in decayed]
 
 
-def optimizer_steps(name: str, steps: int = 130, planned: int = 100) -> list[float]:
+def optimizer_steps(
+    name: Literal["bertadam", "adamw"], steps: int = 130, planned: int = 100
+) -> list[float]:
     """Steps of "bertadam" or "adamw", in units of lr, under a gradient of 1 throughout."""
     part: Any = nn.ParameterList([torch.zeros(1, 1)])
     train = TrainConfig(optimizer=name, lr=1.0, weight_decay=0.0)
@@ -502,7 +504,7 @@ def optimizer_steps(name: str, steps: int = 130, planned: int = 100) -> list[flo
 @finding(27, "all", "step 1, largest step, step at 130 % of the plan, / lr", "train.optimizer")
 def bert_adam(case: Case) -> Values:
     """Adam corrects its bias. BertAdam: does not, first stands still, in the end rises again."""
-    runs = [optimizer_steps(name) for name in ("bertadam", "adamw")]
+    runs = [optimizer_steps("bertadam"), optimizer_steps("adamw")]
     return [f"{run[0]:.2f}, {max(run):.2f}, {run[-1]:.2f}" for run in runs]
 
 
