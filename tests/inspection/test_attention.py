@@ -101,40 +101,6 @@ def test_token_values_are_summed_over_the_word_they_belong_to():
     assert inspection.overlapping(words, []).tolist() == [False] * 4
 
 
-def test_auc_counts_the_pairs_that_are_in_order_and_half_the_tied_ones():
-    rng = np.random.default_rng(0)
-    for levels in (3, 1000):
-        scores, truth = rng.integers(levels, size=50), rng.random(50) < 0.3
-        pairs = [(a > b) + 0.5 * (a == b) for a in scores[truth] for b in scores[~truth]]
-        assert inspection.auc(scores, truth) == pytest.approx(np.mean(pairs))
-    assert inspection.auc([0.1, 0.9], [False, True]) == 1
-    assert np.isnan(inspection.auc([0.1, 0.9], [True, True]))
-
-
-def test_mean_interval_covers_the_mean_of_its_distribution_about_95_times_of_100():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(100):
-        mean, low, high = inspection.mean_interval(rng.normal(5, 2, 60), resamples=300)
-        assert low <= mean <= high
-        hits += low <= 5 <= high
-    assert 88 <= hits <= 100
-
-
-def test_mean_interval_leaves_nan_out_and_is_not_known_from_a_single_value():
-    assert inspection.mean_interval([1, np.nan, 1]) == (1, 1, 1)
-    assert inspection.mean_interval([1, np.nan, 3])[0] == 2
-    for values, clusters in (([1, np.nan], None), ([np.nan] * 2, None), ([1, 2, 3], list("aaa"))):
-        assert np.isnan(inspection.mean_interval(values, clusters)).all()
-
-
-def test_values_of_one_cluster_share_its_luck():
-    values, clusters = np.repeat([0.0, 1, 1, 0, 1], 40), np.repeat(list("abcde"), 40)
-    alone, together = inspection.mean_interval(values), inspection.mean_interval(values, clusters)
-    assert alone[0] == together[0] == pytest.approx(0.6)
-    assert together[2] - together[1] > 3 * (alone[2] - alone[1])
-
-
 def test_kinds_of_pairs(truth):
     kinds = inspection.pair_kinds(truth, *IDS)
     named = [
@@ -231,7 +197,7 @@ def test_weights_that_say_nothing_give_no_gap(equal):
 def test_removal_takes_the_highest_spares_one_and_takes_one(count, share):
     rng = np.random.default_rng(0)
     priority = rng.permutation(count)
-    left = inspection.kept(priority, share, rng)
+    left = inspection.remaining(priority, share, rng)
     assert left.any()
     assert left.all() == (share == 0 or count == 1)
     if not left.all():
@@ -244,11 +210,13 @@ def test_curves_of_a_deletion_test_are_means_with_their_intervals():
     table = inspection.deletion_test(
         {"highest": np.eye(TOKENS)[place]}, score, np.arange(QUERIES), shares=(0.5,)
     )
-    means, bands = inspection.deletion_curves(table, "hit")
-    rows = table[(table.order == "random") & (table.share == 0.5)].hit
-    assert means["random"].tolist() == [100, rows.mean()]
-    assert bands["random"][:, 1].tolist() == list(inspection.mean_interval(rows)[1:])
-    assert bands["highest"].shape == (2, 2)
+    curves = inspection.deletion_curves(table).set_index(["quantity", "order", "removed"])
+    rows = table[(table.order == "random") & (table.share == 0.5)]
+    assert curves.loc[("hit", "random", 0.0)].tolist() == [100] * 3
+    for quantity in ("hit", "margin"):
+        expected = list(inspection.mean_interval(rows[quantity]))
+        assert curves.loc[(quantity, "random", 50.0)].tolist() == expected
+    assert len(curves) == 8
 
 
 class Frames(Method):
@@ -309,11 +277,6 @@ def test_attention_lift_is_one_where_attention_is_even():
     assert np.isnan(inspection.attention_lift([even], tokens, [(20, 25)])).all()
 
 
-def test_informative_share():
-    assert inspection.informative_share([1, 1, 0, 0], [1, 0, 0, 1]) == 50
-    assert np.isnan(inspection.informative_share([0, 0], [1, 0]))
-
-
 def test_object_pixels_are_where_the_objects_are():
     scene = Scene(**FIRST | {"size": "large", "motion": "still", "then": ""})
     near = render(scene, [""], [1])
@@ -334,3 +297,14 @@ def test_attention_on_pixels_counts_what_of_a_patch_they_cover():
     share, area = inspection.attention_on(attention, pixels)
     assert share.tolist() == [50, 12.5]
     assert area.tolist() == [12.5, 12.5]
+
+
+def test_steps_of_the_partial_order_need_a_strict_fall():
+    full, partial, masked = np.array([3.0, 3, 1]), np.array([2.0, 3, 2]), np.array([1.0, 1, 1])
+    steps = inspection.partial_order(full, partial, masked)
+    assert {name: row.tolist() for name, row in steps.items()} == {
+        "full > partial": [True, False, False],
+        "partial > masked": [True, True, True],
+        "full > masked": [True, True, False],
+        "full > partial > masked": [True, False, False],
+    }

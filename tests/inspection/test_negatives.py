@@ -145,28 +145,83 @@ def test_push_is_the_gradient_by_finite_differences():
     assert added.diagonal().sum() < 0
 
 
-def test_embed_takes_the_methods_video_vector_or_the_mean_of_its_valid_frames(monkeypatch):
+def test_embed_takes_the_methods_video_vector_or_the_mean_of_its_valid_frames():
     rng = torch.Generator().manual_seed(0)
     frames, mask = torch.randn(2, 3, 4, generator=rng), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
-    features = SimpleNamespace(video=None, frames=frames, mask=mask)
+    videos = SimpleNamespace(video=None, frames=frames, mask=mask)
     sentence = torch.randn(3, 4, generator=rng)
-    method = SimpleNamespace(
-        backbone=SimpleNamespace(logit_scale=torch.zeros(1)),
-        encode_text=lambda batch: SimpleNamespace(sentence=sentence),
-        encode_video=lambda batch: features,
-    )
-    batch = SimpleNamespace(to=lambda device: None)
-    for name in ("text_loader", "video_loader"):
-        monkeypatch.setattr(inspection.negatives, name, lambda *_: [batch, batch])
-    texts, videos = inspection.embed(method, None, None)
-    np.testing.assert_allclose(texts, F.normalize(sentence, dim=1).repeat(2, 1), atol=1e-6)
+    encoded = SimpleNamespace(texts=SimpleNamespace(sentence=sentence), videos=videos)
+    texts, means = inspection.embed(encoded)
+    np.testing.assert_allclose(texts, F.normalize(sentence, dim=1), atol=1e-6)
     unit = F.normalize(frames, dim=2)
     by_hand = F.normalize(torch.stack([(unit[0, 0] + unit[0, 1]) / 2, unit[1].mean(0)]), dim=1)
-    np.testing.assert_allclose(videos, by_hand.repeat(2, 1), atol=1e-6)
-    features.video = torch.tensor([[3.0, 0, 0, 0], [0, 2, 0, 0]])
-    np.testing.assert_allclose(
-        inspection.embed(method, None, None)[1], np.eye(4)[[0, 1, 0, 1]], atol=1e-6
-    )
+    np.testing.assert_allclose(means, by_hand, atol=1e-6)
+    videos.video = torch.tensor([[3.0, 0, 0, 0], [0, 2, 0, 0]])
+    np.testing.assert_allclose(inspection.embed(encoded)[1], np.eye(4)[[0, 1]], atol=1e-6)
+
+
+@pytest.fixture
+def gallery():
+    """Scores of 40 captions and 20 videos, and kinds of their pairs."""
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(20), 2)
+    match = owner[:, None] == np.arange(20)
+    near = ~match & (rng.random(match.shape) < 0.1)
+    kinds = {"match": match, "near": near, "other": ~match & ~near}
+    return rng.normal(size=match.shape), owner, kinds
+
+
+def test_miners_mine_no_match_and_as_many_as_the_margin(gallery):
+    scores, owner, kinds = gallery
+    mined = inspection.mined_sets(scores, kinds["match"], seed=1)
+    own = scores[np.arange(40), owner]
+    best = np.array([scores[owner == video, video].max() for video in range(20)])
+    by_hand = ((scores > own[:, None]) | (scores > best)) & ~kinds["match"]
+    # a video has two matches here, the best of which counts for it
+    np.testing.assert_array_equal(mined["margin"], by_hand)
+    for miner in ("top_k", "random"):
+        assert not (mined[miner] & kinds["match"]).any()
+        assert set(mined[miner].sum(axis=1)) == {round(by_hand.sum() / 40)}
+
+
+def test_queries_of_a_gallery_are_the_hardest_of_different_neighbourhoods():
+    owner, wanted = np.array([0, 1, 2, 3]), np.zeros((4, 4), bool)
+    mined = np.array([[0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
+    wanted[3, 0] = True
+    assert inspection.hardest_queries(mined, wanted, owner) == [3, 1]
+
+
+def test_push_by_kind_is_1_on_the_average_pair_and_larger_where_scores_are(gallery):
+    scores, owner, kinds = gallery
+    scores = scores + 2.0 * kinds["near"]
+    options = {"batch_size": 10, "batches": 20, "negative_weight": 0.5, "clamp": None}
+    table = inspection.push_by_kind(scores, kinds, owner, logit_scale=2.0, **options)
+    base = table[table.side == "InfoNCE"].set_index("kind")
+    assert (base.value * base.pairs).sum() / base.pairs.sum() == pytest.approx(1)
+    assert base.value["near"] > 1 > base.value["other"]
+    assert base.pairs.sum() == pytest.approx(10 * 10 - 10)
+    assert ((table.low <= table.value) & (table.value <= table.high)).all()
+
+
+def test_nearness_is_the_gap_to_other_videos(gallery):
+    _, owner, kinds = gallery
+    videos = np.eye(20)
+    gaps = inspection.nearness(videos[owner], videos, kinds, owner)
+    assert gaps["other"][0] == pytest.approx(1)
+    assert gaps["match"][0] == pytest.approx(0)
+
+
+def test_near_duplicates_are_the_mined_pairs_with_alike_captions():
+    captions = pd.DataFrame({"caption": ["a dot", "a dog", "a cat"], "video_id": list("xyz")})
+    split = SimpleNamespace(captions=captions, video_ids=list("xyz"))
+    likeness = np.array([[1, 0.9, 0.85], [0.9, 1, 0], [0, 0, 1]])
+    mined = np.array([[0, 1, 1], [0, 0, 1], [0, 0, 0]], bool)
+    kinds = {"near": likeness == 0.9, "other": likeness != 0.9}
+    table = inspection.near_duplicates(split, mined, likeness, kinds)
+    assert table.to_numpy().tolist() == [
+        ["a dot", "a dog", 0.9, "near"],
+        ["a dot", "a cat", 0.85, "other"],
+    ]
 
 
 def test_the_plane_holds_the_most_variance_and_no_gap_between_the_sides():

@@ -2,38 +2,52 @@
 
 # ruff: noqa: F401
 from tvrkit.inspection.attention import (
+    EncodedSplit,
     attention_lift,
     attention_on,
-    auc,
     deletion_curves,
     deletion_gap,
     deletion_test,
+    encode_split,
     encode_videos,
     frames_seen,
-    indices_seen,
-    informative_share,
-    kept,
     matched_scores,
     mean_cosine,
-    mean_interval,
     overlapping,
+    partial_order,
     per_word,
+    remaining,
     without_frames,
     word_spans,
+)
+from tvrkit.inspection.diagnostics import (
+    Diagnostics,
+    auc,
+    format_interval,
+    informative_share,
+    mean_interval,
 )
 from tvrkit.inspection.negatives import (
     caption_likeness,
     embed,
+    hardest_queries,
+    mined_sets,
     mining_quality,
+    near_duplicates,
+    nearness,
     over_training,
     plane,
     push,
+    push_by_kind,
     text_kinds,
 )
 from tvrkit.inspection.truth import (
+    concept_preferences,
     contradicting_words,
+    kinds_of_pairs,
     object_pixels,
     pair_kinds,
+    partial_captions,
     per_factor_accuracy,
     swapped_pairs,
 )

@@ -1,29 +1,34 @@
-"""Is what a model looks at the right thing? Arithmetic of the notebooks, scored on shapes' truth.
+"""What does a model look at, and does its score rest on it? Words, frames and deletion tests.
 
 Arrays in, numbers and tables out; figures are in `tvrkit.figures`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.data.manifest import Manifest
+from tvrkit.data.loader import text_loader, video_loader
+from tvrkit.data.manifest import Manifest, Split
 from tvrkit.data.sampling import sample
-from tvrkit.evaluation import ranks as metrics
+from tvrkit.evaluation.ranks import retrieval_ranks
+from tvrkit.inspection.diagnostics import mean_interval
 from tvrkit.models.method import Method
-from tvrkit.settings import DataConfig
+from tvrkit.settings import Config, DataConfig
 
 Span = tuple[int, int]
+Rows = Sequence[np.ndarray]
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of the tokens that a deletion test removes
 BLOCK = 64  # clips, or texts, at a time
+QUANTITIES = ["margin", "hit"]
 
 
 def frames_seen(
@@ -31,26 +36,14 @@ def frames_seen(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What an evaluation under these settings sees of a video: (F,) stored indices, (F, H, W, 3)
     uint8."""
-    indices = indices_seen(manifest, data, video_id)
+    indices = sample(data.eval_sampling, manifest.frames.count(video_id), data.max_frames)
     return indices, manifest.frames.read(video_id, indices)
-
-
-def indices_seen(manifest: Manifest, data: DataConfig, video_id: str) -> np.ndarray:
-    """(F,) which stored frames of a video an evaluation under these settings sees."""
-    return sample(data.eval_sampling, manifest.frames.count(video_id), data.max_frames)
 
 
 def word_spans(caption: str) -> list[Span]:
     """(start, end) of the caption's words, end excluded; of its characters where it has no blanks
     (zh)."""
-    if " " not in caption:
-        return [(place, place + 1) for place in range(len(caption))]
-    words, place = [], 0
-    for word in caption.split():
-        start = caption.index(word, place)
-        place = start + len(word)
-        words.append((start, place))
-    return words
+    return [word.span() for word in re.finditer(r"\S+" if " " in caption else r"(?s).", caption)]
 
 
 def overlapping(spans: Sequence[Span], others: Sequence[Sequence]) -> np.ndarray:
@@ -82,58 +75,122 @@ def per_word(values, tokens: Sequence[tuple[int, Span]], words: Sequence[Span]) 
     return np.tensordot(belongs, np.asarray(values, float)[columns], 1)
 
 
-def auc(scores, truth) -> float:
-    """Probability that a true item scores above a false one, ties counting half (Mann-Whitney); 0.5
-    = chance.
+@dataclass(frozen=True)
+class EncodedSplit:
+    """A split as a method sees it; N_t texts, N_v videos.
+
+    Attributes:
+        method, manifest, config, split: what was encoded with what.
+        texts: features of the captions.
+        videos: features of the videos.
+        frames: (N_v, F, D) of the image tower, before the method.
+        frame_mask: (N_v, F) bool.
+    """
+
+    method: Method
+    manifest: Manifest
+    config: Config
+    split: Split
+    texts: TextFeatures
+    videos: VideoFeatures
+    frames: Tensor
+    frame_mask: Tensor
+
+    @torch.inference_mode()
+    def scores(self, texts: TextFeatures) -> np.ndarray:
+        """(N, N_v) float32 scores of texts with all videos."""
+        parts = [self.method.similarity(texts[rows], self.videos) for rows in _blocks(len(texts))]
+        return torch.cat(parts).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def scores_of(self, captions: Sequence[str]) -> np.ndarray:
+        """(N, N_v) float32 scores of other captions: tokenised, tagged and encoded anew."""
+        none = np.zeros(len(captions), int)
+        split = replace(
+            self.split, captions=pd.DataFrame({"caption": captions}), video_of_caption=none
+        )
+        return self.scores(_encode_texts(self.method, self.manifest, self.config, split))
+
+    def scores_of_shorter(self, whole: np.ndarray, rows: np.ndarray, kept: Rows) -> np.ndarray:
+        """(N, N_v) float32 scores of captions `rows` where their own videos lose frames.
+
+        The videos are as if filmed shorter, and encoded again behind the image tower.
+
+        Args:
+            whole: (N, N_v) scores with nothing removed.
+            rows: (N,) of the captions.
+            kept: which frames (F_i,) bool the own video of each keeps.
+        """
+        own, scores = self.split.video_of_caption[rows], whole.copy()
+        clips = without_frames(self.frames[own], self.frame_mask[own], kept)
+        videos = encode_videos(self.method, *clips)
+        scores[np.arange(len(rows)), own] = matched_scores(self.method, self.texts[rows], videos)
+        return scores
+
+
+@torch.inference_mode()
+def encode_split(method: Method, manifest: Manifest, config: Config, split: Split) -> EncodedSplit:
+    """Encode the captions and videos of a split, on the device of the method."""
+    device, parts = method.backbone.logit_scale.device, []
+    for batch in video_loader(split, config, method.backbone, manifest):
+        batch = batch.to(device)
+        parts.append((method.backbone.encode_frames(batch.frames), batch.frame_mask))
+    frames, mask = (torch.cat(part) for part in zip(*parts, strict=True))
+    texts, videos = (
+        _encode_texts(method, manifest, config, split),
+        encode_videos(method, frames, mask),
+    )
+    return EncodedSplit(method, manifest, config, split, texts, videos, frames, mask)
+
+
+def _encode_texts(method: Method, manifest: Manifest, config: Config, split: Split) -> TextFeatures:
+    device = method.backbone.logit_scale.device
+    batches = text_loader(split, config, method.backbone, manifest)
+    return TextFeatures.cat([method.encode_text(batch.to(device)) for batch in batches])
+
+
+@torch.inference_mode()
+def encode_videos(method: Method, frames: Tensor, mask: Tensor) -> VideoFeatures:
+    """`method.encode_video` of clips whose frames went through the image tower before, frame by
+    frame.
 
     Args:
-        scores: (N,) float.
-        truth: (N,) bool.
-
-    Returns:
-        NaN where `truth` has one class only.
+        method: any.
+        frames: (N, F, D) float of `backbone.encode_frames`.
+        mask: (N, F) bool.
     """
-    truth = np.asarray(truth, bool)
-    true, false = int(truth.sum()), int((~truth).sum())
-    if not true or not false:
-        return float("nan")
-    ranks = stats.rankdata(np.asarray(scores, float))
-    return float((ranks[truth].sum() - true * (true + 1) / 2) / (true * false))
+    batches = [
+        TextVideoBatch(frames=frames[rows], frame_mask=mask[rows]) for rows in _blocks(len(frames))
+    ]
+    with mock.patch.object(method.backbone, "encode_frames", lambda features: features):
+        return VideoFeatures.cat([method.encode_video(batch) for batch in batches])
 
 
-def mean_interval(
-    values, clusters=None, *, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of the values that are not NaN and its 95 % percentile bootstrap interval (low, high).
-
-    Args:
-        values: (N,) float.
-        clusters: (N,) labels; values of one label (captions of one video) are averaged first and
-            drawn together.
-        resamples: bootstrap samples.
-        seed: of the draws.
-
-    Returns:
-        All NaN where there are fewer than two such values, or clusters.
-    """
-    values = np.asarray(values, float)
-    if clusters is not None:
-        values = pd.Series(values).groupby(np.asarray(clusters)).mean().to_numpy()
-    values = values[~np.isnan(values)]
-    if len(values) < 2:
-        return (float("nan"),) * 3
-    if np.ptp(values) == 0:
-        return (float(values[0]),) * 3
-    options = {"n_resamples": resamples, "method": "percentile", "rng": np.random.default_rng(seed)}
-    bounds = stats.bootstrap((values,), np.mean, **options).confidence_interval
-    return float(values.mean()), float(bounds.low), float(bounds.high)
+@torch.inference_mode()
+def matched_scores(method: Method, texts: TextFeatures, videos: VideoFeatures) -> np.ndarray:
+    """(N,) float32 scores of text i with video i, from small blocks of the similarity."""
+    blocks = _blocks(len(texts))
+    parts = [method.similarity(texts[rows], videos[rows]).diagonal() for rows in blocks]
+    return torch.cat(parts).float().cpu().numpy()
 
 
-# --- deletion test
-#  ------------------------------------------------------------------------------------------
+def _blocks(rows: int) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, rows, BLOCK)]
 
 
-def kept(priority, share: float, rng: np.random.Generator) -> np.ndarray:
+def without_frames(frames: Tensor, mask: Tensor, kept: Rows) -> tuple[Tensor, Tensor]:
+    """Frames (N, F, D) and mask (N, F) of the shorter clips with the frames that are `kept`: (F_i,)
+    bool each."""
+    stays = torch.zeros_like(mask)
+    for place, row in enumerate(kept):
+        stays[place, : len(row)] = torch.from_numpy(row).to(mask.device)
+    stays &= mask
+    order = (~stays).to(torch.uint8).argsort(dim=1, stable=True)
+    left = stays.gather(1, order)
+    return frames.gather(1, order[..., None].expand_as(frames)) * left[..., None], left
+
+
+def remaining(priority, share: float, rng: np.random.Generator) -> np.ndarray:
     """(W,) bool: what is left when a share of W >= 1 items is removed, those of the highest
     priority first.
 
@@ -142,9 +199,8 @@ def kept(priority, share: float, rng: np.random.Generator) -> np.ndarray:
     """
     priority = np.asarray(priority, float)
     count = min(max(round(share * len(priority)), 1), len(priority) - 1) if share else 0
-    order = np.lexsort((rng.random(len(priority)), -priority))
     left = np.ones(len(priority), bool)
-    left[order[:count]] = False
+    left[np.lexsort((rng.random(len(priority)), -priority))[:count]] = False
     return left
 
 
@@ -174,29 +230,25 @@ def deletion_test(
         the others', in percent of what it is on average with nothing removed; `hit`, 100 where the
         own video comes first, else 0.
     """
-    rng, own = np.random.default_rng(seed), np.asarray(own)
+    rng, own, tables = np.random.default_rng(seed), np.asarray(own), []
     some = next(iter(priorities.values()))
     priorities = {"random": [rng.random(len(row)) for row in some], **priorities}
-    whole, hit = _margin(score([kept(row, 0.0, rng) for row in some]), own)
-    parts = []
+    whole = _margin(score([remaining(row, 0.0, rng) for row in some]), own)
     for order, rows in priorities.items():
-        found = {0.0: (whole, hit)}
-        found |= {
-            share: _margin(score([kept(row, share, rng) for row in rows]), own) for share in shares
-        }
-        for share, (margin, hits) in found.items():
-            columns = {"margin": 100 * margin / whole.mean(), "hit": 100.0 * hits}
-            parts.append(
-                pd.DataFrame({"order": order, "share": share, "query": range(len(own)), **columns})
-            )
-    return pd.concat(parts, ignore_index=True)
+        for share in (0.0, *shares):
+            left = [remaining(row, share, rng) for row in rows] if share else None
+            margin, hit = whole if left is None else _margin(score(left), own)
+            names = {"order": order, "share": share, "query": range(len(own))}
+            values = {"margin": 100 * margin / whole[0].mean(), "hit": 100.0 * hit}
+            tables.append(pd.DataFrame(names | values))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _margin(scores: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Own score less the mean of the others', and whether it is the best, both (N,)."""
     scores, rows = np.asarray(scores, float), np.arange(len(own))
     others = (scores.sum(axis=1) - scores[rows, own]) / (scores.shape[1] - 1)
-    return scores[rows, own] - others, metrics.retrieval_ranks(scores, own) == 1
+    return scores[rows, own] - others, retrieval_ranks(scores, own) == 1
 
 
 def deletion_gap(table: pd.DataFrame, column: str, order: str = "highest") -> np.ndarray:
@@ -212,70 +264,24 @@ def deletion_gap(table: pd.DataFrame, column: str, order: str = "highest") -> np
     return (removed["random"] - removed[order]).to_numpy()
 
 
-def deletion_curves(
-    table: pd.DataFrame, column: str
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Means (S,) of a `deletion_test` column by order, over the shares removed, and their intervals
-    (2, S)."""
-    found = (
-        table.groupby(["order", "share"])[column]
-        .apply(mean_interval)
-        .unstack("share")
-        .loc[table.order.unique()]
-    )
-    bounds = {order: np.array(row.tolist()).T for order, row in found.iterrows()}
-    return {order: row[0] for order, row in bounds.items()}, {
-        order: row[1:] for order, row in bounds.items()
-    }
+def deletion_curves(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over the queries of a `deletion_test`, with their intervals.
 
-
-@torch.inference_mode()
-def encode_videos(method: Method, frames: Tensor, mask: Tensor) -> VideoFeatures:
-    """`method.encode_video` of clips whose frames went through the image tower before, frame by
-    frame.
-
-    Args:
-        method: any.
-        frames: (N, F, D) float of `backbone.encode_frames`.
-        mask: (N, F) bool.
+    Returns:
+        Rows of quantity ("margin", "hit"), order, removed (% of the tokens), value, low, high.
     """
-    batches = [
-        TextVideoBatch(frames=frames[block], frame_mask=mask[block])
-        for block in _blocks(len(frames))
-    ]
-    with mock.patch.object(method.backbone, "encode_frames", lambda features: features):
-        return VideoFeatures.cat([method.encode_video(batch) for batch in batches])
+    keys = ["quantity", "order", "removed"]
+    long = table.assign(removed=100 * table.share).melt(keys[1:], QUANTITIES, keys[0])
+    groups = long.groupby(keys, sort=False)["value"]
+    rows = [(*key, *mean_interval(values)) for key, values in groups]
+    return pd.DataFrame(rows, columns=[*keys, "value", "low", "high"])
 
 
-def without_frames(
-    frames: Tensor, mask: Tensor, rows: Sequence[np.ndarray]
-) -> tuple[Tensor, Tensor]:
-    """Frames (N, F, D) and mask (N, F) of the shorter clips that keep what `rows`, (F_i,) bool
-    each, says."""
-    stays = torch.zeros_like(mask)
-    for place, row in enumerate(rows):
-        stays[place, : len(row)] = torch.from_numpy(row).to(mask.device)
-    stays &= mask
-    order = (~stays).to(torch.uint8).argsort(dim=1, stable=True)
-    left = stays.gather(1, order)
-    return frames.gather(1, order[..., None].expand_as(frames)) * left[..., None], left
-
-
-@torch.inference_mode()
-def matched_scores(method: Method, texts: TextFeatures, videos: VideoFeatures) -> np.ndarray:
-    """(N,) float32 scores of text i with video i, from small blocks of the similarity."""
-    parts = [
-        method.similarity(texts[block], videos[block]).diagonal() for block in _blocks(len(texts))
-    ]
-    return torch.cat(parts).float().cpu().numpy()
-
-
-def _blocks(rows: int) -> list[slice]:
-    return [slice(start, start + BLOCK) for start in range(0, rows, BLOCK)]
-
-
-# --- concepts, frames and patches
-#  -----------------------------------------------------------------------------
+def partial_order(full, partial, masked) -> dict[str, np.ndarray]:
+    """(N,) bool by step: whether scores (N,) fall with what a text says: full, partial, masked."""
+    first, second = full > partial, partial > masked
+    steps = {"full > partial": first, "partial > masked": second, "full > masked": full > masked}
+    return steps | {"full > partial > masked": first & second}
 
 
 def mean_cosine(vectors) -> np.ndarray:
@@ -301,21 +307,11 @@ def attention_lift(
     Returns:
         (Q,) float, 1 = even; NaN where none of the words was kept.
     """
-    attention, columns = np.asarray(attention, float), [column for column, _ in tokens]
-    asked = overlapping([span for _, span in tokens], spans)
-    if not asked.any():
+    inside = overlapping([span for _, span in tokens], spans)
+    attention = np.asarray(attention, float)[:, [column for column, _ in tokens]]
+    if not inside.any():
         return np.full(len(attention), np.nan)
-    of_words = attention[:, columns]
-    return of_words[:, asked].sum(axis=1) / of_words.sum(axis=1) / asked.mean()
-
-
-def informative_share(marked, informative) -> float:
-    """Share (%) of the marked frames, or words, (F,) bool that are informative (F,) bool; NaN where
-    none is marked."""
-    marked = np.asarray(marked, bool)
-    return (
-        100 * float(np.asarray(informative, bool)[marked].mean()) if marked.any() else float("nan")
-    )
+    return attention[:, inside].sum(axis=1) / attention.sum(axis=1) / inside.mean()
 
 
 def attention_on(attention, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,21 +14,29 @@ import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import normalize
 
-from tvrkit.data.loader import text_loader, video_loader
 from tvrkit.data.manifest import Split
 from tvrkit.evaluation.statistics import ratio_interval
+from tvrkit.inspection.attention import EncodedSplit
+from tvrkit.inspection.diagnostics import Interval
 from tvrkit.losses.contrastive import neg_nce
-from tvrkit.models.method import Method
-from tvrkit.settings import Config
+from tvrkit.losses.miners import MINERS
 
-Interval = tuple[float, float, float]
 Masks = Mapping[str, np.ndarray]
 BLOCK = 256  # captions compared with all others at a time
+LIKE = 0.8  # likeness from which a caption counts as a near duplicate
+SIDES = ("InfoNCE", "NegNCE adds")
 
 
-def text_kinds(likeness: np.ndarray, video_of_caption, threshold: float) -> dict[str, np.ndarray]:
+def with_rest(kinds: Masks) -> dict[str, np.ndarray]:
+    """The kinds, and "other": what is none of them."""
+    return {**kinds, "other": ~np.any(list(kinds.values()), axis=0)}
+
+
+def text_kinds(
+    likeness: np.ndarray, video_of_caption, threshold: float = LIKE
+) -> dict[str, np.ndarray]:
     """Kinds of pairs where nothing is known but the texts: "match", "near-duplicate caption" and
     "other".
 
@@ -40,10 +48,6 @@ def text_kinds(likeness: np.ndarray, video_of_caption, threshold: float) -> dict
     """
     match = np.asarray(video_of_caption)[:, None] == np.arange(likeness.shape[1])[None, :]
     return with_rest({"match": match, "near-duplicate caption": ~match & (likeness >= threshold)})
-
-
-def with_rest(kinds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {**kinds, "other": ~np.any(list(kinds.values()), axis=0)}
 
 
 def caption_likeness(captions: Sequence[str], video_of_caption, *, size: int = 3) -> np.ndarray:
@@ -63,30 +67,67 @@ def caption_likeness(captions: Sequence[str], video_of_caption, *, size: int = 3
     Returns:
         (N_t, N_v) float32 in 0..1; a caption's own video has 1.
     """
-    owner, known = np.asarray(video_of_caption), {}
-    texts = [
-        " " * (size - 1) + " ".join(text.lower().split()) + " " * (size - 1) for text in captions
-    ]
-    grams = [
-        [text[place : place + size] for place in range(len(text) - size + 1)] for text in texts
-    ]
-    columns = np.array([known.setdefault(gram, len(known)) for row in grams for gram in row])
-    rows = np.repeat(np.arange(len(grams)), [len(row) for row in grams])
-    counts = sparse.csr_array((np.ones(len(rows), np.float32), (rows, columns)))
-    counts = (
-        sparse.diags_array(1 / np.sqrt(counts.multiply(counts).sum(axis=1))).astype(np.float32)
-        @ counts
+    owner, pad = np.asarray(video_of_caption), " " * (size - 1)
+    texts = [pad + " ".join(text.lower().split()) + pad for text in captions]
+    grams = pd.Series(texts).map(
+        lambda text: [text[i : i + size] for i in range(len(text) - size + 1)]
     )
+    columns, _ = pd.factorize(grams.explode())
+    ones = np.ones(len(columns), np.float32)
+    counts = sparse.csr_array((ones, (np.repeat(np.arange(len(grams)), grams.map(len)), columns)))
+    lengths = np.sqrt(counts.multiply(counts).sum(axis=1))
+    counts = (sparse.diags_array(1 / lengths) @ counts).astype(np.float32)
     order = np.argsort(owner, kind="stable")
-    starts, others = (
-        np.searchsorted(owner[order], np.arange(owner.max() + 1)),
-        counts[order].T.tocsr(),
-    )
-    blocks = [slice(start, start + BLOCK) for start in range(0, len(texts), BLOCK)]
-    best = [
-        np.maximum.reduceat((counts[block] @ others).toarray(), starts, axis=1) for block in blocks
-    ]
+    starts = np.searchsorted(owner[order], np.arange(owner.max() + 1))
+    others = counts[order].T.tocsr()
+    blocks = [counts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
+    best = [np.maximum.reduceat((block @ others).toarray(), starts, axis=1) for block in blocks]
     return np.concatenate(best).clip(0, 1)
+
+
+def mined_sets(
+    similarity: np.ndarray, match: np.ndarray, *, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """What each of `MINERS` mines of (N_t, N_v) scores: "margin" NegNCE's set with margin 0, the
+    others as many per text as that has on average."""
+    scores, positives = torch.from_numpy(similarity), torch.from_numpy(match)
+    count = max(1, round(int(MINERS["margin"](scores, positives).sum()) / len(scores)))
+    random = {"k": count, "generator": torch.Generator().manual_seed(seed)}
+    options: dict[str, dict] = {"margin": {}, "top_k": {"k": count}, "random": random}
+    mined = {name: mine(scores, positives, **options[name]) for name, mine in MINERS.items()}
+    return {name: mask.numpy() for name, mask in mined.items()}
+
+
+def hardest_queries(
+    mined: np.ndarray, wanted: np.ndarray, video_of_caption, count: int = 3
+) -> list[int]:
+    """Queries with most mined pairs of the wanted kind, then with most mined pairs, each of another
+    neighbourhood: none's video is another's, or is mined for it."""
+    order = np.lexsort((-mined.sum(axis=1), -(mined & wanted).sum(axis=1)))
+    queries: list[int] = []
+    used = np.zeros(mined.shape[1], bool)
+    for query in order:
+        if len(queries) < count and not used[video_of_caption[query]]:
+            queries.append(int(query))
+            used |= mined[query]
+            used[video_of_caption[query]] = True
+    return queries
+
+
+def near_duplicates(
+    split: Split, mined: np.ndarray, likeness: np.ndarray, kinds: Masks
+) -> pd.DataFrame:
+    """Mined pairs whose captions are nearly the same, most alike first: query, the first caption of
+    the mined video, likeness, kind."""
+    first = split.captions.drop_duplicates("video_id").set_index("video_id")["caption"]
+    queries, videos = np.nonzero(mined & (likeness >= LIKE))
+    texts = first[[split.video_ids[video] for video in videos]].to_numpy()
+    table = pd.DataFrame({"query": split.captions["caption"].to_numpy()[queries], "mined": texts})
+    table["likeness"] = likeness[queries, videos]
+    table["kind"] = ""
+    for kind, mask in kinds.items():
+        table.loc[mask[queries, videos], "kind"] = kind
+    return table.sort_values("likeness", ascending=False, kind="stable", ignore_index=True)
 
 
 def mining_quality(mined, video_of_caption, kinds: Masks) -> dict[str, Interval]:
@@ -166,26 +207,82 @@ def push(similarity: Tensor, *, negative_weight: float, **options) -> tuple[np.n
     return gradients[0], gradients[1] - gradients[0]
 
 
-@torch.inference_mode()
-def embed(method: Method, split: Split, config: Config) -> tuple[np.ndarray, np.ndarray]:
+def push_by_kind(
+    similarity: np.ndarray,
+    kinds: Masks,
+    video_of_caption: np.ndarray,
+    *,
+    batch_size: int,
+    batches: int = 200,
+    seed: int = 0,
+    **options,
+) -> pd.DataFrame:
+    """How hard the loss pushes a pair of each kind apart, on batches drawn from a gallery.
+
+    A batch holds one caption of each of `batch_size` videos; only what is pushed apart counts, not
+    what softmax gives back. For the intervals videos are resampled, each with its pairs in all
+    batches.
+
+    Args:
+        similarity: (N_t, N_v) float.
+        kinds: masks, "match" among them.
+        video_of_caption: (N_t,) int.
+        options: of `push`.
+
+    Returns:
+        Rows of side ("InfoNCE", "NegNCE adds", and "added share": the second over the first), kind,
+        value, low, high, pairs (in a batch). The sides are per pair, in units of the average pair.
+    """
+    rng, videos = np.random.default_rng(seed), similarity.shape[1]
+    names = [kind for kind in kinds if kind != "match"]
+    pairs = {kind: np.zeros(videos) for kind in names}
+    pushed = {side: {kind: np.zeros(videos) for kind in names} for side in SIDES}
+    for _ in range(batches):
+        drawn = rng.choice(videos, batch_size, replace=False)
+        texts = [rng.choice(np.flatnonzero(video_of_caption == video)) for video in drawn]
+        cells = np.ix_(texts, drawn)
+        gradients = push(torch.from_numpy(similarity[cells]), **options)
+        for kind in names:
+            inside = kinds[kind][cells]
+            pairs[kind][drawn] += inside.sum(axis=1)
+            for side, gradient in zip(SIDES, gradients, strict=True):
+                pushed[side][kind][drawn] += (gradient.clip(min=0) * inside).sum(axis=1)
+    rows = []
+    for side, by_kind in pushed.items():
+        average = np.sum(list(by_kind.values())) / np.sum(list(pairs.values()))
+        rows += [
+            (side, kind, *ratio_interval(by_kind[kind] / average, pairs[kind])) for kind in names
+        ]
+    base, added = pushed.values()
+    rows += [("added share", kind, *ratio_interval(added[kind], base[kind])) for kind in names]
+    table = pd.DataFrame(rows, columns=["side", "kind", "value", "low", "high"])
+    return table.assign(pairs=[pairs[kind].sum() / batches for kind in table.kind])
+
+
+def embed(encoded: EncodedSplit) -> tuple[np.ndarray, np.ndarray]:
     """Unit sentence vectors (N_t, D) and video vectors (N_v, D) of a split.
 
     A video is the method's own vector where it has one, else the mean of its frames: less than what
     a token-wise score looks at, but what one can draw.
     """
-    device = method.backbone.logit_scale.device
-    texts = [
-        method.encode_text(batch.to(device)).sentence
-        for batch in text_loader(split, config, method.backbone)
-    ]
-    videos = []
-    for batch in video_loader(split, config, method.backbone):
-        features = method.encode_video(batch.to(device))
-        frames = F.normalize(features.frames, dim=-1) * features.mask[..., None]
-        videos.append(frames.sum(dim=1) if features.video is None else features.video)
-    return tuple(
-        F.normalize(torch.cat(side).float(), dim=-1).cpu().numpy() for side in (texts, videos)
-    )
+    videos = encoded.videos
+    mean = (normalize(videos.frames, dim=-1) * videos.mask[..., None]).sum(dim=1)
+    sides = encoded.texts.sentence, mean if videos.video is None else videos.video
+    texts, clips = (normalize(side.float(), dim=-1).cpu().numpy() for side in sides)
+    return texts, clips
+
+
+def nearness(
+    texts: np.ndarray, videos: np.ndarray, kinds: Masks, video_of_caption
+) -> dict[str, Interval]:
+    """By how much texts are nearer to their own videos than to videos of each kind.
+
+    Difference of inner products of texts (N_t, D) and videos (N_v, D), both sides centred.
+    """
+    products = (texts - texts.mean(axis=0)) @ (videos - videos.mean(axis=0)).T
+    gaps = products[np.arange(len(texts)), video_of_caption][:, None] - products
+    sums = {kind: ((gaps * mask).sum(axis=1), mask.sum(axis=1)) for kind, mask in kinds.items()}
+    return {kind: ratio_interval(*sums[kind], video_of_caption) for kind in kinds}
 
 
 def plane(texts: np.ndarray, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

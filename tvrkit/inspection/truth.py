@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
+from tvrkit.data.manifest import Split
 from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.evaluation.ranks import retrieval_metrics
-from tvrkit.evaluation.statistics import bootstrap_metrics, interval
-from tvrkit.inspection.attention import overlapping, word_spans
-from tvrkit.inspection.negatives import with_rest
-from tvrkit.shapes.truth import Truth
+from tvrkit.evaluation.statistics import ALPHA, bootstrap_metrics, interval
+from tvrkit.inspection.attention import attention_lift, overlapping, word_spans
+from tvrkit.inspection.negatives import caption_likeness, text_kinds, with_rest
+from tvrkit.shapes.scenes import FACTORS, Truth
 
 # of 255: shapes' objects are coloured or white, everything else is nearly grey and dim
 VIVID, PALE = 70, 190
@@ -33,6 +35,14 @@ def pair_kinds(truth: Truth, caption_ids, video_ids, video_of_caption) -> dict[s
     return with_rest(
         {"match": match, "same meaning": ~match & fits, "one factor apart": ~match & ~fits & near}
     )
+
+
+def kinds_of_pairs(split: Split, truth: Truth | None) -> dict[str, np.ndarray]:
+    """`pair_kinds` where truth is on record, else `text_kinds`, (N_t, N_v) bool each."""
+    captions, owner = split.captions, split.video_of_caption
+    if truth is None:
+        return text_kinds(caption_likeness(captions["caption"].tolist(), owner), owner)
+    return pair_kinds(truth, captions["caption_id"], split.video_ids, owner)
 
 
 def contradicting_words(truth: Truth, caption_id: str, caption: str, video_id: str) -> np.ndarray:
@@ -101,3 +111,33 @@ def swapped_pairs(evaluation: Evaluation, truth: Truth) -> pd.DataFrame:
     table = pd.DataFrame(pairs, columns=["factor", "row", "own", "rival"])
     families = truth.videos.family.loc[evaluation.video_ids[table["own"].astype(int)]]
     return table.assign(family=families.to_numpy())
+
+
+def partial_captions(truth: Truth, caption_ids: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the captions that say less of a video than another one does, and of those others."""
+    whole = truth.captions.partial_of.loc[caption_ids].to_numpy()
+    rows = np.flatnonzero(pd.notna(whole))
+    return rows, pd.Index(caption_ids).get_indexer(whole[rows])
+
+
+def concept_preferences(
+    truth: Truth, caption_ids, attention, tokens
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Which factor's words each of Q concepts prefers, `attention_lift` on average over captions.
+
+    Args:
+        caption_ids: of N captions.
+        attention: (N, Q, L) float >= 0.
+        tokens: N rows of (column, span), see `tvrkit.data.text.token_spans`.
+
+    Returns:
+        (Q, factors) means, and bool where they differ from 1 (t tests, Bonferroni).
+    """
+    lifts: dict[str, list] = {factor: [] for factor in FACTORS}
+    for name, of_caption, places in zip(caption_ids, attention, tokens, strict=True):
+        for factor, spans in pd.DataFrame(truth.attribute_words(name)).groupby(2):
+            lifts[factor].append(attention_lift(of_caption, places, spans.to_numpy()))
+    lifts = {factor: rows for factor, rows in lifts.items() if len(rows) > 1}
+    means = pd.DataFrame({factor: np.nanmean(rows, axis=0) for factor, rows in lifts.items()})
+    p = [stats.ttest_1samp(rows, 1, axis=0, nan_policy="omit").pvalue for rows in lifts.values()]
+    return means, np.transpose(p) * means.size < ALPHA
