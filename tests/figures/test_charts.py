@@ -87,6 +87,28 @@ def test_bars_without_a_known_interval_are_hollow_and_those_of_height_0_say_so()
     assert [text.get_text() for text in ax.texts] == ["0"]
 
 
+def test_bars_of_ratios_stand_on_1_or_hang_from_it():
+    values = {"a": [(4.0, 2.0, 8.0), (0.5, 0.25, 1.0)]}
+    (ax,) = figures.interval_bars(["x", "y"], values, xlabel="", ylabel="", base=1).axes
+    assert [(bar.get_y(), bar.get_height()) for bar in ax.patches] == [(1, 3), (1, -0.5)]
+    assert ax.get_yscale() == "log"
+    (reach,) = [line.get_segments() for line in ax.collections]
+    assert [segment[:, 1].tolist() for segment in reach] == [[2, 8], [0.25, 1]]
+
+
+def test_a_table_becomes_a_line_for_each_name_broken_where_a_row_is_missing():
+    columns = ["quantity", "recipe", "epoch", "value", "low", "high"]
+    rows = [("mined", "a", 1, 3.0, 2.0, 4.0), ("mined", "a", 2, 5.0, 4.0, 6.0)]
+    table = pd.DataFrame([*rows, ("mined", "b", 2, 1.0, 0.0, 2.0)], columns=columns)
+    panels = {"mined": "pairs"}
+    figure = figures.interval_curves(table, x="epoch", by="recipe", panels=panels, xlabel="epoch")
+    (ax,) = figure.axes
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    np.testing.assert_array_equal(lines["a"], [3, 5])
+    np.testing.assert_array_equal(lines["b"], [np.nan, 1])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "pairs")
+
+
 def test_factor_bars_say_which_factors_rest_on_one_family():
     columns = ["factor", "accuracy", "low", "high", "families"]
     rows = [("colour", 90.0, 80.0, 95.0, 3), ("then", 50.0, np.nan, np.nan, 1)]

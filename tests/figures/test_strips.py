@@ -76,18 +76,6 @@ def test_dollars_and_braces_in_a_caption_are_text(frames):
     assert [word for word, _ in words(figure.axes[0])] == caption.split()
 
 
-def test_hard_negatives_highlight_differing_words(frames):
-    query, caption = "a small red circle", "a small blue circle"
-    highlight = figures.differing_words(caption, query)
-    figure = figures.hard_negatives(query, (frames, 0.6), [(frames, 0.61, caption, highlight)])
-    own, mined = figure.axes
-    assert {colour for _, colour in words(own)} == {figures.INK}
-    assert [word for word, colour in words(mined) if colour == figures.WRONG] == ["blue"]
-    assert (own.get_ylabel(), mined.get_ylabel()) == ("own ✓\n0.600", "mined\n0.610")
-    with pytest.raises(ValueError, match="zip"):
-        figures.film_strip(frames, caption, highlight=[True])
-
-
 def test_a_swap_of_two_events_counts_as_a_difference():
     there, back = "red then blue", "blue then red"
     assert figures.differing_words(there, there) == [False] * 3

@@ -19,6 +19,8 @@ from tvrkit.figures.charts import (
     factor_bars,
     forest_plot,
     histogram,
+    interval_bars,
+    interval_curves,
     loss_curve,
     panels,
     rank_histogram,
@@ -29,7 +31,6 @@ from tvrkit.figures.strips import (
     differing_words,
     film_strip,
     film_strips,
-    hard_negatives,
     split_words,
     top_videos,
 )

@@ -101,6 +101,27 @@ def curves(
     return figure
 
 
+def interval_curves(
+    table: pd.DataFrame, *, x: str, by: str, panels: Mapping[str, str], xlabel: str, **options
+) -> Figure:
+    """`curves` of a table: a line per value of the column `by` over the column `x`.
+
+    Args:
+        table: rows of quantity, `by`, `x`, value, low, high; where one is not there, a line is
+            broken.
+        panels: quantity -> label of its y axis.
+    """
+    places = sorted(table[x].unique())
+    drawn: dict[str, tuple[Lines, Lines]] = {}
+    for quantity, label in panels.items():
+        groups = table[table["quantity"] == quantity].set_index(x).groupby(by, sort=False)
+        rows = {str(name): group.reindex(places) for name, group in groups}
+        lines = {name: group["value"].to_numpy() for name, group in rows.items()}
+        bands = {name: group[["low", "high"]].to_numpy().T for name, group in rows.items()}
+        drawn[label] = lines, bands
+    return curves(places, drawn, xlabel=xlabel, **options)
+
+
 @styled
 def bars(
     groups: Sequence[str],
@@ -110,18 +131,21 @@ def bars(
     ylabel: str,
     intervals: Lines | None = None,
     chance: float | Sequence[float] | None = None,
+    base: float = 0.0,
 ) -> Figure:
     """Bars of G groups (factors, bins): name -> (G,), with intervals (G, 2) and lines at chance.
 
-    A bar of height 0 says "0", and one whose interval is not known (NaN) is hollow: neither is to
-    look like a missing or a certain one.
+    With a `base` above 0 the values are ratios on a logarithmic axis: bars stand on it, or hang
+    from it. A bar of height 0 says "0", and one whose interval is not known (NaN) is hollow:
+    neither is to look like a missing or a certain one.
     """
     figure, (ax,) = _axes(min(WIDTH, max(6.0, (0.9 + 0.3 * len(values)) * len(groups) + 1.5)))
     step, places = 0.8 / len(values), np.arange(len(groups))
     for index, (name, colour) in enumerate(colours(values).items()):
         heights = np.asarray(values[name], float)
         x = places + (index - (len(values) - 1) / 2) * step
-        drawn = ax.bar(x, heights, step * 0.92, label=name, color=colour, edgecolor=colour)
+        look = {"label": name, "color": colour, "edgecolor": colour}
+        drawn = ax.bar(x, heights - base, step * 0.92, base, **look)
         for place in x[heights == 0]:
             look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
             ax.annotate("0", (place, 0), (0, 2), **look)
@@ -135,12 +159,24 @@ def bars(
         heights = np.broadcast_to(chance, len(groups))
         look = {"linestyles": "--", "linewidth": 1, "label": "chance"}
         ax.hlines(heights, places - 0.5, places + 0.5, INK, **look)
+    if base:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.axhline(base, color=INK, linewidth=1)
     ax.set_xticks(places, groups)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(visible=False, axis="x")
     beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     ax.legend(**(beside if len(values) > 2 else {}))
     return figure
+
+
+def interval_bars(groups: Sequence[str], values: Mapping[str, Sequence], **options) -> Figure:
+    """`bars` of (value, low, high) for each name and group: name -> (G, 3)."""
+    rows = {name: np.asarray(row, float) for name, row in values.items()}
+    intervals = {name: row[:, 1:] for name, row in rows.items()}
+    heights = {name: row[:, 0] for name, row in rows.items()}
+    return bars(groups, heights, intervals=intervals, **options)
 
 
 def factor_bars(tables: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure:

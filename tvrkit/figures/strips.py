@@ -88,21 +88,6 @@ def top_videos(query: str, videos: Sequence[tuple], note: str = "") -> Figure:
     return film_strips(strips, title=f"“{query}” {note}")
 
 
-def hard_negatives(query: str, positive: tuple, negatives: Sequence[tuple]) -> Figure:
-    """A query with its own video, and the videos that were mined for it.
-
-    Args:
-        query: the text.
-        positive: (frames, score) of its own video.
-        negatives: (frames, score, caption, highlight) each; `highlight` marks the words by which
-            the caption differs from the query, see `Strip`.
-    """
-    strips = [Strip(positive[0], f"own ✓\n{positive[1]:.3f}", query, colour=RIGHT)]
-    for frames, score, caption, highlight in negatives:
-        strips.append(Strip(frames, f"mined\n{score:.3f}", caption, highlight, WRONG))
-    return film_strips(strips)
-
-
 def split_words(caption: str) -> list[str]:
     """The caption's words; its characters where it has no blanks (Chinese)."""
     return caption.split() if " " in caption else list(caption)
