@@ -14,6 +14,7 @@ from tvrkit.figures.charts import (
     ablation,
     bars,
     curves,
+    deletion_plot,
     differences,
     embedding,
     factor_bars,
@@ -34,4 +35,4 @@ from tvrkit.figures.strips import (
     split_words,
     top_videos,
 )
-from tvrkit.figures.style import INK, METHOD_COLOURS, NEUTRAL, RIGHT, WRONG, colours, save, titled
+from tvrkit.figures.style import INK, METHOD_COLOURS, NEUTRAL, RIGHT, WRONG, colours, save

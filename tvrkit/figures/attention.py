@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from tvrkit.figures.strips import check_frames, draw_words, side_by_side
-from tvrkit.figures.style import INK, LINE, RIGHT, WIDTH, styled
+from tvrkit.figures.style import INK, LINE, RIGHT, WIDTH, Options, styled
 
 
 @styled
@@ -41,7 +41,12 @@ def caption_weights(
         ax.set_title(labels[index], fontsize=10, fontweight="bold")
     levels = np.unique(np.concatenate([np.asarray(row, float) for row in weights]))
     if len(levels) > 2:
-        below = {"orientation": "horizontal", "label": "weight", "aspect": 60, "fraction": 0.12}
+        below: Options = {
+            "orientation": "horizontal",
+            "label": "weight",
+            "aspect": 60,
+            "fraction": 0.12,
+        }
         figure.colorbar(heat, ax=figure.axes, **below)
     else:
         patches = [Patch(color=heat.to_rgba(level), label=f"weight {level:g}") for level in levels]
@@ -103,12 +108,12 @@ def heat_map(
     ax = figure.subplots()
     image = ax.imshow(values, cmap="cividis", aspect="auto")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
-    look = {"ha": "center", "va": "center", "fontsize": 9}
+    look: Options = {"ha": "center", "va": "center", "fontsize": 9}
     for row, column in np.argwhere(np.zeros(values.shape) if annotate is None else annotate):
         value = values[row, column]
         ax.text(column, row, f"{value:.2g}", color="white" if value < middle else INK, **look)
     ax.set_yticks(range(len(rows)), rows)
-    turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    turn: Options = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(range(len(columns)), columns, **(turn if max(map(len, columns)) > 3 else {}))
     ax.grid(visible=False)
     figure.colorbar(image, ax=ax, label=label, fraction=0.05)
@@ -127,7 +132,7 @@ def patch_attention_overlay(
     figure = Figure(figsize=(width, 2 * (width - 1.2) / len(frames) + 0.6), layout="constrained")
     axes = figure.subplots(2, len(frames), squeeze=False)
     extent = (-0.5, frames.shape[2] - 0.5, frames.shape[1] - 0.5, -0.5)
-    scale = {"cmap": "inferno", "vmin": 0, "vmax": float(attention.max()), "alpha": 0.65}
+    scale: Options = {"cmap": "inferno", "vmin": 0, "vmax": float(attention.max()), "alpha": 0.65}
     for column, (frame, patches) in enumerate(zip(frames, attention, strict=True)):
         above, below = axes[:, column]
         above.imshow(frame)

@@ -10,12 +10,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tvrkit.figures.style import INK, NEUTRAL, RIGHT, WIDTH, WRONG, colours, styled
+from tvrkit.figures.style import INK, NEUTRAL, RIGHT, WIDTH, WRONG, Options, colours, styled
 
 Lines = Mapping[str, np.ndarray]
 RANK_BINS = {"1": (1, 1), "2-5": (2, 5), "6-10": (6, 10), "11-50": (11, 50), "> 50": (51, np.inf)}
-POINTS = {"fmt": "o", "color": RIGHT, "markersize": 7, "markerfacecolor": "white"}
-DASHED = {"linestyle": "--", "color": NEUTRAL, "linewidth": 1}
+POINTS: Options = {"fmt": "o", "color": RIGHT, "markersize": 7, "markerfacecolor": "white"}
+DASHED: Options = {"linestyle": "--", "color": NEUTRAL, "linewidth": 1}
 
 
 def _axes(width: float = 7.0, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -23,7 +23,7 @@ def _axes(width: float = 7.0, height: float = 3.6, columns: int = 1) -> tuple[Fi
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _draw_lines(ax: Axes, x: Sequence, lines: Lines, bands: Lines | None, markers: str) -> None:
+def _draw_lines(ax: Axes, x: Any, lines: Lines, bands: Lines | None, markers: str) -> None:
     for (name, colour), marker in zip(colours(lines).items(), cycle(markers), strict=False):
         ax.plot(x, lines[name], marker=marker, label=name, color=colour)
         if bands:
@@ -122,6 +122,13 @@ def interval_curves(
     return curves(places, drawn, xlabel=xlabel, **options)
 
 
+def deletion_plot(table: pd.DataFrame, what: str, **options) -> Figure:
+    """Score and R@1 over the share of words, or frames, removed: `deletion_curves`' table."""
+    panels = {"margin": "score (% of whole)", "hit": "R@1 (%)"}
+    axes: Options = {"x": "removed", "by": "order", "xlabel": f"{what}s removed (%)"}
+    return interval_curves(table, panels=panels, **axes, **options)
+
+
 @styled
 def bars(
     groups: Sequence[str],
@@ -144,7 +151,7 @@ def bars(
     for index, (name, colour) in enumerate(colours(values).items()):
         heights = np.asarray(values[name], float)
         x = places + (index - (len(values) - 1) / 2) * step
-        look = {"label": name, "color": colour, "edgecolor": colour}
+        look: Options = {"label": name, "color": colour, "edgecolor": colour}
         drawn = ax.bar(x, heights - base, step * 0.92, base, **look)
         for place in x[heights == 0]:
             look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
@@ -157,8 +164,8 @@ def bars(
             ax.errorbar(x, heights, reach, fmt="none", color=INK, linewidth=1.2, capsize=3)
     if chance is not None:
         heights = np.broadcast_to(chance, len(groups))
-        look = {"linestyles": "--", "linewidth": 1, "label": "chance"}
-        ax.hlines(heights, places - 0.5, places + 0.5, INK, **look)
+        dashes: Options = {"linestyles": "--", "linewidth": 1, "label": "chance"}
+        ax.hlines(heights, places - 0.5, places + 0.5, INK, **dashes)
     if base:
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter("{x:g}")
@@ -166,7 +173,7 @@ def bars(
     ax.set_xticks(places, groups)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(visible=False, axis="x")
-    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    beside: Options = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     ax.legend(**(beside if len(values) > 2 else {}))
     return figure
 
@@ -232,7 +239,7 @@ def forest_plot(
 ) -> Figure:
     """Differences (N,) with intervals (N, 2) and verdicts in words; filled where `significant`."""
     figure, (ax,) = _axes(8.5, 0.55 * len(names) + 1.2)
-    beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 10}
+    beside: Options = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 10}
     rows = zip(differences, intervals, significant, verdicts, strict=True)
     for row, (value, interval, sure, verdict) in enumerate(rows):
         colour = (RIGHT if value > 0 else WRONG) if sure else NEUTRAL
@@ -331,7 +338,11 @@ def embedding(
                     ax.plot(*ends.T, line, color=colour, linewidth=1.2)
                 ax.plot(*videos[list(columns)].T, marker, color=colour, markersize=8)
             ax.plot(*texts[text], "*", color=INK, markersize=13)
-            beside = {"textcoords": "offset points", "xytext": (6, 5), "fontweight": "bold"}
+            beside: Options = {
+                "textcoords": "offset points",
+                "xytext": (6, 5),
+                "fontweight": "bold",
+            }
             ax.annotate(str(number), texts[text], **beside)
         for name, marker, colour in (
             ("own video", "o", RIGHT),

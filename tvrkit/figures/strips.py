@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
 from matplotlib.patches import Rectangle
 
-from tvrkit.figures.style import LINE, NEUTRAL, RIGHT, WIDTH, WRONG, styled
+from tvrkit.figures.style import LINE, NEUTRAL, RIGHT, WIDTH, WRONG, Options, styled
 
 SMALL = 100  # pixels; narrower frames are enlarged, and stay sharp without smoothing
 
@@ -131,10 +132,15 @@ def _draw_strip(ax: Axes, strip: Strip, frames: np.ndarray) -> None:
     for index, mark in (strip.marks or {}).items():
         ax.text(left[index] + 3, 3, mark, fontsize=8, va="top", bbox=box)
     if strip.colour:
-        border = {"fill": False, "edgecolor": strip.colour, "linewidth": 3, "clip_on": False}
+        border: Options = {
+            "fill": False,
+            "edgecolor": strip.colour,
+            "linewidth": 3,
+            "clip_on": False,
+        }
         ax.add_patch(Rectangle((-0.5, -0.5), count * (width + 2), height, **border))
     ax.set_ylim(bottom, -0.5)
-    ax.set_xticks(left + width / 2, range(count), fontsize=9)
+    ax.set_xticks(left + width / 2, [str(index) for index in range(count)], fontsize=9)
     ax.set_yticks([])
     ax.set_ylabel(strip.label, rotation=0, ha="right", va="center")
     ax.grid(visible=False)
@@ -147,7 +153,7 @@ def _draw_strip(ax: Axes, strip: Strip, frames: np.ndarray) -> None:
 
 def draw_words(ax: Axes, words: Sequence[str], looks: Sequence[dict], anchor: tuple) -> None:
     """Lines of words, each with its own look, above the point `anchor` (in shares of the axes)."""
-    lines: list[list[TextArea]] = [[]]
+    lines: list[list[Artist]] = [[]]
     used = 0
     for word, look in zip(words, looks, strict=True):
         if used + len(word) > LINE:
@@ -155,8 +161,8 @@ def draw_words(ax: Axes, words: Sequence[str], looks: Sequence[dict], anchor: tu
             used = 0
         lines[-1].append(TextArea(word, textprops=look))
         used += len(word) + 1
-    rows = [HPacker(children=line, pad=0, sep=6, align="baseline") for line in lines]
+    rows: list[Artist] = [HPacker(children=line, pad=0, sep=6, align="baseline") for line in lines]
     box = VPacker(children=rows, pad=0, sep=7, align="left")
-    look = {"frameon": False, "pad": 0.2, "borderpad": 0}
-    place = {"bbox_to_anchor": anchor, "bbox_transform": ax.transAxes}
-    ax.add_artist(AnchoredOffsetbox("lower left", child=box, **look, **place))
+    options: Options = {"frameon": False, "pad": 0.2, "borderpad": 0}
+    place: Options = {"bbox_to_anchor": anchor, "bbox_transform": ax.transAxes}
+    ax.add_artist(AnchoredOffsetbox("lower left", child=box, **options, **place))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ from matplotlib.font_manager import findSystemFonts, fontManager
 
 from tvrkit.files import ASSETS
 
+Options = dict[str, Any]  # of Matplotlib's functions
 INK, NEUTRAL, RIGHT, WRONG = "#222222", "#9A9A9A", "#0072B2", "#D55E00"
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666")
 METHOD_COLOURS = {"clip4clip": "#666666", "dmae": "#0072B2", "hmmc": "#009E73", "glscl": "#D55E00"}
@@ -69,19 +71,18 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         with matplotlib.rc_context({**STYLE, "font.family": font_families()}), _font_hint():
             figure = draw(*args, **options)
             if title:
-                titled(figure, title)
+                _add_title(figure, title)
             figure.draw_without_rendering()  # ticks take their style when they are made: now
         return figure
 
     return draw_styled
 
 
-def titled(figure: Figure, title: str) -> Figure:
-    """The figure, higher by a bold title, broken into lines."""
+def _add_title(figure: Figure, title: str) -> None:
+    """Make the figure higher by a bold title, broken into lines."""
     lines = textwrap.wrap(title, round(TITLE * figure.get_figwidth() / WIDTH))
     figure.set_figheight(figure.get_figheight() + 0.25 * len(lines))
-    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold")
-    return figure
+    figure.suptitle("\n".join(lines), x=0.01, ha="left")
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -98,7 +99,7 @@ def save(figure: Figure, folder: Path | str, name: str) -> Figure:
     """Write `figure` as `<name>.png` and `<name>.pdf`, each only when whole; returns the figure."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
+    options: dict[str, dict] = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
     for suffix, details in options.items():
         partial = folder / f".{name}.{suffix}.partial"
         figure.savefig(partial, format=suffix, bbox_inches="tight", **details)

@@ -8,19 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.data.loader import text_loader, video_loader
+from tvrkit.data.batch import TextFeatures, VideoFeatures
+from tvrkit.data.loader import fit, text_loader, video_loader
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.data.sampling import sample
 from tvrkit.evaluation.ranks import retrieval_ranks
-from tvrkit.inspection.diagnostics import mean_interval
+from tvrkit.inspection.diagnostics import Interval, mean_interval
 from tvrkit.models.method import Method
 from tvrkit.settings import Config, DataConfig
 
@@ -103,13 +102,18 @@ class EncodedSplit:
         return torch.cat(parts).float().cpu().numpy()
 
     @torch.inference_mode()
-    def scores_of(self, captions: Sequence[str]) -> np.ndarray:
-        """(N, N_v) float32 scores of other captions: tokenised, tagged and encoded anew."""
-        none = np.zeros(len(captions), int)
-        split = replace(
-            self.split, captions=pd.DataFrame({"caption": captions}), video_of_caption=none
+    def scores_of_words(self, words: Sequence[Sequence[str]], kept: Rows) -> np.ndarray:
+        """(N, N_v) float32 scores of captions with the words that are kept: tokenised, tagged and
+        encoded anew."""
+        blank = "" if self.split.captions["language"].iloc[0] == "zh" else " "
+        rows = zip(words, kept, strict=True)
+        texts = [blank.join(np.array(caption)[stays]) for caption, stays in rows]
+        short = replace(
+            self.split,
+            captions=pd.DataFrame({"caption": texts}),
+            video_of_caption=np.zeros(len(texts), int),
         )
-        return self.scores(_encode_texts(self.method, self.manifest, self.config, split))
+        return self.scores(_encode_texts(self.method, self.manifest, self.config, short))
 
     def scores_of_shorter(self, whole: np.ndarray, rows: np.ndarray, kept: Rows) -> np.ndarray:
         """(N, N_v) float32 scores of captions `rows` where their own videos lose frames.
@@ -151,19 +155,15 @@ def _encode_texts(method: Method, manifest: Manifest, config: Config, split: Spl
 
 @torch.inference_mode()
 def encode_videos(method: Method, frames: Tensor, mask: Tensor) -> VideoFeatures:
-    """`method.encode_video` of clips whose frames went through the image tower before, frame by
-    frame.
+    """`method.video_features` in blocks: clips whose frames went through the image tower before.
 
     Args:
         method: any.
         frames: (N, F, D) float of `backbone.encode_frames`.
         mask: (N, F) bool.
     """
-    batches = [
-        TextVideoBatch(frames=frames[rows], frame_mask=mask[rows]) for rows in _blocks(len(frames))
-    ]
-    with mock.patch.object(method.backbone, "encode_frames", lambda features: features):
-        return VideoFeatures.cat([method.encode_video(batch) for batch in batches])
+    parts = [method.video_features(frames[rows], mask[rows]) for rows in _blocks(len(frames))]
+    return VideoFeatures.cat(parts)
 
 
 @torch.inference_mode()
@@ -251,6 +251,11 @@ def _margin(scores: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return scores[rows, own] - others, retrieval_ranks(scores, own) == 1
 
 
+def by_weight(weights: Rows) -> dict[str, Rows]:
+    """Priorities of a `deletion_test`: the "highest" weights first, and the "lowest" first."""
+    return {"highest": weights, "lowest": [-np.asarray(row) for row in weights]}
+
+
 def deletion_gap(table: pd.DataFrame, column: str, order: str = "highest") -> np.ndarray:
     """(N,) by how much more removing `order` hurts each query than removing random tokens, mean
     over the shares.
@@ -262,6 +267,15 @@ def deletion_gap(table: pd.DataFrame, column: str, order: str = "highest") -> np
     """
     removed = table[table.share > 0].pivot_table(index="query", columns="order", values=column)
     return (removed["random"] - removed[order]).to_numpy()
+
+
+def deletion_gaps(table: pd.DataFrame, what: str) -> dict[str, Interval]:
+    """Titles with the mean gaps of a `deletion_test` of words or frames, and their intervals."""
+    units = {"margin": "score (% of whole)", "hit": "R@1 (points)"}
+    return {
+        f"{what} deletion gap, {unit}": mean_interval(deletion_gap(table, column))
+        for column, unit in units.items()
+    }
 
 
 def deletion_curves(table: pd.DataFrame) -> pd.DataFrame:
@@ -326,3 +340,23 @@ def attention_on(attention, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     covered = pixels.reshape(count, grid, height, grid, width).mean(axis=(2, 4))
     share = (attention * covered).sum(axis=(1, 2)) / attention.sum(axis=(1, 2))
     return 100 * share, 100 * covered.mean(axis=(1, 2))
+
+
+@torch.inference_mode()
+def patch_attention(backbone, frames: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What the image tower's class token attends to.
+
+    Args:
+        backbone: of `tvrkit.models.backbone`.
+        frames: (N, H, W, 3) uint8.
+
+    Returns:
+        The frames as the tower gets them, (N, S, S, 3) uint8, and (N, g, g) shares of attention:
+        "last block", mean over heads, and "rollout" (Abnar and Zuidema, 2020).
+    """
+    fitted = fit(torch.from_numpy(frames).permute(0, 3, 1, 2), backbone.image_size)
+    pixels = fitted.to(backbone.logit_scale.device)
+    rollout = backbone.patch_attention(pixels, rollout=True).cpu().numpy()
+    last = backbone.patch_attention(pixels)[:, -1].mean(dim=1)[:, 0, 1:].cpu().numpy()
+    maps = {"last block": last.reshape(rollout.shape), "rollout": rollout}
+    return fitted.permute(0, 2, 3, 1).numpy(), maps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.evaluation.ranks import retrieval_metrics
 from tvrkit.evaluation.statistics import ALPHA, bootstrap_metrics, interval
 from tvrkit.inspection.attention import attention_lift, overlapping, word_spans
+from tvrkit.inspection.diagnostics import Diagnostics, auc
 from tvrkit.inspection.negatives import caption_likeness, text_kinds, with_rest
 from tvrkit.shapes.scenes import FACTORS, Truth
 
@@ -141,3 +142,28 @@ def concept_preferences(
     means = pd.DataFrame({factor: np.nanmean(rows, axis=0) for factor, rows in lifts.items()})
     p = [stats.ttest_1samp(rows, 1, axis=0, nan_policy="omit").pvalue for rows in lifts.values()]
     return means, np.transpose(p) * means.size < ALPHA
+
+
+def frame_quality(
+    weights: Mapping[str, Sequence[np.ndarray]], shows: Sequence[np.ndarray], top: int
+) -> Diagnostics:
+    """Do frames that show the scene get the weight?
+
+    Args:
+        weights: name -> (F_i,) float for each of N videos; the first are those of the score.
+        shows: (F_i,) bool each, the informative frames.
+        top: how many frames of the highest weight to look at.
+
+    Returns:
+        AUC by name, and the share (%) of the top frames that is informative, also above chance.
+    """
+    numbers, scored = Diagnostics(), next(iter(weights.values()))
+    for name, rows in weights.items():
+        areas = [auc(*pair) for pair in zip(rows, shows, strict=True)]
+        numbers.add("frame AUC" if rows is scored else f"{name} AUC", areas)
+    pairs = zip(scored, shows, strict=True)
+    hits = np.array([100 * np.mean(shown[np.argsort(-row)[:top]]) for row, shown in pairs])
+    numbers.add(f"top-{top} frames informative (%)", hits)
+    above = hits - [100 * np.mean(shown) for shown in shows]
+    numbers.add(f"top-{top} frames informative, above chance (points)", above)
+    return numbers
