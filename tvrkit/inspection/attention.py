@@ -79,7 +79,7 @@ class EncodedSplit:
     """A split as a method sees it; N_t texts, N_v videos.
 
     Attributes:
-        method, manifest, config, split: what was encoded with what.
+        method, split, config: what was encoded with what.
         texts: features of the captions.
         videos: features of the videos.
         frames: (N_v, F, D) of the image tower, before the method.
@@ -87,9 +87,8 @@ class EncodedSplit:
     """
 
     method: Method
-    manifest: Manifest
-    config: Config
     split: Split
+    config: Config
     texts: TextFeatures
     videos: VideoFeatures
     frames: Tensor
@@ -105,7 +104,7 @@ class EncodedSplit:
     def scores_of_words(self, words: Sequence[Sequence[str]], kept: Rows) -> np.ndarray:
         """(N, N_v) float32 scores of captions with the words that are kept: tokenised, tagged and
         encoded anew."""
-        blank = "" if self.split.captions["language"].iloc[0] == "zh" else " "
+        blank = "" if self.split.language == "zh" else " "
         rows = zip(words, kept, strict=True)
         texts = [blank.join(np.array(caption)[stays]) for caption, stays in rows]
         short = replace(
@@ -113,7 +112,7 @@ class EncodedSplit:
             captions=pd.DataFrame({"caption": texts}),
             video_of_caption=np.zeros(len(texts), int),
         )
-        return self.scores(_encode_texts(self.method, self.manifest, self.config, short))
+        return self.scores(_encode_texts(self.method, short, self.config))
 
     def scores_of_shorter(self, whole: np.ndarray, rows: np.ndarray, kept: Rows) -> np.ndarray:
         """(N, N_v) float32 scores of captions `rows` where their own videos lose frames.
@@ -133,23 +132,20 @@ class EncodedSplit:
 
 
 @torch.inference_mode()
-def encode_split(method: Method, manifest: Manifest, config: Config, split: Split) -> EncodedSplit:
+def encode_split(method: Method, split: Split, config: Config) -> EncodedSplit:
     """Encode the captions and videos of a split, on the device of the method."""
     device, parts = method.backbone.logit_scale.device, []
-    for batch in video_loader(split, config, method.backbone, manifest):
+    for batch in video_loader(split, config, method.backbone):
         batch = batch.to(device)
         parts.append((method.backbone.encode_frames(batch.frames), batch.frame_mask))
     frames, mask = (torch.cat(part) for part in zip(*parts, strict=True))
-    texts, videos = (
-        _encode_texts(method, manifest, config, split),
-        encode_videos(method, frames, mask),
-    )
-    return EncodedSplit(method, manifest, config, split, texts, videos, frames, mask)
+    texts, videos = (_encode_texts(method, split, config), encode_videos(method, frames, mask))
+    return EncodedSplit(method, split, config, texts, videos, frames, mask)
 
 
-def _encode_texts(method: Method, manifest: Manifest, config: Config, split: Split) -> TextFeatures:
+def _encode_texts(method: Method, split: Split, config: Config) -> TextFeatures:
     device = method.backbone.logit_scale.device
-    batches = text_loader(split, config, method.backbone, manifest)
+    batches = text_loader(split, config, method.backbone)
     return TextFeatures.cat([method.encode_text(batch.to(device)) for batch in batches])
 
 

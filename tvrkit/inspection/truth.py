@@ -15,7 +15,8 @@ from tvrkit.evaluation.statistics import ALPHA, bootstrap_metrics, interval
 from tvrkit.inspection.attention import attention_lift, overlapping, word_spans
 from tvrkit.inspection.diagnostics import Diagnostics, auc
 from tvrkit.inspection.negatives import caption_likeness, text_kinds, with_rest
-from tvrkit.shapes.scenes import FACTORS, Truth
+from tvrkit.shapes.scenes import FACTORS
+from tvrkit.shapes.truth import Truth
 
 # of 255: shapes' objects are coloured or white, everything else is nearly grey and dim
 VIVID, PALE = 70, 190
