@@ -23,7 +23,9 @@ def _axes(width: float = 7.0, height: float = 3.6, columns: int = 1) -> tuple[Fi
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _draw_lines(ax: Axes, x: Any, lines: Lines, bands: Lines | None, markers: str) -> None:
+def _draw_lines(
+    ax: Axes, x: Sequence | np.ndarray, lines: Lines, bands: Lines | None, markers: str
+) -> None:
     for (name, colour), marker in zip(colours(lines).items(), cycle(markers), strict=False):
         ax.plot(x, lines[name], marker=marker, label=name, color=colour)
         if bands:
