@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import FRAMES, WORDS, TwoLayers
+from tests.fakes import FRAMES, WORDS, TwoLayers
 
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.models import method_class

@@ -1,7 +1,7 @@
 """Every check of the parity table, on the committed numbers and on the full set."""
 
 import pytest
-from parity import CHECKS, COMMITTED, results
+from tests.parity import CHECKS, COMMITTED, results
 
 VALUE, GRADIENT = 1e-5, 1e-4
 WHOLE_MODEL = 1e-4  # section i: features through all towers, scores times 100

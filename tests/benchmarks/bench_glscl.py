@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from parity import Features
+from tests.parity import Features
 from torch import nn
 
 from tvrkit.data.batch import TextFeatures, VideoFeatures

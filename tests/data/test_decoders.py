@@ -6,8 +6,16 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from fuzz_decode import damaged_files
-from video_files import COUNT, indices, over_report, pictures, rotate, write_audio, write_video
+from tests.data.fuzz_decode import damaged_files
+from tests.data.video_files import (
+    COUNT,
+    indices,
+    over_report,
+    pictures,
+    rotate,
+    write_audio,
+    write_video,
+)
 
 from tvrkit.data.decoders import (
     DecodeError,

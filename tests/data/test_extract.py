@@ -12,7 +12,7 @@ import av
 import lmdb
 import numpy as np
 import pytest
-from video_files import indices, write_audio, write_video
+from tests.data.video_files import indices, write_audio, write_video
 
 from tvrkit.data import extract as frames
 from tvrkit.data.decoders import DecodePool, FrameSettings, decoder_versions

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from video_files import indices, write_video
+from tests.data.video_files import indices, write_video
 
 from tvrkit.data import extract as frames
 from tvrkit.data.decoders import FrameSettings

@@ -3,7 +3,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from video_files import write_audio, write_video
+from tests.data.video_files import write_audio, write_video
 
 from tvrkit import files as kit_files
 from tvrkit.data import extract as frames

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from video_files import write_video
+from tests.data.video_files import write_video
 
 from tvrkit import cli
 from tvrkit.data.manifest import Manifest

@@ -3,7 +3,7 @@
 import dataclasses
 
 import torch
-from parity import LinearTowers
+from tests.parity import LinearTowers
 
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.models.hmmc import HMMC

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import FRAMES, WIDTH, WORDS, TwoLayers
+from tests.fakes import FRAMES, WIDTH, WORDS, TwoLayers
 from torch import nn
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fakes import FRAMES, WORDS, TwoLayers
+from tests.fakes import FRAMES, WORDS, TwoLayers
 
 from tvrkit.data.batch import TextVideoBatch, VideoFeatures
 from tvrkit.models import METHODS, method_class, method_name

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fakes import FRAMES, WIDTH, WORDS
+from tests.fakes import FRAMES, WIDTH, WORDS
 from torch.nn.functional import normalize
 
 from tvrkit.models.similarity import token_interaction, token_weight
