@@ -49,14 +49,18 @@ def caption_weights(
         }
         figure.colorbar(heat, ax=figure.axes, **below)
     else:
-        patches = [Patch(color=heat.to_rgba(level), label=f"weight {level:g}") for level in levels]
+        patches = [Patch(color=_colour(heat, level), label=f"weight {level:g}") for level in levels]
         figure.legend(handles=patches, loc="outside lower left", ncols=2)
     return figure
 
 
+def _colour(heat: ScalarMappable, weight: float) -> tuple:
+    return tuple(heat.to_rgba(np.asarray(weight)))
+
+
 def _heated(heat: ScalarMappable, weight: float, framed: bool) -> dict:
     edge = RIGHT if framed else "none"
-    box = {"facecolor": heat.to_rgba(weight), "edgecolor": edge, "pad": 2.0, "linewidth": 1.8}
+    box = {"facecolor": _colour(heat, weight), "edgecolor": edge, "pad": 2.0, "linewidth": 1.8}
     return {"bbox": box, "color": "white" if weight > 0.65 * heat.get_clim()[1] else INK}
 
 

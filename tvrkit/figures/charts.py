@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from tvrkit.figures.style import INK, NEUTRAL, RIGHT, WIDTH, WRONG, Options, colours, styled
 
@@ -21,6 +22,14 @@ DASHED: Options = {"linestyle": "--", "color": NEUTRAL, "linewidth": 1}
 def _axes(width: float = 7.0, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _set_log(ax: Axes, name: str) -> None:
+    """A logarithmic axis with plain numbers: dollars are text in this style, not formulas."""
+    ax.set(**{f"{name}scale": "log"})
+    axis = ax.xaxis if name == "x" else ax.yaxis
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_lines(
@@ -40,8 +49,7 @@ def loss_curve(steps: np.ndarray, losses: Lines, rates: Lines) -> Figure:
         _draw_lines(ax, steps, lines, None, ",")
         ax.set(xlabel="step", ylabel=label)
         ax.legend()
-    axes[1].set_yscale("log")
-    axes[1].yaxis.set_major_formatter("{x:g}")
+    _set_log(axes[1], "y")
     return figure
 
 
@@ -61,7 +69,7 @@ def recall_curve(
     if chance is not None:
         ax.plot(x, chance, label="chance", **DASHED)
     if xlabel == "K":
-        ax.set_xscale("log")
+        _set_log(ax, "x")
     ax.set_xticks(x, [f"{value:g}" for value in x])
     ax.minorticks_off()
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
@@ -93,8 +101,8 @@ def curves(
     for ax, label, (ylabel, (lines, bands)) in zip(axes, labels, panels.items(), strict=True):
         _draw_lines(ax, x, lines, bands, "os^Dv")
         ax.set(xlabel=label, ylabel=ylabel, xlim=axes[0].get_xlim())
-        whole = np.issubdtype(np.asarray(x).dtype, np.integer)
-        ax.xaxis.get_major_locator().set_params(integer=whole)
+        if np.issubdtype(np.asarray(x).dtype, np.integer):
+            ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
     if len({tuple(lines) for lines, _ in panels.values()}) == 1:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     else:
@@ -169,8 +177,7 @@ def bars(
         dashes: Options = {"linestyles": "--", "linewidth": 1, "label": "chance"}
         ax.hlines(heights, places - 0.5, places + 0.5, INK, **dashes)
     if base:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter("{x:g}")
+        _set_log(ax, "y")
         ax.axhline(base, color=INK, linewidth=1)
     ax.set_xticks(places, groups)
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -293,7 +300,7 @@ def ablation(
     recall = np.asarray(recall, float)
     reach = np.abs(np.asarray(intervals, float).T - recall)
     row = list(names).index(reference) if reference in names else None
-    filled = {"color": RIGHT, "markersize": 7, "zorder": 3}
+    filled: Options = {"color": RIGHT, "markersize": 7, "zorder": 3}
     if x is None:
         ax.errorbar(recall, range(len(names)), xerr=reach, capsize=3, linewidth=1.5, **POINTS)
         ax.set_yticks(range(len(names)), names)

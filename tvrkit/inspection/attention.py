@@ -36,7 +36,7 @@ def frames_seen(
     """What an evaluation under these settings sees of a video: (F,) stored indices, (F, H, W, 3)
     uint8."""
     indices = sample(data.eval_sampling, manifest.frames.count(video_id), data.max_frames)
-    return indices, manifest.frames.read(video_id, indices)
+    return indices, manifest.frames.read(video_id, indices.tolist())
 
 
 def word_spans(caption: str) -> list[Span]:
@@ -48,7 +48,7 @@ def word_spans(caption: str) -> list[Span]:
 def overlapping(spans: Sequence[Span], others: Sequence[Sequence]) -> np.ndarray:
     """(S,) bool: whether each of S spans shares a character with any of `others` (they begin start,
     end)."""
-    return _shared(spans, [other[:2] for other in others]).any(axis=1)
+    return np.any(_shared(spans, [(start, end) for start, end, *_ in others]), axis=1)
 
 
 def _shared(spans: Sequence[Span], others: Sequence[Span]) -> np.ndarray:

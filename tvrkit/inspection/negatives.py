@@ -202,8 +202,8 @@ def push(similarity: Tensor, *, negative_weight: float, **options) -> tuple[np.n
     gradients = []
     for weight in (0.0, negative_weight):
         scores = similarity.detach().double().clone().requires_grad_()
-        neg_nce(scores, negative_weight=weight, **options).backward()
-        gradients.append(scores.grad.numpy())
+        loss = neg_nce(scores, negative_weight=weight, **options)
+        gradients.append(torch.autograd.grad(loss, scores)[0].numpy())
     return gradients[0], gradients[1] - gradients[0]
 
 
