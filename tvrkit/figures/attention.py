@@ -36,18 +36,14 @@ def caption_weights(
     for index, words in enumerate(captions):
         ax = figure.add_subplot(grid[index])
         pairs = zip(weights[index], truth[index], strict=True)
-        draw_words(ax, words, [_heated(heat, *pair) for pair in pairs], (0.0, 0.0))
+        looks = [_heated(heat, *pair) for pair in pairs]
+        draw_words(ax, words, looks, corner="upper left")
         ax.axis("off")
         ax.set_title(labels[index], fontsize=10, fontweight="bold")
     levels = np.unique(np.concatenate([np.asarray(row, float) for row in weights]))
     if len(levels) > 2:
-        below: Options = {
-            "orientation": "horizontal",
-            "label": "weight",
-            "aspect": 60,
-            "fraction": 0.12,
-        }
-        figure.colorbar(heat, ax=figure.axes, **below)
+        below: Options = {"orientation": "horizontal", "aspect": 60, "fraction": 0.12}
+        figure.colorbar(heat, ax=figure.axes, label="weight", **below)
     else:
         patches = [Patch(color=_colour(heat, level), label=f"weight {level:g}") for level in levels]
         figure.legend(handles=patches, loc="outside lower left", ncols=2)

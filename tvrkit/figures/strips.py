@@ -148,11 +148,14 @@ def _draw_strip(ax: Axes, strip: Strip, frames: np.ndarray) -> None:
     words = split_words(strip.caption)
     highlight = [False] * len(words) if strip.highlight is None else strip.highlight
     looks = [{"color": WRONG, "fontweight": "bold"} if marked else {} for marked in highlight]
-    draw_words(ax, words, looks, (0.0, 1.0))
+    draw_words(ax, words, looks)
 
 
-def draw_words(ax: Axes, words: Sequence[str], looks: Sequence[dict], anchor: tuple) -> None:
-    """Lines of words, each with its own look, above the point `anchor` (in shares of the axes)."""
+def draw_words(
+    ax: Axes, words: Sequence[str], looks: Sequence[dict], *, corner: str = "lower left"
+) -> None:
+    """Lines of words, each with its own look, with `corner` in the upper left corner of the axes:
+    "lower left" writes above the axes, "upper left" inside."""
     lines: list[list[Artist]] = [[]]
     used = 0
     for word, look in zip(words, looks, strict=True):
@@ -164,5 +167,5 @@ def draw_words(ax: Axes, words: Sequence[str], looks: Sequence[dict], anchor: tu
     rows: list[Artist] = [HPacker(children=line, pad=0, sep=6, align="baseline") for line in lines]
     box = VPacker(children=rows, pad=0, sep=7, align="left")
     options: Options = {"frameon": False, "pad": 0.2, "borderpad": 0}
-    place: Options = {"bbox_to_anchor": anchor, "bbox_transform": ax.transAxes}
-    ax.add_artist(AnchoredOffsetbox("lower left", child=box, **options, **place))
+    place: Options = {"bbox_to_anchor": (0.0, 1.0), "bbox_transform": ax.transAxes}
+    ax.add_artist(AnchoredOffsetbox(corner, child=box, **options, **place))
