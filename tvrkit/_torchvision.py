@@ -21,7 +21,7 @@ def declare_missing_operators() -> None:
     boxes. Where the library loads, or the operators are declared already, nothing is changed.
     """
     spec = find_spec("torchvision")
-    if spec is None:
+    if spec is None or spec.origin is None:
         return
     for library in Path(spec.origin).parent.glob("_C.*"):
         try:

@@ -1,5 +1,4 @@
-"""Annotation readers on real files, on every layout in small, and on hostile ones; the split
-checker."""
+"""Annotation readers on real files, on every layout in small, and on hostile ones."""
 
 import csv
 import json
@@ -12,28 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tvrkit.data.annotations import DATASETS, load_annotations, resolve
+from tests.data.layouts import SENTENCES, VIDEOS, put, put_msrvtt
+from tvrkit.data.annotations import load_annotations, resolve
 from tvrkit.data.records import read_ids, read_pickle
-from tvrkit.data.splits import check_splits, expected_counts, set_hash
+from tvrkit.data.splits import check_splits
 
 SLOW = settings(
     max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-
-
-def put(root: Path, **files) -> Path:
-    """Write `name__ending=content` files: text, bytes, or a value as JSON."""
-    for name, content in files.items():
-        path = root / name.replace("__", ".")
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            path.write_text(
-                content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
-            )
-    return root
 
 
 def rows(table):
@@ -103,29 +90,6 @@ def test_real_activitynet_notes(realdata):
     assert list(test) == [video for video in ids if video in set(test)]
 
 
-LISTS = [
-    ("msrvtt/1k-A", "train", "msrvtt/MSRVTT_train.9k.csv", 9000),
-    ("msrvtt/1k-A", "test", "msrvtt/MSRVTT_JSFUSION_test.csv", 1000),
-    ("msrvtt/full", "train", "msrvtt/MSRVTT_train.full.csv", 6513),
-    ("msrvtt/full", "val", "msrvtt/MSRVTT_val.full.csv", 497),
-    ("msrvtt/full", "test", "msrvtt/MSRVTT_test.full.csv", 2990),
-    ("didemo/paragraph", "train", "didemo/train_list.txt", 8392),
-    ("vatex/hgr-en", "train", "vatex/train_list.txt", 25991),
-    ("vatex/hgr-en", "val", "vatex/val_list.txt", 1500),
-    ("vatex/hgr-zh", "test", "vatex/test_list.txt", 1500),
-]
-
-
-@pytest.mark.parametrize(("protocol", "split", "name", "count"), LISTS)
-def test_real_lists_have_the_expected_count_and_hash(realdata, protocol, split, name, count):
-    ids = read_ids(realdata / "annotations" / name)
-    if name.startswith("didemo"):
-        ids = [Path(video).stem if not video.endswith(".") else video[:-1] for video in ids]
-    row = expected_counts().query("protocol == @protocol and split == @split").iloc[0]
-    assert len(ids) == count == row["videos"]
-    assert set_hash(ids) == row["ids_sha256"]
-
-
 def test_real_activitynet_id_lists(realdata):
     folder = realdata / "annotations" / "activitynet"
     assert [len(read_ids(folder / f"{name}_ids.json")) for name in ("train", "val")] == [
@@ -161,34 +125,10 @@ def test_layouts_with_invented_content(realdata, tmp_path):
 
 # every layout in small
 
-SENTENCES = [
-    {
-        "caption": f"caption {number} of {video}",
-        "video_id": f"video{video}",
-        "sen_id": 2 * video + number,
-    }
-    for video in range(6)
-    for number in range(2)
-]
-VIDEOS = [
-    {
-        "video_id": f"video{video}",
-        "id": video,
-        "split": split,
-        "url": f"https://www.youtube.com/watch?v=id{video % 4}",
-    }
-    for video, split in enumerate(["train", "train", "train", "validate", "val", "test"])
-]
-
 
 @pytest.fixture
 def msrvtt(tmp_path):
-    return put(
-        tmp_path,
-        MSRVTT_data__json={"info": {}, "videos": VIDEOS, "sentences": SENTENCES},
-        **{"MSRVTT_train__9k__csv": "video_id\nvideo0\nvideo1\n"},
-        MSRVTT_JSFUSION_test__csv="key,video_id,sentence\nret0,video5,a test\nret1,video4,b test\n",
-    )
+    return put_msrvtt(tmp_path)
 
 
 def test_msrvtt_json(msrvtt):
@@ -205,15 +145,6 @@ def test_msrvtt_json(msrvtt):
         "val": 2,
         "test": 1,
     }
-
-
-def test_msrvtt_test_clips_that_share_their_source(msrvtt):
-    captions = load_annotations("msrvtt", msrvtt, "1k-A")
-    report = check_splits(captions, "msrvtt/1k-A", allow_partial=True)
-    assert report.shared_sources == ["video4", "video5"]  # id0 and id1, as video0 and video1
-    (msrvtt / "MSRVTT_data.json").unlink()
-    captions = load_annotations("msrvtt", msrvtt, "1k-A", splits=["test"])
-    assert check_splits(captions, "msrvtt/1k-A", allow_partial=True).shared_sources is None
 
 
 def test_msrvtt_jsonl(msrvtt):
@@ -408,14 +339,6 @@ def test_names():
         ValueError, match="unknown protocol 'msrvtt/9k': expected one of msrvtt/1k-A, msrvtt/7k"
     ):
         resolve("msrvtt", "9k")
-
-
-def test_every_expected_row_is_a_split_of_its_protocol():
-    for row in expected_counts().itertuples():
-        protocol = DATASETS[row.protocol.partition("/")[0]].protocols[row.protocol]
-        assert row.split in protocol.splits
-        assert row.language in protocol.languages
-        assert row.source
 
 
 def test_messages(tmp_path, msrvtt):
@@ -617,49 +540,3 @@ def test_duplicate_ids_are_refused(tmp_path):
     put(tmp_path, videoinfo_bilingual__json=doc * 2)
     with pytest.raises(ValueError, match="expected each docid once, 1 repeat"):
         load_annotations("chvtt", tmp_path, splits=["train"])
-
-
-# the split checker
-
-
-def test_mismatches_say_expected_and_found(msrvtt):
-    captions = load_annotations("msrvtt", msrvtt)
-    with pytest.raises(
-        ValueError,
-        match="train: expected 9000 videos, found 2; train: expected 180000 captions, found 4",
-    ):
-        check_splits(captions, "msrvtt/1k-A")
-    report = check_splits(captions, "msrvtt/1k-A", allow_partial=True)
-    assert report.partial
-    assert report.mismatches[2:] == [
-        "test: expected 1000 videos, found 2",
-        "test: expected 1000 captions, found 2",
-    ]
-    assert "PARTIAL, not comparable" in str(report)
-
-
-def test_overlap_and_repeats(msrvtt):
-    text = "video_id,sentence\nvideo5,same\nvideo1,same\n"
-    captions = load_annotations("msrvtt", put(msrvtt, MSRVTT_JSFUSION_test__csv=text))
-    report = check_splits(captions, "msrvtt/1k-A", allow_partial=True)
-    assert report.overlaps == {("train", "test"): ["video1"]}
-    assert "train and test: expected no video in both, found 1: video1" in report.mismatches
-    assert report.table.set_index("split")["repeated_captions"].to_dict() == {"train": 0, "test": 1}
-
-
-def test_other_videos_of_the_right_number(realdata):
-    captions = load_annotations("msrvtt", realdata / "annotations" / "msrvtt", splits=["test"])
-    captions.loc[0, "video_id"] = "video0"
-    with pytest.raises(
-        ValueError, match="test: expected the videos with id hash 49a09fb68f7e, found"
-    ):
-        check_splits(captions, "msrvtt/1k-A")
-
-
-def test_unknown_numbers_are_said_to_be_unknown(tmp_path):
-    line = "\t".join(["0001_A_00.00.01.000-00.00.02.000", *"0101", "x"])
-    put(tmp_path, LSMDC16_annos_val__csv=line)
-    captions = load_annotations("lsmdc/last-sentence", tmp_path, splits=["val"])
-    report = check_splits(captions, "lsmdc/last-sentence")
-    assert not report.partial
-    assert "source of val: not known for this convention" in str(report)

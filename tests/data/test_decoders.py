@@ -1,35 +1,17 @@
+"""The pool of decoding processes: what a hang, a crash or a bad start costs."""
+
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
+
 from tests.data.fuzz_decode import damaged_files
-from tests.data.video_files import (
-    COUNT,
-    indices,
-    over_report,
-    pictures,
-    rotate,
-    write_audio,
-    write_video,
-)
+from tests.data.video_files import needs_decord, write_video
+from tvrkit.data.decoders import DecodePool, FrameSettings, read_frames
 
-from tvrkit.data.decoders import (
-    DecodeError,
-    DecodePool,
-    FrameSettings,
-    decoder_versions,
-    read_frames,
-)
-
-TWELVE = [4 * segment + 2 for segment in range(12)]  # the middles of twelve segments of 48 frames
 FEW = FrameSettings(4)
-needs_decord = pytest.mark.skipif(
-    "decord" not in decoder_versions(), reason="decord has no wheel for this machine"
-)
 
 
 def children():
@@ -38,185 +20,11 @@ def children():
     return {int(child) for file in lists for child in file.read_text().split()}
 
 
-def read_one(path, decoder="auto"):
-    with DecodePool(1, timeout=10.0) as pool:
-        ((info, frames),) = pool.run([path], FrameSettings(12, decoder=decoder))
-    assert len(frames) == info.frames
-    return info
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("plain.mp4", {}),
-        ("plain.mov", {}),
-        ("plain.mkv", {}),
-        ("mpeg4.avi", {"codec": "mpeg4"}),
-        ("vp9.webm", {"codec": "libvpx-vp9"}),
-        ("transport.ts", {}),
-        ("program.mpg", {"codec": "mpeg2video"}),
-        ("ten_bit.mp4", {"pixels": "yuv420p10le"}),
-        ("full_chroma.mp4", {"pixels": "yuv444p"}),
-        ("odd.mkv", {"pixels": "yuv444p", "width": 97, "height": 65}),
-        ("one_key.mp4", {"gop": 1000}),
-        ("wrong_extension.jpg", {"format": "mp4"}),
-        ("no_extension", {"format": "matroska"}),
-    ],
-)
-def test_every_container_gives_the_frames_asked_for(tmp_path, name, options):
-    path = write_video(tmp_path / name, **options)
-    frames = read_frames(path, FrameSettings(12))
-    assert frames.shape == (12, options.get("height", 64), options.get("width", 96), 3)
-    assert frames.dtype == np.uint8
-    assert indices(frames) == TWELVE
-    assert indices(read_frames(path, FrameSettings(3, 32, "tail"))) == [45, 46, 47]
-
-
-@needs_decord
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("a.mp4", {}),
-        ("one_key.mov", {"gop": 1000}),
-        ("a.mkv", {"times": [33 * i for i in range(24)] + [800 + 200 * i for i in range(24)]}),
-        ("a.avi", {"codec": "mpeg4"}),
-    ],
-)
-def test_both_decoders_give_the_same_frames(tmp_path, name, options):
-    path = write_video(tmp_path / name, **options)
-    names = ("decord", "pyav")
-    assert tuple(read_one(path, name).decoder for name in names) == names
-    decord, pyav = (
-        read_frames(path, FrameSettings(12, decoder=name)).astype(int) for name in names
-    )
-    assert decord.shape == (12, 64, 96, 3)
-    assert np.abs(decord - pyav).max() <= 1
-
-
-@needs_decord
-@pytest.mark.parametrize(
-    ("name", "options", "doubt"),
-    [
-        ("a.mp4", {}, ""),
-        ("a.ts", {}, "mixes up the frames of such containers"),
-        ("a.mp4", {"pixels": "yuv420p10le"}, "the pixels are yuv420p10le"),
-        ("a.webm", {"codec": "libvpx-vp9", "width": 97, "height": 65}, "width or height is odd"),
-    ],
-)
-def test_decord_reads_what_it_is_right_about_and_refuses_the_rest(tmp_path, name, options, doubt):
-    path = write_video(tmp_path / name, **options)
-    assert read_one(path).decoder == ("pyav" if doubt else "decord")
-    refused = read_one(path, "decord")
-    assert (refused.frames == 0) == bool(doubt)
-    assert doubt in refused.reason
-
-
-def test_without_decord_pyav_reads_every_file(tmp_path, monkeypatch):
-    (tmp_path / "decord.py").write_text("raise ImportError\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "decord", None)
-    path = write_video(tmp_path / "a.mp4")
-    assert read_one(path).decoder == "pyav"
-    assert decoder_versions() == decoder_versions("pyav") == f"PyAV {av.__version__}"
-    with pytest.raises(ValueError, match="'decord' is not installed: expected 'auto' or 'pyav'"):
-        decoder_versions("decord")
-
-
 def test_settings_that_are_unknown():
     with pytest.raises(ValueError, match="unknown decoder 'opencv': expected one of auto, decord"):
         FrameSettings(1, decoder="opencv")
     with pytest.raises(ValueError, match="unknown sampling 'middle': expected one of head, random"):
         FrameSettings(1, sampling="middle")
-
-
-def test_frames_are_spread_over_time_where_the_rate_varies(tmp_path):
-    times = [33 * i for i in range(24)] + [800 + 200 * i for i in range(24)]
-    path = write_video(tmp_path / "a.mkv", times=times)
-    end = times[-1] + times[-1] / (COUNT - 1)
-    expected = []
-    for segment in range(12):
-        slot = int((segment + 0.5) * COUNT / 12)  # of 48 equal spans of time
-        moment = (slot + 0.5) * end / COUNT
-        expected.append(max(i for i in range(COUNT) if times[i] <= moment))
-    assert indices(read_frames(path, FrameSettings(12))) == expected
-    assert indices(read_frames(path, FrameSettings(12, decoder="pyav"))) == expected
-    assert expected != TWELVE
-
-
-@pytest.mark.parametrize(("turns", "corner"), [(1, (0, -1)), (2, (-1, -1)), (3, (-1, 0))])
-def test_rotation_is_applied(tmp_path, turns, corner):
-    path = rotate(write_video(tmp_path / "a.mp4"), turns)
-    info = read_one(path)
-    assert (info.width, info.height) == ((96, 64) if turns == 2 else (64, 96))
-    frame = read_frames(path, FrameSettings(12, 32))[0].astype(int)
-    assert frame.shape == ((32, 48, 3) if turns == 2 else (48, 32, 3))
-    inside = frame[2 * corner[0] + 1, 2 * corner[1] + 1]
-    assert inside[0] > 200
-    assert max(inside[1:]) < 60
-
-
-def test_short_videos_give_all_they_have(tmp_path):
-    one, five = (write_video(tmp_path / f"{count}.mp4", count=count) for count in (1, 5))
-    assert read_frames(one, FrameSettings(8)).shape == (1, 64, 96, 3)
-    assert indices(read_frames(five, FrameSettings(8))) == [0, 1, 2, 3, 4]
-
-
-def test_size_scales_down_and_never_up(tmp_path):
-    path = write_video(tmp_path / "a.mp4")
-    assert read_frames(path, FrameSettings(1, 32)).shape == (1, 32, 48, 3)
-    assert read_frames(path, FrameSettings(1, 500)).shape == (1, 64, 96, 3)
-
-
-def test_cut_off_files_give_what_is_there_and_say_so(tmp_path):
-    path = write_video(tmp_path / "a.mp4", height=128, width=192, flags={"movflags": "faststart"})
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    info = read_one(path)
-    assert 0 < info.frames <= 12
-    assert info.reason.startswith("cut off: ")
-    assert "of 48 frames are there" in info.reason
-
-
-def test_over_reported_frames_do_not_hang(tmp_path):
-    path = over_report(write_video(tmp_path / "a.avi", codec="mpeg4"))
-    info = read_one(path)
-    assert (info.frames, info.decoder) == (12, "pyav")
-    assert info.reason == "cut off: 48 of 10000 frames are there"
-    assert indices(read_frames(path, FrameSettings(12))) == TWELVE
-
-
-def _half(path):
-    write_video(path)
-    path.write_bytes(path.read_bytes()[:2000])  # the index at the end is gone
-
-
-def _picture(path):
-    av.VideoFrame.from_ndarray(pictures(1)[0]).to_image().save(path, format="PNG")
-
-
-def _list_of_files(path):
-    write_video(path.parent / "good.ts")
-    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\ngood.ts\n#EXT-X-ENDLIST\n")
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda path: path.touch(), "empty file"),
-        (lambda path: path.write_text("hello " * 100), "can't be read: Invalid data"),
-        (lambda path: path.write_bytes(bytes(5000)), "can't be read"),
-        (lambda path: path.mkdir(), "can't be read: Is a directory"),
-        (lambda path: None, "can't be read: No such file or directory"),
-        (lambda path: write_audio(path), "no video stream, only audio"),
-        (lambda path: write_video(path, count=0), "can't be read|no "),
-        (_half, "can't be read: Invalid data"),
-        (_picture, "no video"),
-        (_list_of_files, "no video|can't be read"),
-    ],
-)
-def test_hopeless_files_have_a_reason(tmp_path, make, reason):
-    make(tmp_path / "a.mp4")
-    with pytest.raises(DecodeError, match=reason):
-        read_frames(tmp_path / "a.mp4", FEW, timeout=10.0)
 
 
 # Python runs a `sitecustomize` that it finds before anything else: here, in the workers only.

@@ -12,8 +12,8 @@ import av
 import lmdb
 import numpy as np
 import pytest
-from tests.data.video_files import indices, write_audio, write_video
 
+from tests.data.video_files import indices, write_audio, write_video
 from tvrkit.data import extract as frames
 from tvrkit.data.decoders import DecodePool, FrameSettings, decoder_versions
 from tvrkit.data.extract import NO_FILE, extract, find_videos

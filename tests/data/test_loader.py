@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from tests.data.video_files import indices, write_video
 
+from tests.data.video_files import indices, write_video
 from tvrkit.data import extract as frames
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.loader import augmentation, fit, text_loader, train_loader, video_loader

@@ -3,8 +3,8 @@ import shutil
 
 import pandas as pd
 import pytest
-from tests.data.video_files import write_audio, write_video
 
+from tests.data.video_files import write_audio, write_video
 from tvrkit import files as kit_files
 from tvrkit.data import extract as frames
 from tvrkit.data.decoders import FrameSettings

@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tests.data.video_files import write_video
 
+from tests.data.video_files import write_video
 from tvrkit import cli
 from tvrkit.data.manifest import Manifest
 from tvrkit.data.own import read_own

@@ -13,8 +13,8 @@ import simplejpeg
 import torch
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
-from tests.data.video_files import write_audio, write_video
 
+from tests.data.video_files import write_audio, write_video
 from tvrkit.data.batch import TextFeatures, VideoFeatures
 from tvrkit.data.loader import video_loader
 from tvrkit.data.manifest import Manifest, coverage

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
-from tests.data.video_files import indices, pictures, write_video
 
+from tests.data.video_files import indices, pictures, write_video
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.extract import extract
 from tvrkit.data.store import FrameStore, check_id

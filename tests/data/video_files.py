@@ -6,9 +6,15 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
+
+from tvrkit.data.decoders import decoder_versions
 
 STEP = 5  # grey levels between frames: the index survives coding
 COUNT = 48
+needs_decord = pytest.mark.skipif(
+    "decord" not in decoder_versions(), reason="decord has no wheel for this machine"
+)
 
 
 def pictures(count=COUNT, height=64, width=96):

@@ -4,6 +4,7 @@ One small function per data set: files in, (split, video, caption) rows out. Whi
 queries of a video is data, the `video_id` column. Whatever a reader leaves out or mends is a line
 in `attrs["notes"]`.
 """
+# ruff: noqa: UP013  the records of the files are a table, a line each
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from typing import Annotated, Any, NotRequired
 
 import pandas as pd
 from annotated_types import Len
+from typing_extensions import TypedDict
 
 from tvrkit.data import records
-from tvrkit.data.records import fields
 from tvrkit.data.store import check_id
 from tvrkit.settings import choose
 
@@ -30,18 +31,29 @@ Sources = Callable[[Path, Iterable[str]], dict[str, str] | None]
 Row = tuple[str, ...]  # split, video id, caption and, where a data set has them, the video's tags
 
 # What is read of each record; other fields are ignored.
-MSRVTT_VIDEO = fields(video_id=str, split=str, url=NotRequired[str])
-MSRVTT = fields(videos=list[MSRVTT_VIDEO], sentences=list[fields(video_id=str, caption=str)])
-MSRVTT_CLIP = fields(clip_name=str, caption=str)
-TIMES = list[Annotated[list[float], Len(2, 2)]]
-DIDEMO_MOMENT = fields(video=str, description=str, times=NotRequired[TIMES])
-ACTIVITYNET_EVENTS = fields(duration=float, timestamps=TIMES, sentences=list[str])
-VATEX_CAPTIONS = fields(enCap=NotRequired[list[str]], chCap=NotRequired[list[str]])
-VATEX_VIDEO = fields(videoID=str, enCap=NotRequired[list[str]], chCap=NotRequired[list[str]])
-CHVTT_DOC = fields(docid=str, title=str, title_eng=str)
-CHVTT_VIDEO = fields(docid=str, title=str, title_eng=str, tag=str, tag_eng=str)
-CHVTT_QUERY = fields(query=str, query_eng=str, videolist=Annotated[list[CHVTT_DOC], Len(1)])
-KIT_CAPTION = fields(video_id=str, caption=str, language=str, split=str)
+Times = list[Annotated[list[float], Len(2, 2)]]
+Clip = TypedDict("Clip", {"video_id": str, "split": str, "url": NotRequired[str]})
+Sentence = TypedDict("Sentence", {"video_id": str, "caption": str})
+MSRVTT = TypedDict("MSRVTT", {"videos": list[Clip], "sentences": list[Sentence]})
+ClipCaption = TypedDict("ClipCaption", {"clip_name": str, "caption": str})
+Moment = TypedDict("Moment", {"video": str, "description": str, "times": NotRequired[Times]})
+Events = TypedDict("Events", {"duration": float, "timestamps": Times, "sentences": list[str]})
+Vatex = TypedDict("Vatex", {"enCap": NotRequired[list[str]], "chCap": NotRequired[list[str]]})
+Title = TypedDict("Title", {"docid": str, "title": str, "title_eng": str})
+Titles = Annotated[list[Title], Len(1)]
+Query = TypedDict("Query", {"query": str, "query_eng": str, "videolist": Titles})
+KitCaption = TypedDict(
+    "KitCaption", {"video_id": str, "caption": str, "language": str, "split": str}
+)
+
+
+class VatexVideo(Vatex):
+    videoID: str
+
+
+class TaggedTitle(Title):
+    tag: str
+    tag_eng: str
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ def _msrvtt(request: Request) -> Iterator[Row]:
             own = [row["video_id"] for row in whole["videos"] if row["split"] in words]
             ids = own if request.protocol == "msrvtt/full" and not request.has(name) else None
         else:
-            clips = request.json_lines(MSRVTT_CLIP, f"{split}.jsonl", "MSRVTT_data.json")
+            clips = request.json_lines(ClipCaption, f"{split}.jsonl", "MSRVTT_data.json")
             captions = _grouped((row["clip_name"], row["caption"]) for row in clips)
             ids = None if request.has(name) else list(captions)
         yield from request.by_list(split, ids or request.ids(name), captions)
@@ -173,7 +185,7 @@ def _absent(pairs: Iterable[tuple[str, str]], known: Container[str]) -> list[str
     return [video for video in dict.fromkeys(video for video, _ in pairs) if video not in known]
 
 
-def _note_reversed(request: Request, split: str, times: Iterable[tuple[str, TIMES]]) -> None:
+def _note_reversed(request: Request, split: str, times: Iterable[tuple[str, Times]]) -> None:
     ids = [video for video, pairs in times for start, end in pairs if start > end]
     # Paragraph retrieval pairs a text with its whole video, so that no row depends on the order.
     request.note(f"{split} segments that end before they start, taken from end to start, of", ids)
@@ -187,7 +199,7 @@ def _didemo(request: Request) -> Iterator[Row]:
     containers change.
     """
     for split in request.splits:
-        moments = request.json(f"{split}_data.json", list[DIDEMO_MOMENT])
+        moments = request.json(f"{split}_data.json", list[Moment])
         names = request.ids(f"{split}_list.txt")
         listed = [_stem(name) for name in names]
         if len(set(listed)) < len(listed):
@@ -213,7 +225,7 @@ def _activitynet(request: Request) -> Iterator[Row]:
     files = {"train": ("train.json", "train_ids.json"), "test": ("val_1.json", "val_ids.json")}
     for split in request.splits:
         name, list_name = files[split]
-        events = request.json(name, dict[str, ACTIVITYNET_EVENTS])
+        events = request.json(name, dict[str, Events])
         ids = request.ids(list_name)
         for video, row in events.items():
             times, sentences = len(row["timestamps"]), len(row["sentences"])
@@ -252,12 +264,12 @@ def _vatex(request: Request) -> Iterator[Row]:
     """HGR's {split}_list.txt; vatex_data.json, or the official files, whichever are there."""
     official = ("vatex_training_v1.0.json", "vatex_validation_v1.0.json")
     if request.has("vatex_data.json"):
-        videos = request.json("vatex_data.json", dict[str, VATEX_CAPTIONS])
+        videos = request.json("vatex_data.json", dict[str, Vatex])
     else:
         request.path("vatex_data.json", *official)
         videos = {}
         for name in filter(request.has, official):
-            for row in request.json(name, list[VATEX_VIDEO]):
+            for row in request.json(name, list[VatexVideo]):
                 video = row["videoID"]
                 if video in videos:
                     raise ValueError(f"{name}: expected each videoID once, got {video!r} twice")
@@ -283,21 +295,21 @@ def _chvtt(request: Request) -> Iterator[Row]:
     for split in request.splits:
         if split == "train" and request.protocol == "chvtt":
             name = "videoinfo_bilingual.json"
-            videos = request.json_lines(CHVTT_VIDEO, name)
+            videos = request.json_lines(TaggedTitle, name)
             if repeated := len(videos) - len({video["docid"] for video in videos}):
                 raise ValueError(f"{name}: expected each docid once, {repeated} repeat")
             for video in videos:
                 texts = video["title" + ending], video["tag" + ending]
                 yield split, f"Video{video['docid']}", *texts
             continue
-        for row in request.json_lines(CHVTT_QUERY, _CHVTT_QUERIES[split]):
+        for row in request.json_lines(Query, _CHVTT_QUERIES[split]):
             for video in row["videolist"] if split == "train" else row["videolist"][:1]:
                 yield split, f"Video{video['docid']}", row["query" + ending]
 
 
 def _shapes(request: Request) -> Iterator[Row]:
     """captions.jsonl of the prepared folder, as the kit writes it."""
-    for row in request.json_lines(KIT_CAPTION, "captions.jsonl"):
+    for row in request.json_lines(KitCaption, "captions.jsonl"):
         if row["split"] in request.splits and row["language"] == request.language:
             yield row["split"], row["video_id"], row["caption"]
 

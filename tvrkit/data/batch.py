@@ -15,6 +15,7 @@ from torch import Tensor
 ABSENT: Any = None  # a field that a one-sided batch lacks: no method reads it there
 
 
+@dataclass
 class _Tensors:
     """Dataclasses of tensors that share their first dimension; moved, indexed and joined field by
     field."""
@@ -45,7 +46,7 @@ class _Tensors:
         return self._map(lambda tensor: tensor[index])
 
     @classmethod
-    def cat(cls, parts: Sequence):
+    def cat(cls, parts: Sequence[Any]):
         """Join along the first dimension. Every part has the same fields present."""
 
         def join(values):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class Clips:
     augment: bool = False
 
     def read(
-        self, rows: Sequence[int], draws: Sequence[np.random.Generator | None]
+        self, rows: Sequence[int] | np.ndarray, draws: Sequence[np.random.Generator | None]
     ) -> tuple[Tensor, Tensor]:
         """Clips of the videos `rows`, each with its own random draw.
 
@@ -93,7 +94,7 @@ class Clips:
         return frames, mask
 
     def _fit(self, clip: Tensor, draw: np.random.Generator | None) -> Tensor:
-        if not self.augment:
+        if draw is None or not self.augment:
             return fit(clip, self.size)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(int(draw.integers(2**63)))
@@ -138,14 +139,11 @@ class TrainData(Dataset):
             split, data, backbone.image_size, data.train_sampling, data.augmentation
         )
         self.captions = split.captions["caption"].tolist()
-        self.text = _tokenise(self.captions, self.tokenizer, data)
-        self.extras = {}
+        self.texts = _texts(split, data, self.tokenizer)
         if data.captions == "tagged":
             tokens, mask, _ = tokenise(tags(split), self.tokenizer, data.max_words)
-            self.extras = {"tag_tokens": tokens, "tag_mask": mask}
-        self.captions_of_video = [[] for _ in split.video_ids]
-        for row, video in enumerate(split.video_of_caption):
-            self.captions_of_video[video].append(row)
+            self.texts.extras = {"tag_tokens": tokens, "tag_mask": mask}
+        self.captions_of_video = split.captions.groupby(split.video_of_caption).indices
         self.masker = None
         if data.keyword_masking:
             texts = split.captions.groupby("video_id")["caption"].agg(list)
@@ -161,22 +159,22 @@ class TrainData(Dataset):
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> TextVideoBatch:
         draws = [np.random.default_rng([self.seed, epoch, item]) for epoch, item in items]
         captions = [self._caption(item, draw) for (_, item), draw in zip(items, draws, strict=True)]
+        batch = self.texts[torch.tensor(captions)]
         videos = self.split.video_of_caption[captions]
-        text = tuple(part[captions] for part in self.text)
         if self.masker is not None:
             texts = [
                 self.masker(self.split.video_ids[video], self.captions[caption], draw)
                 for video, caption, draw in zip(videos, captions, draws, strict=True)
             ]
             text = _tokenise(texts, self.tokenizer, self.data)
-        extras = {name: part[captions] for name, part in self.extras.items()}
-        rows = torch.from_numpy(videos), torch.tensor(captions)
-        return TextVideoBatch(*text, *self.clips.read(videos, draws), *rows, extras)
+            batch.tokens, batch.token_mask, batch.token_weight = text
+        batch.frames, batch.frame_mask = self.clips.read(videos, draws)
+        return batch
 
     def _caption(self, item: int, draw: np.random.Generator) -> int:
-        return (
-            item if self.data.captions == "all" else int(draw.choice(self.captions_of_video[item]))
-        )
+        if self.data.captions == "all":
+            return item
+        return int(draw.choice(self.captions_of_video[item]))
 
 
 class EpochOrder(Sampler):
@@ -230,12 +228,17 @@ def video_loader(split: Split, config: Config, backbone) -> DataLoader:
 def text_loader(split: Split, config: Config, backbone) -> DataLoader:
     """Batches of a split's captions in order: tokens, token_mask, token_weight, video_index,
     caption_index."""
-    text = _tokenise(split.captions["caption"].tolist(), backbone.tokenizer, config.data)
-    videos, captions = torch.from_numpy(split.video_of_caption), torch.arange(len(split.captions))
-    whole = TextVideoBatch(*text, video_index=videos, caption_index=captions)
-    return DataLoader(
-        range(len(whole)), config.eval.batch_size, collate_fn=lambda rows: whole[torch.tensor(rows)]
-    )
+    texts = _texts(split, config.data, backbone.tokenizer)
+    rows: Any = range(len(texts))  # what the loader draws batches from
+    size = config.eval.batch_size
+    return DataLoader(rows, size, collate_fn=lambda drawn: texts[torch.tensor(drawn)])
+
+
+def _texts(split: Split, data: DataConfig, tokenizer) -> TextVideoBatch:
+    """The text side of every caption of a split."""
+    tokens, mask, weight = _tokenise(split.captions["caption"].tolist(), tokenizer, data)
+    videos, captions = torch.from_numpy(split.video_of_caption), torch.arange(len(tokens))
+    return TextVideoBatch(tokens, mask, weight, video_index=videos, caption_index=captions)
 
 
 def _tokenise(captions: list[str], tokenizer, data: DataConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,5 +259,5 @@ def _load(data: Dataset, config: Config, batch_size: int, **order) -> DataLoader
     )
 
 
-def _whole(batch: TextVideoBatch) -> TextVideoBatch:
+def _whole(batch: Any) -> TextVideoBatch:
     return batch  # `__getitems__` has made it

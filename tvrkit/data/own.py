@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import NotRequired
 
 import pandas as pd
+from typing_extensions import TypedDict
 
 from tvrkit.data import manifest, records
 from tvrkit.data.decoders import FrameSettings
@@ -15,7 +16,14 @@ from tvrkit.settings import choose
 
 SPLITS, LANGUAGES = ("train", "val", "test"), ("en", "zh")
 OPTIONAL = ("split", "language", "tags")
-ROW = records.fields(caption=str, file=str, **dict.fromkeys(OPTIONAL, NotRequired[str]))
+
+
+class Row(TypedDict):
+    caption: str
+    file: str
+    split: NotRequired[str]
+    language: NotRequired[str]
+    tags: NotRequired[str]
 
 
 def read_own(path: Path, language: str = "en") -> pd.DataFrame:
@@ -42,7 +50,7 @@ def read_own(path: Path, language: str = "en") -> pd.DataFrame:
         raise FileNotFoundError(f"no table of captions at {path}")
     lines = path.suffix == ".jsonl"
     rows = (
-        records.read_json_lines(path, ROW) if lines else records.read_csv(path, ["caption", "file"])
+        records.read_json_lines(path, Row) if lines else records.read_csv(path, ["caption", "file"])
     )
     if not rows:
         raise ValueError(f"{path.name}: expected a row per caption, found none")

@@ -14,12 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
-
-
-def fields(**types) -> Any:
-    """The type of a record with these fields; others in it are ignored."""
-    return TypedDict("Record", types)
 
 
 def read_ids(path: Path) -> list[str]:

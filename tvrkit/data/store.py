@@ -72,7 +72,7 @@ class FrameStore:
         with self._begin() as transaction:
             return json.loads(bytes(transaction.get(SETTINGS, b"{}")))
 
-    def read(self, video_id: str, indices: Sequence[int]) -> np.ndarray:
+    def read(self, video_id: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Frames of one video.
 
         Returns:

@@ -18,6 +18,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -145,20 +147,23 @@ def _film_all(videos: list[Video], paths: list[Path], fps: int, workers: int) ->
 def _hidden_main_module() -> Iterator[None]:
     """Processes spawned meanwhile do not run the user's script again: it needs no guard."""
     main = sys.modules["__main__"]
-    kept = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
-        vars(main).pop("__file__", None)
-        main.__spec__ = None
         yield
     finally:
-        vars(main).update(kept)
+        sys.modules["__main__"] = main
 
 
 def _end_with_parent() -> None:
     """In a worker: leave Ctrl-C to the parent and end with it, so that none writes beside the next
     call's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_exit_after, args=[parent_process()], daemon=True).start()
+
+
+def _exit_after(process: Any) -> None:
+    process.join()
+    os._exit(1)
 
 
 def _film(video: Video, path: Path, fps: int) -> None:

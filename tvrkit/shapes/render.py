@@ -40,8 +40,8 @@ def render(scene: Scene, distractors: list[str], seed: list[int]) -> np.ndarray:
         place, colour = _second_place(x, y, rng), _tinted(scene.colour2, rng)
         late = np.arange(count) >= (count + 1) // 2
         seen = {"still": late | True, "appears": late, "vanishes": ~late}[scene.motion2]
-        track = (np.full(seen.sum(), value) for value in (*place, SECOND_RADIUS))
-        image[seen] = _drawn(image[seen], scene.shape2, colour, *track, _turn(rng))
+        x2, y2, radius2 = (np.full(seen.sum(), value) for value in (*place, SECOND_RADIUS))
+        image[seen] = _drawn(image[seen], scene.shape2, colour, x2, y2, radius2, _turn(rng))
     radius = SIZES[scene.size] * rng.uniform(0.9, 1.1) * scale
     image = _drawn(image, scene.shape, _tinted(scene.colour, rng), x, y, radius, _turn(rng))
     for index, kind in enumerate(distractors):
