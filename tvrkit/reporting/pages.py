@@ -22,7 +22,6 @@ from markupsafe import Markup
 from tvrkit import figures, files
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.reporting import claims
-from tvrkit.reporting.tables import comparable as comparable  # notebook 03's name for it
 from tvrkit.reporting.tables import differences_figure, interval, number, protocol_of, results
 from tvrkit.training.runs import Run
 
