@@ -69,7 +69,7 @@ def reproduce(
     from tvrkit.reporting import notebooks
 
     if dry_run:
-        print(*notebooks.plan(profile, run or profile), sep="\n")
+        print(*notebooks.due(notebooks.plan(profile, run or profile)), sep="\n")
     else:
         print("open", notebooks.reproduce(profile, run or profile, device, force))
 

@@ -27,11 +27,11 @@ def kit(tmp_path, monkeypatch):
         write(tmp_path, name, f"print('{name}', recipe, profile, run, seed, device)")
     root = files.run("mine")
 
-    def plan(profile, run):
+    def plan(profile, run, device="cpu"):
+        folders = (root, root / RECIPE / "seed0", root)
         return [
-            notebooks.Task("01_data_preparation", root, RECIPE, 0),
-            notebooks.Task("02_training", root / RECIPE / "seed0", RECIPE, 0),
-            notebooks.Task("03_evaluation", root, RECIPE, 0),
+            notebooks.Task(name, folder, RECIPE, 0, profile, run, device)
+            for name, folder in zip(TASKS, folders, strict=True)
         ]
 
     monkeypatch.setattr(notebooks, "plan", plan)
@@ -40,7 +40,7 @@ def kit(tmp_path, monkeypatch):
     ran = []
     execute = notebooks.execute
     monkeypatch.setattr(
-        notebooks, "execute", lambda task, p: (ran.append(task.notebook), execute(task, p))
+        notebooks, "execute", lambda task: (ran.append(task.notebook), execute(task))
     )
     return tmp_path, root, ran
 
@@ -94,8 +94,7 @@ def test_what_was_trained_again_makes_older_comparisons_outdated(kit):
 
 def test_a_finished_sweep_makes_the_ablations_outdated(kit):
     _, root, _ = kit
-    task = notebooks.Task("06_ablations", root, RECIPE, 0)
-    reproduction = load_profile("reference")
+    task = notebooks.Task("06_ablations", root, RECIPE, 0, "reference", "mine")
     run = root / "ablations" / "sweep" / "variant" / RECIPE / "seed0" / "run.json"
     for path in (task.result, run):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +102,7 @@ def test_a_finished_sweep_makes_the_ablations_outdated(kit):
     for moved, expected in ((60, True), (-60, False)):
         later = task.result.stat().st_mtime + moved
         os.utime(run, (later, later))
-        assert notebooks.outdated(task, [task], reproduction) == expected
+        assert notebooks.outdated(task, [task]) == expected
 
 
 def test_a_dry_run_says_what_is_due_and_runs_nothing(kit):
@@ -111,7 +110,7 @@ def test_a_dry_run_says_what_is_due_and_runs_nothing(kit):
     tasks = notebooks.plan("smoke", "mine")
 
     def due():
-        return [task.notebook for task in notebooks.due(tasks, "smoke", "mine")]
+        return [task.notebook for task in notebooks.due(tasks)]
 
     assert due() == list(TASKS)
     notebooks.reproduce("smoke", "mine")
@@ -216,10 +215,10 @@ def test_another_recipe_in_the_profile_repeats_only_what_reads_it(tmp_path, monk
         write(tmp_path, name, "pass")
     ran = []
 
-    def execute(task, parameters):
+    def execute(task):
         ran.append((task.notebook[:2], task.recipe))
         task.folder.mkdir(parents=True, exist_ok=True)
-        made = new_notebook(metadata={"tvrkit": notebooks.origin(task, parameters)})
+        made = new_notebook(metadata={"tvrkit": notebooks.origin(task)})
         nbformat.write(made, task.result)
 
     monkeypatch.setattr(notebooks, "execute", execute)

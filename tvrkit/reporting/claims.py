@@ -38,16 +38,13 @@ class Claim:
 
     def pairs(self, run: str) -> list[tuple[Run, Run]]:
         """The finished runs that test it, of one seed and protocol, ours first."""
-        if self.part:
+        if self.sweep and self.part:
             return sweeps.part_pairs(self.sweep, run)[self.part]
         if self.sweep:
-            done = sweeps.finished(self.sweep, run)
-            both = (
-                done.get(name, {}) for name in (sweeps.load(self.sweep).reference, self.variant)
-            )
+            done, reference = sweeps.finished(self.sweep, run), sweeps.load(self.sweep).reference
+            pairs = sweeps.shared(done.get(reference, {}), done.get(self.variant or "", {}))
         else:
-            both = (_by_seed(f"{run}/{folder}") for folder in (self.runs, self.against))
-        pairs = sweeps.shared(*both)
+            pairs = sweeps.shared(_by_seed(f"{run}/{self.runs}"), _by_seed(f"{run}/{self.against}"))
         return [(a, b) for a, b in pairs if tables.protocol_of(a) == tables.protocol_of(b)]
 
 
@@ -78,14 +75,11 @@ def results(run: str) -> pd.DataFrame:
     rows = []
     for claim in load():
         pairs = claim.pairs(run)
-        about = {
-            "paper": claim.paper,
-            "says": claim.says,
-            "tested_on": _tested_on(claim, pairs, run),
-        }
+        about = {"paper": claim.paper, "says": claim.says, "sweep": claim.sweep or ""}
+        about["tested_on"] = _tested_on(claim, pairs, run)
         for direction in DIRECTIONS:
             test = tables.paired(pairs, direction) if pairs else {}
-            rows.append({**about, "direction": direction, "sweep": claim.sweep or "", **test})
+            rows.append({**about, "direction": direction, **test})
     families = pd.DataFrame(rows).groupby(["sweep", "direction"])
     return pd.concat([tables.with_verdicts(family) for _, family in families]).sort_index()
 

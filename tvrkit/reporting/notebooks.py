@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from tvrkit import files
 from tvrkit.recipes import load_profile, load_recipe, to_dict
 from tvrkit.reporting import pages
 from tvrkit.reporting.notebook_html import notebook_html
-from tvrkit.settings import Profile
 
 console = Console()
 DATA, TRAINING, ATTENTION = "01_data_preparation", "02_training", "05_attention_maps"
@@ -31,6 +30,7 @@ TRAINED_INSIDE = {
     "07_pretraining": ["hmmc_pretrain_shapes", "hmmc_pretrain_shapes_zh", "hmmc_shapes_zh"]
 }
 INSPECTIONS = ("04_hard_negatives", ATTENTION)
+PARAMETERS = ("recipe", "profile", "run", "seed", "device")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -42,6 +42,14 @@ class Task:
     folder: Path
     recipe: str
     seed: int
+    profile: str
+    run: str
+    device: str = "cpu"
+
+    @property
+    def parameters(self) -> dict[str, str | int]:
+        """What the notebook's parameters cell gets."""
+        return {name: getattr(self, name) for name in PARAMETERS}
 
     @property
     def source(self) -> Path:
@@ -61,48 +69,39 @@ class NotebookFailed(RuntimeError):
     """A cell raised; the message names notebook, cell, error and where the notebook is kept."""
 
 
-def plan(profile: str, run: str) -> list[Task]:
+def plan(profile: str, run: str, device: str = "cpu") -> list[Task]:
     """The notebooks of a profile, in the order in which one needs the other's results."""
-    settings, root = load_profile(profile), files.run(run)
-    first, tasks = settings.seeds[0], []
+    settings, tasks = load_profile(profile), []
+    first, baseline = settings.seeds[0], settings.recipes[0]
+    trained = [(recipe, seed) for seed in settings.seeds for recipe in settings.recipes]
+    inspected = [(recipe, first) for recipe in settings.inspect]
+    repeated = {TRAINING: trained} | dict.fromkeys(INSPECTIONS, inspected)
     for notebook in settings.notebooks:
-        if notebook == TRAINING:
-            work = [(recipe, seed) for seed in settings.seeds for recipe in settings.recipes]
-        elif notebook in INSPECTIONS:
-            work = [(recipe, first) for recipe in settings.inspect]
-        else:
-            tasks.append(Task(notebook, root, settings.recipes[0], first))
-            continue
-        tasks += [Task(notebook, root / r / f"seed{seed}", r, seed) for r, seed in work]
+        for recipe, seed in repeated.get(notebook, [(baseline, first)]):
+            part = f"{run}/{recipe}/seed{seed}" if notebook in repeated else run
+            tasks.append(Task(notebook, files.run(part), recipe, seed, profile, run, device))
     return tasks
 
 
-def needed(task: Task, profile: Profile) -> list[str]:
+def needed(task: Task) -> list[str]:
     """The recipes whose runs the task's notebook reads: attention reads the baseline too,
     comparisons all."""
     if task.notebook in (DATA, TRAINING):
         return [task.recipe]
-    return [profile.recipes[0], task.recipe] if task.notebook == ATTENTION else profile.recipes
+    recipes = load_profile(task.profile).recipes
+    return [recipes[0], task.recipe] if task.notebook == ATTENTION else recipes
 
 
-def due(tasks: Sequence[Task], profile: str, run: str, device: str = "cpu") -> list[Task]:
+def due(tasks: Sequence[Task]) -> list[Task]:
     """Those that would be executed now: what is not finished, and what reads a recipe that is to be
-    trained, or was trained since. Nothing is run: `tvrkit reproduce --dry-run` prints it.
-    """
-    settings, todo = load_profile(profile), []
+    trained, or was trained since. Nothing is run."""
+    todo: list[Task] = []
     for task in tasks:
         trained = {other.recipe for other in todo if other.notebook == TRAINING}
-        stale = task.notebook > TRAINING and trained & {*needed(task, settings)}
-        made = finished(task, parameters_of(task, profile, run, device))
-        if stale or not made or outdated(task, tasks, settings):
+        stale = task.notebook > TRAINING and trained & {*needed(task)}
+        if stale or not finished(task) or outdated(task, tasks):
             todo.append(task)
     return todo
-
-
-def parameters_of(task: Task, profile: str, run: str, device: str) -> dict[str, str | int]:
-    """What the notebook's parameters cell gets."""
-    named = {"recipe": task.recipe, "profile": profile, "run": run}
-    return {**named, "seed": task.seed, "device": device}
 
 
 def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) -> Path:
@@ -121,18 +120,18 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
         NotebookFailed: a cell raised. What ran before it is kept, and skipped when run again.
         RuntimeError: the run is being reproduced by another process.
     """
-    tasks, root = plan(profile, run), files.run(run)
+    tasks, root = plan(profile, run, device), files.run(run)
     if absent := sorted({task.source.name for task in tasks if not task.source.exists()}):
         raise FileNotFoundError(f"no {', '.join(absent)} in {files.notebooks()}")
     with _alone(run):
         if force and root.exists():
             shutil.rmtree(root)
-        todo = due(tasks, profile, run, device)
+        todo = due(tasks)
         for place, task in enumerate(tasks, 1):
             label = f"[{place}/{len(tasks)}] {task}"
             console.print(label if task in todo else f"{label}: done before", highlight=False)
             if task in todo:
-                execute(task, parameters_of(task, profile, run, device))
+                execute(task)
         pages.write_index(run)
         pages.write_leaderboard()
     return root / "index.html"
@@ -151,21 +150,20 @@ def _alone(run: str) -> Iterator[None]:
         raise RuntimeError(f"{busy}: wait until it has ended, or choose another --run") from None
 
 
-def finished(task: Task, parameters: Mapping) -> bool:
-    """Whether the task's result is there, with these parameters and from the notebook as it is
-    now."""
+def finished(task: Task) -> bool:
+    """Whether its result is there, with its parameters and from the notebook as it is now."""
     if not task.result.exists():
         return False
     notebook = nbformat.read(task.result, as_version=4)
-    return notebook.metadata.get("tvrkit", {}) == origin(task, parameters)
+    return notebook.metadata.get("tvrkit", {}) == origin(task)
 
 
-def outdated(task: Task, tasks: Sequence[Task], profile: Profile) -> bool:
+def outdated(task: Task, tasks: Sequence[Task]) -> bool:
     """Whether a recipe was trained after the task's notebook compared, or looked into, what it had
     given."""
     if task.notebook <= TRAINING or not task.result.exists():
         return False
-    recipes, made = needed(task, profile), task.result.stat().st_mtime
+    recipes, made = needed(task), task.result.stat().st_mtime
     trained = [
         each.result for each in tasks if each.notebook == TRAINING and each.recipe in recipes
     ]
@@ -174,17 +172,16 @@ def outdated(task: Task, tasks: Sequence[Task], profile: Profile) -> bool:
     return any(result.exists() and result.stat().st_mtime > made for result in trained)
 
 
-def origin(task: Task, parameters: Mapping) -> dict:
+def origin(task: Task) -> dict:
     """What the result depends on: the notebook and the recipes as they are now."""
-    profile = parameters["profile"]
-    names = needed(task, load_profile(profile)) + TRAINED_INSIDE.get(task.notebook, [])
-    recipes = {name: to_dict(load_recipe(name, profile=profile)) for name in names}
+    names = needed(task) + TRAINED_INSIDE.get(task.notebook, [])
+    recipes = {name: to_dict(load_recipe(name, profile=task.profile)) for name in names}
     sources = [task.source] + [files.RECIPES / "sweeps.yaml"] * (task.notebook == ABLATIONS)
     hashes = {file.name: files.sha256(file) for file in sources}
-    return {"sha256": hashes, "parameters": dict(parameters), "recipes": recipes}
+    return {"sha256": hashes, "parameters": task.parameters, "recipes": recipes}
 
 
-def execute(task: Task, parameters: Mapping) -> None:
+def execute(task: Task) -> None:
     """Run one notebook with papermill and write it, and its HTML, only if every cell ran.
 
     Raises:
@@ -192,7 +189,7 @@ def execute(task: Task, parameters: Mapping) -> None:
         ValueError: the notebook lacks one of the parameters (papermill would ignore it).
     """
     source = str(task.source)
-    if unknown := sorted(set(parameters) - set(papermill.inspect_notebook(source))):
+    if unknown := sorted(set(PARAMETERS) - set(papermill.inspect_notebook(source))):
         lacks = f"{task.source.name} has no parameter {', '.join(unknown)}"
         raise ValueError(f"{lacks} in its parameters cell")
     task.folder.mkdir(parents=True, exist_ok=True)
@@ -204,14 +201,14 @@ def execute(task: Task, parameters: Mapping) -> None:
     try:
         with kernel_config() as config:
             options["config"] = config
-            notebook = papermill.execute_notebook(source, str(partial), dict(parameters), **options)
+            notebook = papermill.execute_notebook(source, partial, task.parameters, **options)
     except PapermillExecutionError as error:
         partial.replace(failed)
         where = f"{task} failed in cell {error.cell_index} (In [{error.exec_count}])"
         reason = f"{error.ename}: {error.evalue}"
         kept = f"the notebook so far is {os.path.relpath(failed)}"
         raise NotebookFailed(f"{where}: {reason}; {kept}") from None
-    notebook.metadata["tvrkit"] = origin(task, parameters)
+    notebook.metadata["tvrkit"] = origin(task)
     relink(notebook, os.path.relpath(task.source.parents[1], task.folder))
     files.write_text(task.result, nbformat.writes(without_progress(notebook)))
     files.write_text(task.result.with_suffix(".html"), notebook_html(notebook, task.notebook))

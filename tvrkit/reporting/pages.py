@@ -7,6 +7,7 @@ sweeps and other sub-runs on sweeps.html. reports/index.html has all runs.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from tvrkit.reporting.tables import differences_figure, interval, number, protoc
 from tvrkit.training.runs import Run
 
 ABSENT = "–"
+NUMBERED = "[0-9][0-9]_*"  # what a notebook leaves begins with its number
 LEGEND = (
     "Raw scores, no post-processing. Means over seeds, ± their standard deviation; 95 %: the "
     "interval of R@1 when test videos are drawn again, all seeds of a recipe together. Overlapping "
@@ -84,8 +86,8 @@ def write_index(run: str) -> Path:
     _write(root / "sweeps.html", title=f"{run}: sub-runs", sections=below, **back)
     values = {"title": run, "unfinished": _unfinished(root), "has_sweeps": bool(parts)}
     values |= {"claims": claims.shown(tested), "figure": _claims_figure(tested, root)}
-    values |= {"tables": _few(tables, OF_RUN), "notebooks": _by_notebook(root, "*.html")}
-    values |= {"figures": _by_notebook(root, "figures/*.png")}
+    values |= {"tables": _few(tables, OF_RUN), "notebooks": _by_notebook(root, f"{NUMBERED}.html")}
+    values |= {"figures": _by_notebook(root, f"figures/{NUMBERED}.png")}
     return _write(root / "index.html", "run.html", **values)
 
 
@@ -112,11 +114,15 @@ def markdown(run: str) -> str:
 
 def render(template: str, **values: object) -> str:
     """A page from a template of `assets/`; texts are escaped, a missing name is an error."""
-    loader, autoescape = jinja2.FileSystemLoader(files.ASSETS), jinja2.select_autoescape(["html"])
-    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(loader=loader, autoescape=autoescape, **options)
-    common = {"legend": LEGEND, "ascending": LOWER_FIRST}
-    return environment.get_template(template).render(common | values)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(files.ASSETS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template)
+    return page.render(legend=LEGEND, ascending=LOWER_FIRST, **values)
 
 
 def _write(path: Path, template: str = "tables.html", **values: object) -> Path:
@@ -129,16 +135,11 @@ def _write(path: Path, template: str = "tables.html", **values: object) -> Path:
 
 def _tables(runs: Sequence[Run], page: Path, section: str = "") -> Tables:
     """A table per protocol of the runs in `section`, for a page in the folder `page`."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(protocol_of(run), []).append(run)
-    return [
-        (
-            protocol,
-            pd.DataFrame([_row(row, page, section) for row in results(group).to_dict("records")]),
-        )
-        for protocol, group in sorted(groups.items())
-    ]
+    tables = []
+    for protocol, group in itertools.groupby(sorted(runs, key=protocol_of), protocol_of):
+        rows = results(list(group)).to_dict("records")
+        tables.append((protocol, pd.DataFrame([_row(row, page, section) for row in rows])))
+    return tables
 
 
 def _few(tables: Tables, columns: list[str]) -> Tables:
@@ -159,10 +160,8 @@ def _row(row: dict, page: Path, section: str) -> dict[str, str]:
     shown |= {"training, s": number(row["seconds"], 0), "memory, MB": number(row["memory_mb"], 0)}
     shown |= {"parameters": number(row["parameters"], 0), "epoch kept": row["selection"]}
     cards = [_link(f"seed {run.seed}", run.folder / "run.json", page) for run in row["runs"]]
-    notebooks = [
-        file for run in row["runs"] for file in sorted(run.folder.glob("[0-9][0-9]_*.html"))
-    ]
-    links = [_link(file.stem[:2], file, page) for file in notebooks]
+    made = [file for run in row["runs"] for file in sorted(run.folder.glob(f"{NUMBERED}.html"))]
+    links = [_link(file.stem[:2], file, page) for file in made]
     shown |= {"device": row["device"], "run cards": Markup(" ").join(cards)}
     return shown | {"notebooks": Markup(" ").join(links) or ABSENT}
 
@@ -221,15 +220,12 @@ def _by_notebook(root: Path, pattern: str) -> dict[str, dict[str, list[tuple[str
     """{notebook: {recipe, or "" for the run's own: [(label, link)]}} of the files that notebooks
     left.
 
-    A figure's label is its name, a page's the seed it was made with. Files begin with their
-    notebook's number.
+    A figure's label is its name, a page's the seed it was made with.
     """
-    pages = {page.stem[:2]: page.stem for page in sorted(root.rglob("[0-9][0-9]_*.html"))}
+    pages = {page.stem[:2]: page.stem for page in sorted(root.rglob(f"{NUMBERED}.html"))}
     paths = [*root.glob(pattern), *root.glob(f"*/seed*/{pattern}")]
     left: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for path in sorted(paths, key=lambda path: (path.stem[:2], str(path))):
-        if not re.match(r"\d\d_", path.stem):
-            continue
         recipe, _, inner = path.relative_to(root).as_posix().rpartition("/seed")
         seed = f"seed {inner.split('/')[0]}" if recipe else ""
         name = "" if path.suffix == ".html" else _title(path.stem)

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 import yaml
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from tvrkit import figures, files
 from tvrkit.evaluation import statistics
@@ -159,14 +159,12 @@ def load(name: str) -> Sweep:
 @cache
 def homes() -> dict[tuple[str, str], str]:
     """(sweep, variant) -> "sweep/variant" of the first with equal settings."""
-    firsts: list[tuple[Config, str]] = []
+    firsts: dict[str, str] = {}
     folders = {}
     for name, sweep in load_all().items():
         for variant, overrides in sweep.overrides.items():
             config = Task(name, variant, 0, sweep.recipe, [*sweep.common, *overrides], "").config
-            equal = [folder for first, folder in firsts if first == config]
-            folders[name, variant] = equal[0] if equal else f"{name}/{variant}"
-            firsts.append((config, folders[name, variant]))
+            folders[name, variant] = firsts.setdefault(repr(config), f"{name}/{variant}")
     return folders
 
 
@@ -189,12 +187,11 @@ def plan(
     for variant in variants:
         choose(f"variant of {name}", variant, sweep.overrides)
     common = [*sweep.common, *(load_profile(profile).overrides if profile else [])]
-    return [
-        Task(name, variant, seed, sweep.recipe, [*common, *sweep.overrides[variant]], folder)
-        for seed in seeds or sweep.seeds
-        for variant in variants or sweep.overrides
-        for folder in [run_name(run, name, variant)]
-    ]
+    tasks = []
+    for seed, variant in itertools.product(seeds or sweep.seeds, variants or sweep.overrides):
+        overrides, folder = [*common, *sweep.overrides[variant]], run_name(run, name, variant)
+        tasks.append(Task(name, variant, seed, sweep.recipe, overrides, folder))
+    return tasks
 
 
 def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dict[str, str]:
@@ -241,8 +238,8 @@ def _train(task: Task, jobs: int, device: str, processes: list[subprocess.Popen]
     files.write_json(task.folder / "sweep.json", {"jobs": jobs})
     threads = str(max(1, torch.get_num_threads() // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command(task, device), env=environment, **streams)
+    quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
+    process = subprocess.Popen(command(task, device), env=environment, stdout=quiet, stderr=pipe)
     processes.append(process)
     lines = process.communicate()[1].decode(errors="replace").strip().splitlines()
     if process.returncode == 0:
@@ -266,25 +263,31 @@ def finished(name: str, run: str) -> dict[str, dict[int, Run]]:
     """
     sweep = load(name)
     done = {variant: runs.find(run_name(run, name, variant)) for variant in sweep.overrides}
-    order = [sweep.reference, *(variant for variant in done if variant != sweep.reference)]
-    every = [(variant, each) for variant in order for each in done[variant]]
-    for variant, each in every:
-        base, first = every[0]
-        config, own = str(each.folder / "config.yaml"), sweep.overrides[variant]
-        if load_recipe(config, own) != load_recipe(config):
-            lacks = f"{each.folder} is a run without {' '.join(own)}"
-            raise ValueError(f"{lacks}: remove the folder and sweep again")
-        if each.card["data"] != first.card["data"]:
-            both = f"{each.folder} was trained on other data than {first.folder}"
-            raise ValueError(f"{both}: not comparable")
-        # with these the two must be one: nothing else may differ
-        common = [*sweep.overrides[base], *own]
-        if load_recipe(config, common) != load_recipe(str(first.folder / "config.yaml"), common):
-            both = f"{each.folder} differs from {first.folder} in more than {' '.join(common)}"
-            raise ValueError(f"{both}: not comparable")
-    return {
-        variant: {each.seed: each for each in seeds} for variant, seeds in done.items() if seeds
-    }
+    order = sorted(done, key=lambda variant: variant != sweep.reference)
+    every = [(each, sweep.overrides[variant]) for variant in order for each in done[variant]]
+    for each, own in every:
+        _check_comparable(each, own, *every[0])
+    return {key: {each.seed: each for each in seeds} for key, seeds in done.items() if seeds}
+
+
+def _check_comparable(run: Run, own: list[str], first: Run, first_own: list[str]) -> None:
+    """ValueError unless the run has its own overrides, and differs from the first in both runs'
+    own alone."""
+    if _with(own, run) != run.config:
+        lacks = f"{run.folder} is a run without {' '.join(own)}"
+        raise ValueError(f"{lacks}: remove the folder and sweep again")
+    if run.card["data"] != first.card["data"]:
+        other = f"{run.folder} was trained on other data than {first.folder}"
+        raise ValueError(f"{other}: not comparable")
+    both = [*first_own, *own]
+    if _with(both, run) != _with(both, first):
+        more = f"{run.folder} differs from {first.folder} in more than {' '.join(both)}"
+        raise ValueError(f"{more}: not comparable")
+
+
+def _with(overrides: list[str], run: Run) -> Config:
+    config = load_recipe(str(run.folder / "config.yaml"), overrides)
+    return replace(config, recipe=run.recipe)
 
 
 def shared(first: dict[int, Run], second: dict[int, Run]) -> list[tuple[Run, Run]]:
@@ -302,13 +305,11 @@ def part_pairs(name: str, run: str) -> dict[str, list[tuple[Run, Run]]]:
     if wrong := [axis for axis, levels in grid.items() if len(levels) != 2]:
         expected = f"main effects of {name}: expected two levels of each axis"
         raise ValueError(f"{expected}, not so {', '.join(wrong)}")
-    pairs: dict[str, list] = {}
-    for place, (axis, (present, absent)) in enumerate(grid.items()):
-        pairs[axis] = []
-        for levels in itertools.product(*grid.values()):
-            if levels[place] == present:
-                without = _joined([*levels[:place], absent, *levels[place + 1 :]])
-                pairs[axis] += shared(done.get(_joined(levels), {}), done.get(without, {}))
+    pairs: dict[str, list] = {axis: [] for axis in grid}
+    for axis, two in grid.items():
+        sides = (itertools.product(*{**grid, axis: [level]}.values()) for level in two)
+        for present, absent in zip(*sides, strict=True):
+            pairs[axis] += shared(done.get(_joined(present), {}), done.get(_joined(absent), {}))
     return pairs
 
 

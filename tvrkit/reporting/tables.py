@@ -101,7 +101,7 @@ def summary(seeds: Sequence[Run]) -> dict[str, float]:
         pooled); seconds (training, mean), memory_mb (largest).
     """
     metrics, cards = [run.metrics for run in seeds], [run.card for run in seeds]
-    row = {"seeds": len(seeds)}
+    row: dict[str, float] = {"seeds": len(seeds)}
     row |= {name: float(np.mean([each[name] for each in metrics])) for name in MEANS}
     for name in ("t2v R@1", "v2t R@1", "rsum"):
         row[f"{name} sd"] = statistics.mean_and_deviation([each[name] for each in metrics])[1]
@@ -126,7 +126,8 @@ def paired(pairs: Sequence[tuple[Run, Run]], direction: str = "t2v") -> dict[str
         difference (points), low, high, effect (queries, mean over pairs), queries (of one run),
         p_value.
     """
-    test = compare.paired_test(*zip(*pairs, strict=True), direction)
+    ours, theirs = zip(*pairs, strict=True)
+    test = compare.paired_test(ours, theirs, direction)
     return {key: test[key] for key in TESTED}
 
 
