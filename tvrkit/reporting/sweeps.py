@@ -410,7 +410,7 @@ def shown(results: pd.DataFrame) -> pd.DataFrame:
         for column, (title, form) in FORMATS.items()
         if column in results
     }
-    return pd.DataFrame(columns).fillna("")
+    return pd.DataFrame(columns, dtype=object).fillna("")
 
 
 def figure(name: str, results: pd.DataFrame) -> Figure:
