@@ -36,10 +36,9 @@ class CLIP4Clip(Method):
 
     def __init__(self, backbone: Backbone, settings: CLIP4ClipSettings):
         super().__init__(backbone, settings)
-        is_temporal = settings.head == "seqTransf"
-        self.temporal = (
-            TemporalTransformer.from_clip(backbone, settings.layers) if is_temporal else None
-        )
+        self.temporal = None
+        if settings.head == "seqTransf":
+            self.temporal = TemporalTransformer.from_clip(backbone, settings.layers)
 
     def video_features(self, frames: Tensor, mask: Tensor) -> VideoFeatures:
         """Frames f and the video v = nrm(mean over valid frames of nrm(y)), y = f or

@@ -84,13 +84,10 @@ class GLSCL(Method):
         """Sentence, words and `extras["concepts"]` (B, Q, D), none of them normalised."""
         # Released decoders read padded words too: they must hold what the released tower puts
         # there.
-        words, sentence = self.backbone.encode_text(
-            batch.tokens, batch.token_mask, mask_padding=not self.corrected
-        )
-        concepts, _ = self.concepts("text", words, batch.token_mask)
-        return TextFeatures(
-            sentence, words, batch.token_mask, batch.token_weight, {"concepts": concepts}
-        )
+        tokens, mask = batch.tokens, batch.token_mask
+        words, sentence = self.backbone.encode_text(tokens, mask, mask_padding=not self.corrected)
+        extras = {"concepts": self.concepts("text", words, mask)[0]}
+        return TextFeatures(sentence, words, mask, batch.token_weight, extras)
 
     def video_features(self, frames: Tensor, mask: Tensor) -> VideoFeatures:
         """Frames after the temporal transformer and `extras["concepts"]` (B, Q, D), not
@@ -198,9 +195,8 @@ class ConceptDecoder(nn.Module):
         `padding` (B, L) bool is True where tokens are left out; None = all are attended to.
         """
         concepts, attention = queries[None], None
-        if (
-            self.training
-        ):  # dropout draws for each item; else the first self-attention is the same for all
+        # Dropout draws for each item; else the first self-attention is the same for all.
+        if self.training:
             concepts = concepts.expand(len(tokens), -1, -1)
         for layer in self.layers:
             concepts, attention = layer(concepts, tokens, padding, need_weights)

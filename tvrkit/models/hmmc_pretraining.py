@@ -19,9 +19,7 @@ from tvrkit.models.method import Tensors
 from tvrkit.models.momentum import NegativeQueue, freeze_copy, momentum_update
 from tvrkit.settings import settings
 
-MASK_CHARACTER = (
-    "*</w>"  # stands for [MASK] in CLIP's vocabulary, which has none; captions hardly use it
-)
+MASK_CHARACTER = "*</w>"  # CLIP's vocabulary has no [MASK]; captions hardly use this one
 UNMASKED = -100  # label of tokens that are not to be predicted
 KEPT_AS_MASK, REPLACED = 0.8, 0.1  # of the chosen words; the rest stays (Devlin et al., 2019)
 BERT_EPS = 1e-12  # of the prediction head's LayerNorm
@@ -73,9 +71,8 @@ class HMMCPretraining(HMMC):
         self.predictor = perceptron(width, settings.projector_width)
         vocabulary, self.mask_token = vocabulary_of(backbone.tokenizer)
         self.word_head = WordHead(width, vocabulary)
-        self.slow: Any = nn.ModuleDict(
-            {name: freeze_copy(fast) for name, fast in self._fast().items()}
-        )
+        slow = {name: freeze_copy(fast) for name, fast in self._fast().items()}
+        self.slow: Any = nn.ModuleDict(slow)
         sizes = dict.fromkeys(("video", "title", "tag"), settings.queue_size)
         sizes |= dict.fromkeys(("frames", "projected"), settings.frame_queue_size)
         queues = {name: NegativeQueue(width, size) for name, size in sizes.items()}

@@ -39,8 +39,19 @@ RELEASED_LOGIT_SCALE = math.log(100.0)  # HMMC's constant, which its checkpoints
 HMMC_TEMPORAL_HEADS = 8  # 512 / 64, whatever the width
 MIN_BERT_HEADS = 2  # of the smallest BERT; heads of all published sizes are 64 wide
 TEXT, VISUAL, TEMPORAL = "backbone.clip.text.", "backbone.clip.visual.", "temporal."
+LOGIT_SCALE, POSITIONS = "backbone.clip.logit_scale", "frame_position_embeddings."
 CLIP_TEXT = ["token_embedding", "positional_embedding", "transformer", "ln_final"]
 CLIP_TEXT += ["text_projection"]
+# GLSCL's names by what is shared; the unshared half is saved, and not used, where it is.
+QUERIES = {
+    True: {"spatial_queries": "queries.both.weight"},
+    False: {"spatial_queries": "queries.video.weight", "noun_queries": "queries.text.weight"},
+}
+NOUN, SPATIAL = "transformer_decoder_noun.", "transformer_decoder_spatial."
+DECODERS = {
+    True: {NOUN: "decoder.both."},
+    False: {NOUN: "decoder.text.", SPATIAL: "decoder.video."},
+}
 BERT_WORDS = f"{TEXT}transformer.embeddings.word_embeddings.weight"
 # open_clip builds a BERT tower from files only: this small one holds its place.
 PLACEHOLDER = {"context_length": 1, "vocab_size": 1, "width": HEAD_WIDTH, "heads": 1, "layers": 1}
@@ -54,16 +65,13 @@ class Weights(dict[str, Tensor]):
 
     def layers(self, prefix: str) -> int:
         """Number of layers `prefix`0, `prefix`1, ..."""
-        pattern = re.compile(rf"{re.escape(prefix)}\d+")
-        return len({match.group() for match in map(pattern.match, self) if match})
+        return len({m[0] for key in self if (m := re.match(rf"{re.escape(prefix)}\d+", key))})
 
     def renamed(self, prefixes: Mapping[str, str]) -> Weights:
         """The same under the kit's names; a key that no prefix fits keeps its own, and is not
         used."""
-        names = {key: next((p for p in prefixes if key.startswith(p)), "") for key in self}
-        return Weights(
-            {prefixes.get(p, "") + key.removeprefix(p): self[key] for key, p in names.items()}
-        )
+        known = re.compile(f"^(?:{'|'.join(map(re.escape, prefixes))})")
+        return Weights({known.sub(lambda m: prefixes[m[0]], key): self[key] for key in self})
 
 
 class Release(NamedTuple):
@@ -81,7 +89,7 @@ class Release(NamedTuple):
 
 
 def _glscl_settings(weights: Weights) -> dict[str, int]:
-    decoder = "transformer_decoder_noun.layers."
+    decoder = f"{NOUN}layers."
     return {
         "queries": len(weights["spatial_queries"]),
         "decoder_layers": weights.layers(decoder),
@@ -92,24 +100,15 @@ def _glscl_settings(weights: Weights) -> dict[str, int]:
 
 def _glscl_prefixes(settings) -> dict[str, str]:
     names = {f"clip.{part}": f"{TEXT}{part}" for part in CLIP_TEXT}
-    names |= {"clip.visual.": VISUAL, "clip.logit_scale": "backbone.clip.logit_scale"}
-    names |= {"transformerClip.": TEMPORAL}
-    names |= {"frame_position_embeddings.": f"{TEMPORAL}frame_position_embeddings."}
-    video, text = ("both", "") if settings.shared_queries else ("video", "text")
-    names["spatial_queries"] = f"queries.{video}.weight"
-    if text:
-        names["noun_queries"] = f"queries.{text}.weight"
-    text, video = ("both", "") if settings.shared_decoder else ("text", "video")
-    names["transformer_decoder_noun."] = f"decoder.{text}."
-    if video:
-        names["transformer_decoder_spatial."] = f"decoder.{video}."
-    return names
+    names |= {"clip.visual.": VISUAL, "clip.logit_scale": LOGIT_SCALE}
+    names |= {"transformerClip.": TEMPORAL, POSITIONS: f"{TEMPORAL}{POSITIONS}"}
+    return names | QUERIES[settings.shared_queries] | DECODERS[settings.shared_decoder]
 
 
 def _hmmc_settings(weights: Weights) -> dict[str, int]:
     return {
         "temporal_layers": weights.layers("visual_encoder.temporal_transformer.resblocks."),
-        "max_frames": len(weights["visual_encoder.frame_position_embeddings.weight"]),
+        "max_frames": len(weights[f"visual_encoder.{POSITIONS}weight"]),
     }
 
 
@@ -118,8 +117,7 @@ def _hmmc_prefixes(settings) -> dict[str, str]:
     names |= {"text_encoder.chinese_encoder.": f"{TEXT}transformer."}
     names |= {"text_encoder.text_proj.": f"{TEXT}proj.", "visual_encoder.visual.": VISUAL}
     names |= {"visual_encoder.temporal_transformer.": TEMPORAL}
-    positions = "frame_position_embeddings."
-    return names | {f"visual_encoder.{positions}": f"{TEMPORAL}{positions}"}
+    return names | {f"visual_encoder.{POSITIONS}": f"{TEMPORAL}{POSITIONS}"}
 
 
 OFFICIAL = {
@@ -165,14 +163,11 @@ def load_official(
         choose(f"{method} setting", key, [field.name for field in fields(cls.Settings)])
     settings = cls.Settings(**{"fidelity": "released", **release.settings(weights), **config})
     weights = weights.renamed(release.prefixes(settings))
-    weights.setdefault("backbone.clip.logit_scale", torch.tensor(RELEASED_LOGIT_SCALE))
-    positions, width = weights[f"{TEMPORAL}frame_position_embeddings.weight"].shape
-    sizes = (
-        weights.layers(f"{TEMPORAL}resblocks."),
-        temporal_heads or release.temporal_heads(width),
-    )
+    weights.setdefault(LOGIT_SCALE, torch.tensor(RELEASED_LOGIT_SCALE))
+    positions, width = weights[f"{TEMPORAL}{POSITIONS}weight"].shape
+    layers, heads = weights.layers(f"{TEMPORAL}resblocks."), release.temporal_heads(width)
     made = cls(_backbone(weights, tokenizer, text_heads), settings)
-    made.temporal = TemporalTransformer(width, *sizes, positions)
+    made.temporal = TemporalTransformer(width, layers, temporal_heads or heads, positions)
     source = f"released {method} checkpoint"
     unused = fill(made, {key: tensor.float() for key, tensor in weights.items()}, source)
     if unused:
@@ -213,17 +208,18 @@ def clip_config(weights: Weights) -> dict[str, Any]:
         "width": patches.shape[0],
         "layers": weights.layers(f"{VISUAL}transformer.resblocks."),
     }
-    text = PLACEHOLDER if BERT_WORDS in weights else _text_config(weights)
+    text = PLACEHOLDER
+    if BERT_WORDS not in weights:
+        words, width = weights[f"{TEXT}token_embedding.weight"].shape
+        text = {
+            "context_length": len(weights[f"{TEXT}positional_embedding"]),
+            "vocab_size": words,
+            "width": width,
+            "heads": width // HEAD_WIDTH,
+            "layers": weights.layers(f"{TEXT}transformer.resblocks."),
+        }
     sizes = {"embed_dim": weights[f"{VISUAL}proj"].shape[1], "vision_cfg": vision}
     return {**sizes, "text_cfg": text, "quick_gelu": True}
-
-
-def _text_config(weights: Weights) -> dict[str, int]:
-    words, width = weights[f"{TEXT}token_embedding.weight"].shape
-    length = len(weights[f"{TEXT}positional_embedding"])
-    layers = weights.layers(f"{TEXT}transformer.resblocks.")
-    sizes = {"context_length": length, "vocab_size": words, "width": width, "layers": layers}
-    return sizes | {"heads": width // HEAD_WIDTH}
 
 
 def _backbone(weights: Weights, tokenizer, text_heads: int | None) -> Backbone:

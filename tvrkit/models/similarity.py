@@ -141,9 +141,8 @@ def second_look(video: Tensor, video_mask: Tensor, *, mask_fill: MaskFill = "zer
     gram = frames @ frames.transpose(1, 2)
     same = torch.eye(video.shape[1], dtype=torch.bool, device=video.device)
     gain, index = gram.masked_fill(same, 0.0).max(dim=2)
-    if (
-        mask_fill == "exclude"
-    ):  # a padded frame stands for the first valid one, with its second look
+    # A padded frame stands for the first valid one, with its second look.
+    if mask_fill == "exclude":
         source = _frame_source(video_mask)
         gain, index = gain.gather(1, source), index.gather(1, source)
     return gain, index
