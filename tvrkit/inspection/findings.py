@@ -176,7 +176,7 @@ def grounded_margin(case: Case, texts: np.ndarray, videos: np.ndarray) -> float:
     own = Pairs(*(side[: len(texts)] for side in case.pairs))
     words, frames, mask = case.pairs.words[texts], own.frames, own.frame_mask
     weight = order.word_predictor(case.pairs.frames[videos], words)[..., None]
-    met, masked = F.normalize((weight * words).sum(dim=1), dim=-1), order.select(own)[0][1]
+    met, masked = F.normalize((weight * words).sum(dim=1), dim=-1), order.select(own)[0].frames
     part = matched_interaction(met, masked, mask, token_weight(frames, mask, None))
     return (order.margin - order.scores(own)["g,v"] + part).relu().mean().item()
 

@@ -284,18 +284,15 @@ def _find_weights(name: str, tag: str | None, architecture: dict) -> tuple[Path 
     if tag is None:
         return None, {}
     if tag == EMBEDDED and name in BACKBONES:
-        weights = BACKBONES[name].weights
+        weights, hint = BACKBONES[name].weights, "`tvrkit backbone pretrain` makes it"
         if not weights.is_file():
-            made = "`tvrkit backbone pretrain` makes it"
-            raise FileNotFoundError(f"{weights.name} is missing: {made}")
+            raise FileNotFoundError(f"{weights.name} is missing: {hint}")
         return weights, {}
     if info := open_clip.get_pretrained_cfg(name, tag):
         quick = info.get("quick_gelu", False)
         if quick != architecture.get("quick_gelu", False):
             right = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
-            raise ValueError(
-                f"weights {tag!r} of {name} were trained with another GELU: use {right}"
-            )
+            raise ValueError(f"{name}: {tag!r} was trained with another GELU: use {right}")
         return hub.weights(info["hf_hub"]), info
     path = Path(tag).expanduser()
     if path.is_file():

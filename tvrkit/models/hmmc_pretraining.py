@@ -100,9 +100,7 @@ class HMMCPretraining(HMMC):
             text.extras |= self._contrasted("tag", tokens, mask, sentence)
         return text
 
-    def _contrasted(
-        self, name: str, tokens: Tensor, mask: Tensor, sentence: Tensor
-    ) -> dict[str, Tensor]:
+    def _contrasted(self, name: str, tokens: Tensor, mask: Tensor, sentence: Tensor) -> Tensors:
         with torch.no_grad():
             key = self.slow["backbone"].encode_text(tokens, mask)[1]
         ids = {"mask_token": self.mask_token, "vocabulary": self.word_head.size}
@@ -131,11 +129,9 @@ class HMMCPretraining(HMMC):
         """Weighted sum of FAM, VTM, FTM and MLM against the queues as they are; then the keys are
         pushed."""
         choice, mask = self.settings, self.counted(video.mask)
-        frames = (video.extras["projected"], video.extras["projected_keys"])
         negatives = {name: queue.negatives() for name, queue in self.queues.items()}
-        fam = neighbour_frames(
-            *frames, negatives["projected"], mask, temperature=choice.temperature
-        )
+        frames = (video.extras["projected"], video.extras["projected_keys"], negatives["projected"])
+        fam = neighbour_frames(*frames, mask, temperature=choice.temperature)
         texts: list[str] = [name for name in ("title", "tag") if name in text.extras]
         by_text = [self._text_losses(name, text.extras, video, negatives) for name in texts]
         vtm, ftm, mlm = (sum(losses) / len(texts) for losses in zip(*by_text, strict=True))
@@ -231,9 +227,8 @@ def vocabulary_of(tokenizer) -> tuple[int, int]:
 
 def perceptron(width: int, inner: int) -> nn.Sequential:
     """HMMC's projector and predictor: two layers with BatchNorm between, D -> inner -> D."""
-    return nn.Sequential(
-        nn.Linear(width, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Linear(inner, width)
-    )
+    layers = [nn.Linear(width, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Linear(inner, width)]
+    return nn.Sequential(*layers)
 
 
 def _on_valid(module: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # open_clip's names
-TEXT_TOWER_FILES = ["*.json", "*.model", "*.txt"]  # of a transformers model, less its weights
+TEXT_FILES = ["*.json", "*.model", "*.txt"]  # of a transformers model, less its weights
 TIMEOUT = 5.0  # seconds; the hub's client would retry for minutes
 
 
@@ -54,11 +54,9 @@ def folder(repository: str, file: str) -> Path:
     if (Path(repository) / file).is_file():
         return Path(repository)
 
-    patterns = TEXT_TOWER_FILES
-
     def fetch(local: bool) -> Path | None:
         with suppress(EntryNotFoundError):
-            path = snapshot_download(repository, allow_patterns=patterns, local_files_only=local)
+            path = snapshot_download(repository, allow_patterns=TEXT_FILES, local_files_only=local)
             return Path(path) if (Path(path) / file).is_file() else None
         return None
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tvrkit.models.method import Tensors
 from tvrkit.models.similarity import MaskFill, token_weight
 from tvrkit.settings import choose, settings
 
@@ -22,13 +23,15 @@ MARGINS: dict[Margin, tuple[str, str]] = {
     "grounded_video": ("g,v", "g,v'"),
     "grounded_text": ("g,v", "g',v"),
 }
+SCORES = ("t,v", "t,v'", "g,v", "g,v'", "g',v")  # in the order of their making
 Predictor = Literal["linear", "attention_sum", "attention_mean", "attention_max"]
 POOLING: dict[str, Any] = {
     "attention_sum": torch.sum,
     "attention_mean": torch.mean,
     "attention_max": torch.amax,
 }
-PREDICTOR_HEADS = 8
+PREDICTOR_HEADS = 8  # groups of channels that attend on their own (attention_*)
+Mask = Tensor | None  # None = every token counts
 
 
 @settings
@@ -83,17 +86,14 @@ class TokenWeightPredictor(nn.Module):
 
     Args:
         kind: see above.
-        width: D, a multiple of `heads`.
+        width: D, a multiple of `PREDICTOR_HEADS`.
         queries, keys: their numbers of tokens, padding included.
-        heads: groups of channels that attend on their own (attention_*).
     """
 
-    def __init__(
-        self, kind: Predictor, width: int, queries: int, keys: int, heads: int = PREDICTOR_HEADS
-    ):
+    def __init__(self, kind: Predictor, width: int, queries: int, keys: int):
         super().__init__()
         choose("predictor", kind, get_args(Predictor))
-        self.kind, self.queries, self.keys, self.heads = kind, queries, keys, heads
+        self.kind, self.queries, self.keys = kind, queries, keys
         if kind != "linear":  # without bias: the softmax cancels the released one
             self.attn_proj: nn.Module = nn.Linear(queries, 1, bias=False)
             return
@@ -107,11 +107,7 @@ class TokenWeightPredictor(nn.Module):
         )
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        query_mask: Tensor | None = None,
-        key_mask: Tensor | None = None,
+        self, query: Tensor, key: Tensor, query_mask: Mask = None, key_mask: Mask = None
     ) -> Tensor:
         """(B, n) weights that sum to 1.
 
@@ -140,7 +136,7 @@ class TokenWeightPredictor(nn.Module):
         return weight / weight.sum(dim=1, keepdim=True)
 
     def _attention(self, query: Tensor, key: Tensor, acts: Tensor, real: Tensor) -> Tensor:
-        query, key = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key))
+        query, key = (x.unflatten(-1, (PREDICTOR_HEADS, -1)).transpose(1, 2) for x in (query, key))
         logits = query @ key.transpose(-1, -2)  # (B, heads, queries, keys)
         attention = logits.masked_fill(real[:, None, None] == 0, -torch.inf).softmax(dim=-1)
         pooled = POOLING[self.kind](attention, dim=1) * acts[..., None]
@@ -227,7 +223,7 @@ class PartialOrder(nn.Module):
         self.word_predictor = TokenWeightPredictor(kind, width, queries=frames, keys=words)
         self.frame_predictor = TokenWeightPredictor(kind, width, queries=1, keys=frames)
 
-    def forward(self, pairs: Pairs, **options) -> dict[str, Tensor]:
+    def forward(self, pairs: Pairs, **options) -> Tensors:
         """Scalar margins by name; options as of `scores`."""
         scores = self.scores(pairs, **options)
         return {
@@ -242,7 +238,7 @@ class PartialOrder(nn.Module):
         temporal: nn.Module | None = None,
         weigh: nn.Linear | None = None,
         threshold: float | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Tensors:
         """The five scores (B,) behind the margins: "t,v", "t,v'", "g,v", "g,v'", "g',v".
 
         Args:
@@ -251,30 +247,24 @@ class PartialOrder(nn.Module):
             weigh: learned frame weight of WTI; None = TI.
             threshold: in place of the settings' tau.
         """
-        (partial_words, partial_frames), maps = self.select(pairs, threshold)
+        masked, maps = self.select(pairs, threshold)
+        videos = {"v": pairs.frames, "v'": masked.frames}
         if temporal is not None:
-            partial_frames = temporal(partial_frames, pairs.frame_mask)
+            videos["v'"] = temporal(masked.frames, pairs.frame_mask)
         weight = maps["partial_word_weight"][..., None]
         grounded = F.normalize((weight * pairs.words).sum(dim=1), dim=-1)
-        grounded_partial = (weight * partial_words).sum(dim=1)
+        grounded_partial = (weight * masked.words).sum(dim=1)
         if self.normalise_partial:
             grounded_partial = F.normalize(grounded_partial, dim=-1)
+        texts = {"t": pairs.sentence, "g": grounded, "g'": grounded_partial}
+        mask, scores = pairs.frame_mask, {}
+        for name in SCORES:
+            text, video = name.split(",")
+            sides = (texts[text], videos[video], mask, token_weight(videos[video], mask, weigh))
+            scores[name] = matched_interaction(*sides, mask_fill=self.mask_fill)
+        return scores
 
-        def score(text: Tensor, video: Tensor) -> Tensor:
-            shares = token_weight(video, pairs.frame_mask, weigh)
-            return matched_interaction(
-                text, video, pairs.frame_mask, shares, mask_fill=self.mask_fill
-            )
-
-        return {
-            "t,v": score(pairs.sentence, pairs.frames),
-            "t,v'": score(pairs.sentence, partial_frames),
-            "g,v": score(grounded, pairs.frames),
-            "g,v'": score(grounded, partial_frames),
-            "g',v": score(grounded_partial, pairs.frames),
-        }
-
-    def order(self, pairs: Pairs, **options) -> dict[str, Tensor]:
+    def order(self, pairs: Pairs, **options) -> Tensors:
         """By margin (B, 3): the score of whole pairs, with half the threshold masked, and with all
         of it."""
         scores = self.scores(pairs, **options)
@@ -284,10 +274,8 @@ class PartialOrder(nn.Module):
             for name, (whole, masked) in self.margins.items()
         }
 
-    def select(
-        self, pairs: Pairs, threshold: float | None = None
-    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
-        """What is masked: (words', frames'), and by name `partial_word_weight`,
+    def select(self, pairs: Pairs, threshold: float | None = None) -> tuple[Pairs, Tensors]:
+        """The pairs with masked words and frames, and by name `partial_word_weight`,
         `partial_frame_weight`, `word_kept` and `frame_kept`."""
         sentence, words, frames, *_ = pairs
         word_mask = pairs.word_mask if self.mask_aware else None
@@ -299,4 +287,5 @@ class PartialOrder(nn.Module):
         words, word_kept = choose_tokens(words, word_weight, tau)
         frames, frame_kept = choose_tokens(frames, frame_weight, tau)
         maps = {"partial_word_weight": word_weight, "partial_frame_weight": frame_weight}
-        return (words, frames), maps | {"word_kept": word_kept, "frame_kept": frame_kept}
+        maps |= {"word_kept": word_kept, "frame_kept": frame_kept}
+        return pairs._replace(words=words, frames=frames), maps
