@@ -12,7 +12,7 @@ from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, posit
 from tvrkit.losses.contrastive import info_nce
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.method import Method, Tensors
-from tvrkit.models.temporal import TemporalTransformer
+from tvrkit.models.temporal import TemporalTransformer, mean_frame
 from tvrkit.settings import settings
 
 
@@ -44,9 +44,7 @@ class CLIP4Clip(Method):
         """Frames f and the video v = nrm(mean over valid frames of nrm(y)), y = f or
         seqTransf(f)."""
         seen = frames if self.temporal is None else self.temporal(frames, mask)
-        valid = mask[..., None]
-        mean = (normalize(seen, dim=-1) * valid).sum(dim=1) / valid.sum(dim=1)
-        return VideoFeatures(normalize(mean, dim=-1), frames, mask)
+        return VideoFeatures(normalize(mean_frame(seen, mask), dim=-1), frames, mask)
 
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
         """(N_t, N_v) cosine of sentence and video."""

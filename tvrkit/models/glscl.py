@@ -182,9 +182,8 @@ class ConceptDecoder(nn.Module):
     def __init__(self, width: int, settings: GLSCLSettings):
         super().__init__()
         sizes = (width, settings.decoder_heads, settings.feedforward, settings.dropout)
-        self.layers = nn.ModuleList(
-            ConceptLayer(*sizes, batch_first=True) for _ in range(settings.decoder_layers)
-        )
+        layers = (ConceptLayer(*sizes, batch_first=True) for _ in range(settings.decoder_layers))
+        self.layers = nn.ModuleList(layers)
 
     def forward(
         self, queries: Tensor, tokens: Tensor, padding: Tensor | None, need_weights: bool
@@ -213,8 +212,7 @@ class ConceptLayer(nn.TransformerDecoderLayer):
         all."""
         x = self.norm1(x + self.dropout1(self.self_attn(x, x, x, need_weights=False)[0]))
         x = x.expand(len(tokens), -1, -1)
-        read, attention = self.multihead_attn(
-            x, tokens, tokens, key_padding_mask=padding, need_weights=need_weights
-        )
+        options = {"key_padding_mask": padding, "need_weights": need_weights}
+        read, attention = self.multihead_attn(x, tokens, tokens, **options)
         x = self.norm2(x + self.dropout2(read))
         return self.norm3(x + self._ff_block(x)), attention

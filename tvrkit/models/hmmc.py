@@ -19,7 +19,7 @@ from tvrkit.losses.momentum import frame_matching
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.method import Method, Tensors
 from tvrkit.models.similarity import topk_frame_similarity
-from tvrkit.models.temporal import TemporalTransformer
+from tvrkit.models.temporal import TemporalTransformer, mean_frame
 from tvrkit.settings import settings
 
 RELEASED_SCALE = 100.0  # constant factor on the scores in the released loss (finding 23)
@@ -71,7 +71,8 @@ class HMMC(Method):
 
     def video_features(self, frames: Tensor, mask: Tensor) -> VideoFeatures:
         """CLIP's frames f, and the video: mean over (valid) frames of nrm(seqTransf(f))."""
-        return VideoFeatures(mean_frame(self.temporal, frames, self.counted(mask)), frames, mask)
+        counted = self.counted(mask)
+        return VideoFeatures(mean_frame(self.temporal(frames, counted), counted), frames, mask)
 
     def counted(self, mask: Tensor) -> Tensor:
         """(B, F) bool, the frames that count: in released code padded ones too (finding 22)."""
@@ -108,12 +109,6 @@ class HMMC(Method):
         best = ranked.topk(min(self.settings.top_frames, scores.shape[1]), dim=1).indices
         counted = torch.zeros_like(video.mask).scatter(1, best, True) & video.mask
         return {"frame_text": scores * video.mask, "frame_counted": counted}
-
-
-def mean_frame(temporal: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
-    """(B, D) mean over the frames (B, F, D) in `mask` (B, F) of nrm(temporal(frames))."""
-    seen = F.normalize(temporal(frames, mask), dim=-1) * mask[..., None]
-    return seen.sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 def cosine(text: Tensor, video: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
 from tvrkit.losses.momentum import frame_text, neighbour_frames, queue_contrast
 from tvrkit.models.backbone import Backbone
-from tvrkit.models.hmmc import HMMC, EncoderSettings, mean_frame
+from tvrkit.models.hmmc import HMMC, EncoderSettings
 from tvrkit.models.method import Tensors
 from tvrkit.models.momentum import NegativeQueue, freeze_copy, momentum_update
+from tvrkit.models.temporal import mean_frame
 from tvrkit.settings import settings
 
 MASK_CHARACTER = "*</w>"  # CLIP's vocabulary has no [MASK]; captions hardly use this one
@@ -121,7 +122,7 @@ class HMMCPretraining(HMMC):
         with torch.no_grad():
             frames = self.slow["backbone"].encode_frames(batch.frames)
             video.extras["frame_keys"] = frames
-            video.extras["video_key"] = mean_frame(self.slow["temporal"], frames, mask)
+            video.extras["video_key"] = mean_frame(self.slow["temporal"](frames, mask), mask)
             video.extras["projected_keys"] = _on_valid(self.slow["projector"], frames, mask)
         return video
 

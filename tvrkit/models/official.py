@@ -241,8 +241,8 @@ def _bert(weights: Weights, embed_dim: int, heads: int | None) -> HFTextEncoder:
     try:
         from transformers import BertConfig
     except ImportError:
-        message = "Chinese checkpoints need transformers: pip install 'tvrkit[zh]'"
-        raise ImportError(message) from None
+        hint = "pip install 'tvrkit[zh]'"
+        raise ImportError(f"Chinese checkpoints need transformers: {hint}") from None
     tower = f"{TEXT}transformer."
     words, width = weights[BERT_WORDS].shape
     config = BertConfig(

@@ -7,6 +7,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from tvrkit.models.backbone import Backbone
 
@@ -106,3 +107,8 @@ class TemporalTransformer(nn.Module):
         for block in self.resblocks:
             x = block(x, key_bias)
         return x + frames
+
+
+def mean_frame(frames: Tensor, mask: Tensor) -> Tensor:
+    """(B, D) mean over the frames (B, F, D) in `mask` (B, F) bool of nrm(frame)."""
+    return (normalize(frames, dim=-1) * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)

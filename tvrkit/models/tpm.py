@@ -277,9 +277,8 @@ class PartialOrder(nn.Module):
     def select(self, pairs: Pairs, threshold: float | None = None) -> tuple[Pairs, Tensors]:
         """The pairs with masked words and frames, and by name `partial_word_weight`,
         `partial_frame_weight`, `word_kept` and `frame_kept`."""
-        sentence, words, frames, *_ = pairs
-        word_mask = pairs.word_mask if self.mask_aware else None
-        frame_mask = pairs.frame_mask if self.mask_aware else None
+        sentence, words, frames, *masks = pairs
+        word_mask, frame_mask = masks if self.mask_aware else (None, None)
         word_weight = self.word_predictor(frames, words, frame_mask, word_mask)
         frame_weight = self.frame_predictor(sentence[:, None], frames, None, frame_mask)
         tau = self.threshold if threshold is None else threshold
