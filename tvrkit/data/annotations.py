@@ -42,9 +42,7 @@ Vatex = TypedDict("Vatex", {"enCap": NotRequired[list[str]], "chCap": NotRequire
 Title = TypedDict("Title", {"docid": str, "title": str, "title_eng": str})
 Titles = Annotated[list[Title], Len(1)]
 Query = TypedDict("Query", {"query": str, "query_eng": str, "videolist": Titles})
-KitCaption = TypedDict(
-    "KitCaption", {"video_id": str, "caption": str, "language": str, "split": str}
-)
+Caption = TypedDict("Caption", {"video_id": str, "caption": str, "language": str, "split": str})
 
 
 class VatexVideo(Vatex):
@@ -309,7 +307,7 @@ def _chvtt(request: Request) -> Iterator[Row]:
 
 def _shapes(request: Request) -> Iterator[Row]:
     """captions.jsonl of the prepared folder, as the kit writes it."""
-    for row in request.json_lines(KitCaption, "captions.jsonl"):
+    for row in request.json_lines(Caption, "captions.jsonl"):
         if row["split"] in request.splits and row["language"] == request.language:
             yield row["split"], row["video_id"], row["caption"]
 

@@ -157,11 +157,10 @@ def _encode_hf(texts: list[str], tokenizer, max_words: int):
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
-    special = encoded["special_tokens_mask"].tolist()
-    offsets = encoded["offset_mapping"].tolist()
+    places = zip(encoded["offset_mapping"].tolist(), encoded["special_tokens_mask"], strict=True)
     spans = [
-        [(column, tuple(span)) for column, span in enumerate(row) if not special[index][column]]
-        for index, row in enumerate(offsets)
+        [(column, tuple(span)) for column, span in enumerate(row) if not special[column]]
+        for row, special in places
     ]
     return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].bool(), spans
 
@@ -182,17 +181,14 @@ class Tagger:
     def __init__(self, language: str):
         self.language = choose("language", language, LANGUAGES)
         self._spans: dict[str, list[Span]] = {}
-        if language == "en":
-            self.name, self.version, self._tag = _english_tagger()
-        else:
-            self.name, self.version, self._tag = _chinese_tagger()
+        make = _english_tagger if language == "en" else _chinese_tagger
+        self.name, self.version, self._tag = make()
 
     def tag(self, captions: Iterable[str]) -> None:
         """Tag many captions at once, with a progress bar where it takes a while."""
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._spans]
-        progress = tqdm(
-            self._tag(new), total=len(new), desc=f"tagging ({self.name})", delay=2, leave=False
-        )
+        title = f"tagging ({self.name})"
+        progress = tqdm(self._tag(new), title, len(new), delay=2, leave=False)
         for caption, spans in zip(new, progress, strict=True):
             self._spans[caption] = spans
 

@@ -79,7 +79,7 @@ def _make(root: Path, preset: Preset, videos: list[Video], about: dict, workers:
     files.write_json_lines(scenes, map(_truth, videos))
     files.write_json_lines(texts, captions[TRUTH_COLUMNS].to_dict("records"))
     paths = {video.video_id: root / "videos" / f"{video.video_id}.mp4" for video in videos}
-    _film_all(videos, list(paths.values()), preset.fps, workers)
+    _film_all(videos, paths, preset.fps, workers)
     rows = extract(paths, root / manifest.STORE, FrameSettings(preset.frames), workers=workers)
     broken = rows[(rows.status != "ok") | (rows.frames != preset.frames)]
     if len(broken):
@@ -126,18 +126,18 @@ def _truth(video: Video) -> dict:
     return vars(video) | {"scene": asdict(video.scene), "informative": informative}
 
 
-def _film_all(videos: list[Video], paths: list[Path], fps: int, workers: int) -> None:
+def _film_all(videos: list[Video], paths: dict[str, Path], fps: int, workers: int) -> None:
     """Render and encode in processes. Stopped at any moment it leaves whole files only: the next
     call goes on."""
-    missing = [
-        (video, path) for video, path in zip(videos, paths, strict=True) if not path.exists()
-    ]
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    missing = [video for video in videos if not paths[video.video_id].exists()]
+    targets = [paths[video.video_id] for video in missing]
+    for folder in {path.parent for path in targets}:
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         # Spawned: forking a notebook with its threads could hang.
         spawn = get_context("spawn")
         with _hidden_main_module(), ProcessPoolExecutor(workers, spawn, _end_with_parent) as pool:
-            filmed = pool.map(_film, *zip(*missing, strict=True), [fps] * len(missing))
+            filmed = pool.map(_film, missing, targets, [fps] * len(missing))
             list(tqdm(filmed, "rendering", len(missing), unit="video"))
     except Exception as error:
         raise RuntimeError(f"rendering stopped ({error}): run again to go on") from error

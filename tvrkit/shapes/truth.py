@@ -114,9 +114,6 @@ class Truth:
     def _values(self, caption_ids: Sequence[str], video_ids: Sequence[str]) -> tuple[dict, dict]:
         """By factor, numbers for the values of the captions' videos (N_t, 1), of the videos
         (N_v,)."""
-        own = self._codes.loc[self.captions.video_id[list(caption_ids)]]
-        other = self._codes.loc[list(video_ids)]
-        return (
-            {name: own[name].to_numpy()[:, None] for name in FACTORS},
-            {name: other[name].to_numpy() for name in FACTORS},
-        )
+        own = self._codes.loc[self.captions.video_id[list(caption_ids)]].to_numpy().T[..., None]
+        other = self._codes.loc[list(video_ids)].to_numpy().T
+        return dict(zip(FACTORS, own, strict=True)), dict(zip(FACTORS, other, strict=True))
