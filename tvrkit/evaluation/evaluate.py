@@ -152,17 +152,17 @@ def _measure(scores: dict, owner: np.ndarray, settings: EvalConfig) -> tuple[dic
     }
     ranks = {direction: counts.ranks(settings.ties) for direction, counts in rivals.items()}
     metrics = ranking.metrics_of_directions(ranks)
-    samples = {}
+    samples: dict[str, np.ndarray] = {}
     for direction, clusters in (("t2v", owner), ("v2t", None)):
         drawn = bootstrap_metrics(ranks[direction], clusters, resamples=settings.bootstrap)
         samples |= _prefixed(direction, drawn)
-    samples["rsum"] = sum(samples[name] for name in ranking.RSUM)
+    samples["rsum"] = np.sum([samples[name] for name in ranking.RSUM], axis=0)
     for name, values in samples.items():
         metrics[f"{name} low"], metrics[f"{name} high"] = interval(values)
     for ties in BOUNDS:
         bound = {direction: counts.ranks(ties) for direction, counts in rivals.items()}
-        values = ranking.metrics_of_directions(bound)
-        metrics |= {f"{name} {ties}": value for name, value in values.items()}
+        bounded = ranking.metrics_of_directions(bound)
+        metrics |= {f"{name} {ties}": value for name, value in bounded.items()}
     return ranks, metrics
 
 
@@ -171,7 +171,7 @@ def _prefixed(prefix: str, values: dict) -> dict:
 
 
 def evaluate(
-    method: Method, split: Split, config: Config, *, bank: Split | None = None, device: str = "cpu"
+    method: Method, split: Split, config: Config, *, bank: Split | None = None, device="cpu"
 ) -> Evaluation:
     """Score a method on a split: every caption is a query, every video a candidate, and the other
     way round.

@@ -1,5 +1,7 @@
 """Post-processing of scores, by name; reported beside the raw numbers, never in their place."""
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
@@ -67,5 +69,5 @@ def postprocess(name: str, scores, bank=None) -> np.ndarray:
     return POSTPROCESS[name](scores, bank)
 
 
-POSTPROCESS = {"dsl": dual_softmax, "qbnorm": qb_norm}
+POSTPROCESS: dict[str, Callable] = {"dsl": dual_softmax, "qbnorm": qb_norm}
 NEEDS_BANK = {"qbnorm"}

@@ -76,12 +76,13 @@ def ratio_interval(
     """
     over, under = np.asarray(over, dtype=np.float64), np.asarray(under, dtype=np.float64)
     if not under.sum():
-        return (float("nan"),) * 3
+        return np.nan, np.nan, np.nan
     labels = _labels(clusters, len(over))
     sums = np.stack([np.bincount(labels, over), np.bincount(labels, under)], axis=1)
     drawn = np.concatenate([draw @ sums for draw in _draws(len(sums), len(sums), resamples, seed)])
     drawn = drawn[drawn[:, 1] > 0]
-    return float(over.sum() / under.sum()), *interval(drawn[:, 0] / drawn[:, 1], alpha=alpha)
+    low, high = interval(drawn[:, 0] / drawn[:, 1], alpha=alpha)
+    return float(over.sum() / under.sum()), low, high
 
 
 def compare_ranks(
@@ -162,9 +163,9 @@ def sign_flip_test(differences, *, resamples: int = 10_000, seed: int = 0) -> fl
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's (1979) adjusted p-values: below alpha, the chance of any false finding among all is
     too."""
-    p_values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p_values)
-    adjusted = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values)
+    adjusted = np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return adjusted[np.argsort(order)]
 
 
@@ -178,8 +179,8 @@ def with_verdicts(table: pd.DataFrame, alpha: float = ALPHA) -> pd.DataFrame:
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Mean over seeds and their sample standard deviation, NaN for a single seed."""
-    values = np.asarray(values, dtype=np.float64)
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+    return float(np.mean(values)), deviation
 
 
 def compare_seeds(a: Sequence[float], b: Sequence[float], *, alpha: float = ALPHA) -> dict:

@@ -15,8 +15,8 @@ import torch
 
 from tvrkit import files
 
-PACKAGES = ("tvrkit", "torch", "torchvision", "open_clip_torch", "accelerate")
-PACKAGES += ("decord", "av", "spacy", "numpy")
+PACKAGES = ["tvrkit", "torch", "torchvision", "open_clip_torch", "accelerate"]
+PACKAGES += ["decord", "av", "spacy", "numpy"]
 
 
 def seed_everything(seed: int) -> None:

@@ -39,7 +39,7 @@ def backward_in_chunks(
         gradients = [None if leaf.grad is None else leaf.grad[part] for leaf in leaves]
         pairs = zip(again, gradients, strict=True)
         reached = [pair for pair in pairs if pair[0].requires_grad and pair[1] is not None]
-        torch.autograd.backward(*zip(*reached, strict=True))
+        torch.autograd.backward([tensor for tensor, _ in reached], [g for _, g in reached])
     _replay(after)
     return {name: value.detach() for name, value in parts.items()}
 

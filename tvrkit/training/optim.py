@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tvrkit.models.method import Method
 from tvrkit.settings import TrainConfig, choose
 
-ADAM = {"betas": (0.9, 0.98), "eps": 1.0e-6}
+BETAS, EPS = (0.9, 0.98), 1.0e-6
 BERT_SCHEDULES = {  # share of the peak rate after the warm-up, by progress x and warm-up share w
     "cosine": lambda x, w: 0.5 * (1.0 + math.cos(math.pi * x)),
     "linear": lambda x, w: max((x - 1.0) / (w - 1.0), 0.0),
@@ -46,8 +46,8 @@ class BertAdam(Optimizer):
         total_steps: int,
         schedule: str = "cosine",
         *,
-        betas=ADAM["betas"],
-        eps=ADAM["eps"],
+        betas=BETAS,
+        eps=EPS,
         weight_decay=0.01,
         max_grad_norm=1.0,
     ):
@@ -86,6 +86,7 @@ class BertAdam(Optimizer):
         state = self.state[p]
         if not state:
             state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+        assert p.grad is not None
         gradient = p.grad * (group["max_grad_norm"] / (p.grad.norm() + 1.0e-6)).clamp(max=1.0)
         beta1, beta2 = group["betas"]
         m = state["m"].lerp_(gradient, 1 - beta1)
@@ -145,7 +146,7 @@ def build_optimizer(
     groups = parameter_groups(method, train)
     if train.optimizer == "bertadam":
         return BertAdam(groups, train.lr, train.warmup, total_steps), None
-    optimizer = AdamW(groups, **ADAM)
+    optimizer = AdamW(groups, betas=BETAS, eps=EPS)
     return optimizer, schedule(optimizer, total_steps, train.warmup)
 
 

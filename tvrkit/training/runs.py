@@ -21,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from tvrkit import files
 from tvrkit.data import loader
@@ -40,6 +39,7 @@ from tvrkit.shapes.dataset import PREFIX, prepare_shapes
 from tvrkit.training.card import peak_memory_mb, resolve_device, run_card, seed_everything
 from tvrkit.training.trainer import State, Trainer
 
+CHECKPOINT = "checkpoint.safetensors"
 PATIENCE = 2.0  # seconds that a lock is waited for without a word
 
 
@@ -127,7 +127,7 @@ class Run:
     def method(self, device: str = "cpu") -> Method:
         """The trained method, in evaluation mode."""
         method = build_method(self.config)
-        checkpoints.load(method, self.folder / "checkpoint.safetensors")
+        checkpoints.load(method, self.folder / CHECKPOINT)
         return method.to(device).eval()
 
 
@@ -226,7 +226,7 @@ def ensure(
     folder = files.run(run) / config.recipe / f"seed{seed}"
     if _finished(folder, config):
         return Run(folder)
-    task = _Task.plan(config, seed, device)
+    task = _Task(config, seed, device)
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / ".lock", f"trains {_shown(folder)}"):
         if not _finished(folder, config):
@@ -244,7 +244,7 @@ def _finished(folder: Path, config: Config) -> bool:
     _check_settings(folder, config)
     if not (folder / "run.json").exists():
         return False
-    needed = ("checkpoint.safetensors", "similarity.npz")
+    needed = (CHECKPOINT, "similarity.npz")
     lost = [name for name in needed if not (folder / name).exists()]
     if lost:
         raise ValueError(
@@ -277,71 +277,63 @@ def _dotted(config: Config) -> dict:
     return pd.json_normalize(to_dict(config)).to_dict("records")[0]
 
 
-@dataclass(frozen=True)
 class _Task:
-    """A run that may begin: everything that can be refused without training has been looked at."""
+    """A run that may begin: everything that can be refused has been, before there is a folder."""
 
-    config: Config
-    seed: int
-    device: torch.device
-    manifest: Manifest
-    train: Split
-    selection: Split | None
-    reported: Split
-    start: Path | None
+    def __init__(self, config: Config, seed: int, device: str):
+        self.config, self.device, self.manifest = config, resolve_device(device), prepared(config)
+        self.train, self.reported = self._split("train"), self._split(config.eval.split)
+        self.selection = self._selection()
+        self.code = run_card(seed, self.device)  # now: the checkout may change in the meantime
+        seed_everything(seed)
+        self.method = build_method(config).to(self.device)
+        if config.train.start_from:
+            start = files.run(config.train.start_from)
+            if not (start / CHECKPOINT).exists():
+                missing = f"{_shown(start)} has no {CHECKPOINT}"
+                raise FileNotFoundError(f"train.start_from: {missing}: train it first")
+            checkpoints.start_from(self.method, start / CHECKPOINT)
+        batches = loader.train_loader(self.train, config, self.method.backbone, seed=seed)
+        self.trainer = Trainer(self.method, batches, config.train, self.device, self.name_rows)
 
-    @classmethod
-    def plan(cls, config: Config, seed: int, device: str) -> _Task:
-        chosen, manifest = resolve_device(device), prepared(config)
-        language, select = config.data.language, config.train.select
-        train, reported = (manifest.split(name, language) for name in ("train", config.eval.split))
+    def _split(self, name: str) -> Split:
+        return self.manifest.split(name, self.config.data.language)
+
+    def _selection(self) -> Split | None:
+        """The split that epochs are scored on, None where there is none and no need for it."""
+        select = self.config.train.select
         name = "test" if select == "test" else "val"
-        selection = None
-        if name in set(manifest.captions["split"]):
-            selection = manifest.split(name, language)
-        elif select != "last":
-            raise ValueError(
-                f"train.select is {name!r}, but {config.data.prepared} has no such split: "
-                "use 'last'"
-            )
-        start = config.train.start_from and files.run(config.train.start_from)
-        if start and not (start / "checkpoint.safetensors").exists():
-            raise FileNotFoundError(
-                f"train.start_from: {_shown(start)} has no checkpoint.safetensors: train it first"
-            )
-        return cls(config, seed, chosen, manifest, train, selection, reported, start)
+        if name in set(self.manifest.captions["split"]):
+            return self._split(name)
+        if select == "last":
+            return None
+        lacks = f"{self.config.data.prepared} has no such split"
+        raise ValueError(f"train.select is {name!r}, but {lacks}: use 'last'")
 
     def execute(self, folder: Path) -> None:
         """Train, evaluate and write the folder."""
-        config, device = self.config, self.device
-        card = run_card(self.seed, device)  # now: the checkout may be another when training ends
-        seed_everything(self.seed)
-        method = build_method(config).to(device)
-        if self.start:
-            checkpoints.start_from(method, self.start / "checkpoint.safetensors")
-        batches = loader.train_loader(self.train, config, method.backbone, seed=self.seed)
-        trainer = Trainer(method, batches, config.train, device, self.name_rows)
+        config, method = self.config, self.method
         settings = yaml.safe_dump(to_dict(config), sort_keys=False)
         files.write_text(folder / "config.yaml", settings)
-        state = trainer.fit(
+        state = self.trainer.fit(
             folder / "resume.pt",
-            lambda state: self.score(method, state, folder),
+            lambda state: self.score(state, folder),
             lambda state, line: _report(folder, state, line),
         )
         start = time.perf_counter()
-        result = evaluate(method, self.reported, config, bank=self.train, device=device)
+        result = evaluate(method, self.reported, config, bank=self.train, device=self.device)
         result.save(folder)
-        checkpoints.save(method, folder / "checkpoint.safetensors", config)
+        checkpoints.save(method, folder / CHECKPOINT, config)
         seconds = state.seconds, time.perf_counter() - start
-        files.write_json(folder / "run.json", self.card(card, method, seconds, folder))
+        files.write_json(folder / "run.json", self.card(seconds, folder))
         (folder / "resume.pt").unlink(missing_ok=True)
 
-    def score(self, method: Method, state: State, folder: Path) -> dict:
+    def score(self, state: State, folder: Path) -> dict:
         """An epoch's row of the curve; its hard negatives are noted."""
         if self.selection is None:
             return {}
         raw = replace(self.config, eval=replace(self.config.eval, postprocess=[]))
-        result = evaluate(method, self.selection, raw, device=self.device)
+        result = evaluate(self.method, self.selection, raw, device=self.device)
         _note_mined(folder / "mined.csv.gz", state.epoch, result)
         recalls = {name: result.metrics[name] for name in RSUM}
         return {"split": self.selection.name, "score": result.metrics["rsum"], **recalls}
@@ -352,22 +344,22 @@ class _Task:
         names = [f"video {self.train.video_ids[row]}" for row in videos]
         return ", ".join(names + [f"caption {caption_ids.iloc[row]}" for row in captions])
 
-    def card(self, code: dict, method: Method, seconds: tuple[float, float], folder: Path) -> dict:
+    def card(self, seconds: tuple[float, float], folder: Path) -> dict:
         """What run.json holds."""
         config = self.config
         return {
             "recipe": config.recipe,
-            **code,
+            **self.code,
             "data": self.manifest.card,
             "selection": selection_label(config.train.select),
             "ties": config.eval.ties,
             "postprocess": config.eval.postprocess or ["raw"],
-            "parameters": sum(p.numel() for p in method.parameters()),
+            "parameters": sum(p.numel() for p in self.method.parameters()),
             "backbone": {"name": config.backbone.name, "pretrained": config.backbone.pretrained},
             "train_seconds": round(seconds[0], 1),
             "eval_seconds": round(seconds[1], 1),
             "peak_memory_mb": round(peak_memory_mb(self.device)),
-            "checkpoint_sha256": files.sha256(folder / "checkpoint.safetensors"),
+            "checkpoint_sha256": files.sha256(folder / CHECKPOINT),
         }
 
 

@@ -1,0 +1,49 @@
+"""The loss in float32, and the rows that broke it."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.training.toy import Backbone, Toy, batch_of
+from tvrkit.training.guard import NotFinite, full_precision_loss
+from tvrkit.training.trainer import Step
+
+
+def test_the_loss_is_in_float32_under_mixed_precision():
+    seen = []
+
+    class Watched(Toy):
+        def loss(self, text, video, batch):
+            seen.append(self.similarity(text, video).dtype)
+            return super().loss(text, video, batch)
+
+    batch = batch_of(range(4))
+    method = Watched(Backbone(), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method.encode_video(batch).frames.dtype == torch.bfloat16
+        Step(method)(batch)["loss"].backward()
+    assert seen == [torch.float32]
+    assert method.backbone.pixels.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("side", "videos", "captions"), [("video", [102], []), ("text", [], [202]), ("none", [], [])]
+)
+def test_a_loss_that_is_not_finite_names_the_rows(side, videos, captions):
+    """By their indices in the split, and none where the loss alone is to blame."""
+    method = Toy(Backbone(), None)
+    batch = batch_of(range(4))
+    batch = dataclasses.replace(
+        batch, video_index=batch.video_index + 100, caption_index=batch.caption_index + 200
+    )
+    text, video = method.encode_text(batch), method.encode_video(batch)
+    if side == "video":
+        video.frames[2], video.video[2] = float("nan"), float("nan")
+    elif side == "text":
+        text.words[2], text.sentence[2] = float("inf"), float("inf")
+    else:
+        method.loss = lambda *_: {"loss": torch.tensor(float("inf"))}
+    with pytest.raises(NotFinite, match="loss is not finite") as raised:
+        full_precision_loss(method, text, video, batch)
+    assert (raised.value.videos, raised.value.captions) == (videos, captions)
