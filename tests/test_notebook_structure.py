@@ -13,8 +13,6 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = {"recipe", "profile", "overrides", "run", "seed", "device"}
 MAX_CELLS, MAX_LINES, MAX_WIDTH = 20, 12, 100
-# Not yet as short, nor with an answer at the top; this is to be empty.
-NOT_YET = {"04_hard_negatives", "05_attention_maps", "08_paper_vs_code"}
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|usr|tmp|work|var|opt|mnt|Users)/|[A-Z]:\\\\")
 IGNORED = "nbval-ignore-output"
 
@@ -71,21 +69,14 @@ def test_one_parameters_cell_with_what_reproduce_passes(notebook):
     assert (values["profile"], values["run"], values["overrides"]) == ("smoke", "smoke", [])
 
 
-def done(request):
-    if request.node.callspec.id in NOT_YET:
-        pytest.xfail("to be shortened")
-
-
-def test_cells_are_few_and_short(request, notebook):
-    done(request)
+def test_cells_are_few_and_short(notebook):
     assert len(code(notebook)) <= MAX_CELLS
     sources = [cell.source.splitlines() for cell in code(notebook)]
     assert [lines for lines in sources if len(lines) > MAX_LINES] == []
     assert [line for lines in sources for line in lines if len(line) > MAX_WIDTH] == []
 
 
-def test_it_opens_with_question_answer_and_figure(request, notebook):
-    done(request)
+def test_it_opens_with_question_answer_and_figure(notebook):
     opening = notebook.cells[0].source
     question, answer, figure = (
         opening.index(part) for part in ("**Question", "**Answer**", "**Figure to look at**")
@@ -101,8 +92,7 @@ def test_it_opens_with_question_answer_and_figure(request, notebook):
         assert f"## {anchor.replace('-', ' ')}" in headings
 
 
-def test_a_cell_that_trains_says_how_long_it_takes(request, notebook):
-    done(request)
+def test_a_cell_that_trains_says_how_long_it_takes(notebook):
     for before, cell in pairwise(notebook.cells):
         if "runs.ensure(" in cell.source:
             assert "minutes" in before.source
