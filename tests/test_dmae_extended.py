@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.fakes import FRAMES, WORDS, TwoLayers
 
+from tests.fakes import FRAMES, WORDS, TwoLayers
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.models import method_class
 from tvrkit.models.dmae import DMAE

@@ -1,6 +1,7 @@
 """Every check of the parity table, on the committed numbers and on the full set."""
 
 import pytest
+
 from tests.parity import CHECKS, COMMITTED, results
 
 VALUE, GRADIENT = 1e-5, 1e-4

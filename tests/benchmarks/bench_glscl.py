@@ -9,9 +9,9 @@ import time
 
 import pytest
 import torch
-from tests.parity import Features
 from torch import nn
 
+from tests.parity import Features
 from tvrkit.data.batch import TextFeatures, VideoFeatures
 from tvrkit.models.glscl import GLSCL, GLSCLSettings
 

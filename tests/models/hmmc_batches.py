@@ -3,8 +3,8 @@
 import dataclasses
 
 import torch
-from tests.parity import LinearTowers
 
+from tests.parity import LinearTowers
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.models.hmmc import HMMC
 from tvrkit.models.hmmc_pretraining import HMMCPretraining

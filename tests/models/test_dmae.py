@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.fakes import FRAMES, WIDTH, WORDS, TwoLayers
 from torch import nn
 
+from tests.fakes import FRAMES, WIDTH, WORDS, TwoLayers
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
 from tvrkit.models.dmae import DMAE
 from tvrkit.models.similarity import token_weight

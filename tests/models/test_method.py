@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.fakes import FRAMES, WORDS, TwoLayers
 
+from tests.fakes import FRAMES, WORDS, TwoLayers
 from tvrkit.data.batch import TextVideoBatch, VideoFeatures
 from tvrkit.models import METHODS, method_class, method_name
 from tvrkit.models.method import Method

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.fakes import FRAMES, WIDTH, WORDS
 from torch.nn.functional import normalize
 
+from tests.fakes import FRAMES, WIDTH, WORDS
 from tvrkit.models.similarity import token_interaction, token_weight
 from tvrkit.models.tpm import (
     MARGINS,

@@ -1,0 +1,37 @@
+"""Paths, and files written whole or not at all."""
+
+import hashlib
+import json
+
+import pytest
+
+from tvrkit import files
+
+
+def test_home_is_the_folder_that_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    assert files.home() == tmp_path.resolve()
+    assert files.data("mine") == tmp_path.resolve() / "data" / "mine"
+    assert files.run("quick/dmae/seed0") == tmp_path.resolve() / "reports" / "quick/dmae/seed0"
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/../b", "/etc", ".hidden", "a//b", "a b"])
+def test_a_run_cannot_lead_out_of_reports(name):
+    with pytest.raises(ValueError, match="run name"):
+        files.run(name)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    target = tmp_path / "metrics.json"
+    files.write_json(target, {"R@1": 34.4})
+    with pytest.raises(TypeError):
+        files.write_json(target, {"R@1": object()})
+    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        files.write_json(target, {"R@1": 0.0})
+    assert json.loads(target.read_text()) == {"R@1": 34.4}
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    files.write_text(tmp_path / "a", "größer")
+    assert files.sha256(tmp_path / "a") == hashlib.sha256("größer".encode()).hexdigest()
