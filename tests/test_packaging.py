@@ -23,6 +23,7 @@ BY_NAME = {
     "torchvision": "imported by _torchvision, once torch is there",
     "jupyterlab": "make lab",
     "ipykernel": "runs the notebooks",
+    "ipywidgets": "tqdm's bars in notebooks: huggingface_hub warns without it",
     "pre-commit": "CONTRIBUTING.md",
     "ruff": "make test",
     "mypy": "make test",

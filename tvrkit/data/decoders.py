@@ -181,7 +181,10 @@ class DecodePool:
         for decoder in ("auto", "pyav") if settings.decoder == "auto" else (settings.decoder,):
             worker = self._workers.get(get_ident()) or _Worker(self.timeout)
             self._workers[get_ident()] = worker
-            result = worker.read(path, replace(settings, decoder=decoder))
+            # A worker that was starting while the pool was left is not among those that were killed.
+            result = (
+                None if self._closing else worker.read(path, replace(settings, decoder=decoder))
+            )
             if result:
                 return result
             status = self._workers.pop(get_ident()).close()
