@@ -181,7 +181,7 @@ class DecodePool:
         for decoder in ("auto", "pyav") if settings.decoder == "auto" else (settings.decoder,):
             worker = self._workers.get(get_ident()) or _Worker(self.timeout)
             self._workers[get_ident()] = worker
-            # A worker that was starting while the pool was left is not among those that were killed.
+            # A worker that was just starting when the pool was left was not killed with the others.
             result = (
                 None if self._closing else worker.read(path, replace(settings, decoder=decoder))
             )
