@@ -10,6 +10,8 @@ from tvrkit import cli
 from tvrkit.data.manifest import Manifest
 from tvrkit.training import runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tvrkit(monkeypatch, tmp_path, capsys):

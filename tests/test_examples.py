@@ -10,6 +10,8 @@ import torch
 from tvrkit.models import method_class
 from tvrkit.training import runs
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SMALL = ["data.max_frames=2", "train.epochs=1", "eval.bootstrap=50"]
 

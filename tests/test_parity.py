@@ -4,6 +4,8 @@ import pytest
 
 from tests.parity import CHECKS, COMMITTED, results
 
+pytestmark = pytest.mark.slow
+
 VALUE, GRADIENT = 1e-5, 1e-4
 WHOLE_MODEL = 1e-4  # section i: features through all towers, scores times 100
 

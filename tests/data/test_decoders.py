@@ -11,6 +11,8 @@ from tests.data.fuzz_decode import damaged_files
 from tests.data.video_files import needs_decord, write_video
 from tvrkit.data.decoders import DecodePool, FrameSettings, read_frames
 
+pytestmark = pytest.mark.slow
+
 FEW = FrameSettings(4)
 
 

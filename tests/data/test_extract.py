@@ -19,6 +19,8 @@ from tvrkit.data.decoders import DecodePool, FrameSettings, decoder_versions
 from tvrkit.data.extract import NO_FILE, extract, find_videos
 from tvrkit.data.store import FrameStore
 
+pytestmark = pytest.mark.slow
+
 SMALL = FrameSettings(4, 32)
 
 

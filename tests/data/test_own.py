@@ -12,6 +12,8 @@ from tvrkit.data.manifest import Manifest
 from tvrkit.data.own import read_own
 from tvrkit.training import runs
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parents[2] / "data" / "README.md"
 
 

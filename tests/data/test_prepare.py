@@ -24,6 +24,8 @@ from tvrkit.models.backbone import create_backbone
 from tvrkit.models.method import Method
 from tvrkit.recipes import load_recipe
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_data_preparation.ipynb"
 CLIPS = ["video7500", "video9770", "video9771"]  # of MSR-VTT's 1k-A test split
 

@@ -12,6 +12,8 @@ from tvrkit.recipes import load_profile
 from tvrkit.reporting import notebooks, pages
 from tvrkit.settings import Profile
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = "recipe = None\nprofile = None\nrun = None\nseed = 0\ndevice = None"
 RECIPE = "dmae_shapes"
 TASKS = ("01_data_preparation", "02_training", "03_evaluation")

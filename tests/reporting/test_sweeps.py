@@ -18,6 +18,8 @@ from tvrkit.recipes import load_recipe, to_dict
 from tvrkit.reporting import sweeps
 from tvrkit.training import runs
 
+pytestmark = pytest.mark.slow
+
 TINY = ["backbone.pretrained=null", "data.max_frames=2", "train.epochs=1", "eval.bootstrap=20"]
 FILE = """
 seeds: [0]

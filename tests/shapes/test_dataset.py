@@ -19,6 +19,8 @@ from tvrkit.shapes.dataset import prepare_shapes
 from tvrkit.shapes.render import render
 from tvrkit.shapes.scenes import PRESETS, plan
 
+pytestmark = pytest.mark.slow
+
 SMOKE = PRESETS["smoke"]
 
 

@@ -21,6 +21,8 @@ from tvrkit.evaluation.evaluate import evaluate
 from tvrkit.reporting import pages as report
 from tvrkit.training import runs
 
+pytestmark = pytest.mark.slow
+
 OVERRIDES = ["backbone.pretrained=null", "data.max_frames=2", "train.epochs=2", "eval.bootstrap=50"]
 
 SMALL = ["backbone.pretrained=null", "eval.bootstrap=20", "train.epochs=2", "train.workers=1"]

@@ -16,6 +16,8 @@ from tvrkit.settings import BackboneConfig
 from tvrkit.shapes.stills import sample_captions, stills
 from tvrkit.training import stills as tiny
 
+pytestmark = pytest.mark.slow
+
 FILES = BACKBONES["tvrkit-tiny"]
 SMALL = tiny.Pretraining(stills=24, held_out=8, captions=20, epochs=1, batch_size=8)
 
