@@ -89,3 +89,12 @@ def finished_run(
     cost = {"parameters": 1234567, "train_seconds": 10.0 + seed, "peak_memory_mb": 900 + seed}
     files.write_json(folder / "run.json", about | cost | {"torch_threads": 1} | dict(card))
     return runs.Run(folder)
+
+
+def ragged(texts, videos, frames, width, seed=0):
+    """Sentences (texts, D), frames (videos, F, D) and their mask, of videos of any length."""
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, frames + 1, (videos,), generator=random)
+    mask = torch.arange(frames) < lengths[:, None]
+    features = torch.randn(videos, frames, width, generator=random)
+    return torch.randn(texts, width, generator=random), features, mask

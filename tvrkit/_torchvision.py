@@ -38,4 +38,4 @@ def declare_missing_operators() -> None:
 
 declare_missing_operators()
 
-from torchvision.transforms import InterpolationMode, v2  # noqa: E402, F401  only now can it be imported
+from torchvision.transforms import InterpolationMode, v2  # noqa: E402, F401

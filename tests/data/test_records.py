@@ -1,24 +1,9 @@
 """Annotation files are read strictly, and an error names the file and the place."""
 
-import json
-from pathlib import Path
-
 import pytest
 
+from tests.data.layouts import put
 from tvrkit.data.records import read_ids, read_json, read_json_lines
-
-
-def put(root: Path, **files) -> Path:
-    """Write `name__ending=content` files: text, bytes, or a value as JSON."""
-    for name, content in files.items():
-        path = root / name.replace("__", ".")
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            path.write_text(
-                content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
-            )
-    return root
 
 
 @pytest.mark.parametrize(

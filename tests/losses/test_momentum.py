@@ -5,17 +5,10 @@ import math
 import torch
 import torch.nn.functional as F
 
+from tests.fakes import ragged
 from tvrkit.losses import momentum as losses
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
-
-
-def ragged(texts, videos, frames, width, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, frames + 1, (videos,), generator=random)
-    mask = torch.arange(frames) < lengths[:, None]
-    features = torch.randn(videos, frames, width, generator=random)
-    return torch.randn(texts, width, generator=random), features, mask
 
 
 def contrast_loop(query, key, queue, temperature):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.functional import normalize
 
+from tests.fakes import ragged
 from tvrkit.models import similarity
 from tvrkit.models.similarity import second_look, token_interaction
 
@@ -208,14 +209,6 @@ def test_unknown_mask_fill_lists_the_choices(sides):
 
 
 # --- GLSCL and HMMC
-
-
-def ragged(texts, videos, frames, width, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, frames + 1, (videos,), generator=random)
-    mask = torch.arange(frames) < lengths[:, None]
-    features = torch.randn(videos, frames, width, generator=random)
-    return torch.randn(texts, width, generator=random), features, mask
 
 
 def test_conditioned_pooling_equals_a_loop():
