@@ -28,7 +28,8 @@ FLOORS = (
     ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-BUDGET = 9490  # code lines: 8,440 and what search (600) and scale-out (450) may take; the aim without both is 5,200
+# 8,440, and what search (600) and scale-out (450) may take; without both the aim is 5,200.
+BUDGET = 9490  # code lines of the whole package
 LONGEST, MEDIAN = 40, 8  # code lines of a function
 NOT_CODE = {
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
