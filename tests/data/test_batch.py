@@ -1,6 +1,7 @@
 """Batches are moved, indexed, joined and pinned field by field."""
 
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from tvrkit.data.batch import TextVideoBatch, VideoFeatures, positives
 
@@ -25,7 +26,7 @@ def test_rows_of_every_field_and_back():
 def test_a_loader_finds_how_to_pin_a_batch(monkeypatch):
     """torch's loader pins what has a `pin_memory` method; without a GPU the tensors' own raises."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 100)
-    pinned = batch(2).pin_memory()
+    pinned = pin_memory(batch(2))
     assert isinstance(pinned, TextVideoBatch)
     assert pinned.tokens.tolist() == [[100, 101], [102, 103]]
     assert pinned.extras["tags"].tolist() == [[101, 102], [103, 104]]

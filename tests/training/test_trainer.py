@@ -88,3 +88,21 @@ def test_the_first_rate_of_the_warm_up_and_the_last_of_the_cosine(tmp_path):
     rates = [row["lr"] for row in state.history]
     assert rates[:4] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2])
     assert 0 < rates[-1] < rates[-2] < 1e-2
+
+
+def test_each_trainer_has_the_precision_and_the_device_it_was_given(tmp_path, monkeypatch):
+    """accelerate keeps the first one's for the whole process, or refuses the second."""
+    first, half = trainer(), trainer(dataclasses.replace(SETTINGS, precision="bf16"))
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")  # stands for a GPU
+    elsewhere = trainer()
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE")
+    last = trainer()
+    made = [each.accelerator for each in (first, half, elsewhere, last)]
+    assert [each.mixed_precision for each in made] == ["no", "bf16", "no", "no"]
+    assert [each.device.type for each in made] == ["cpu", "cpu", "meta", "cpu"]
+    losses = []
+    for each in (first, half, last):
+        torch.manual_seed(0)
+        state = each.fit(tmp_path / f"{len(losses)}.pt", lambda state: {})
+        losses.append(state.history[0]["loss"])
+    assert losses[0] == losses[2] != losses[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -73,6 +74,9 @@ class Trainer:
     ):
         self.method, self.train, self.name_rows = method, train, name_rows
         precision = "no" if train.precision == "fp32" else train.precision
+        # accelerate keeps device and precision of the first Accelerator for the whole process: here
+        # each trainer has its own, and earlier ones keep theirs.
+        PartialState._shared_state, AcceleratorState._shared_state = {}, {}
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
         if train.chunk_size and self.accelerator.num_processes > 1:
             raise ValueError(
