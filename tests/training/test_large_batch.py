@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from tests.models.small_methods import make_backbone, make_batch
 from tests.training.toy import batch_of, trainer
+from tvrkit.models import METHODS, hmmc_pretraining
 from tvrkit.training.large_batch import backward_in_chunks
 
 
@@ -18,6 +20,36 @@ def test_chunked_gradients_are_those_of_the_whole_batch(chunk):
     backward_in_chunks(method, batch, chunk, torch.Tensor.backward)
     for p, gradient in zip(method.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+# of the small CLIP's batches; dropout and masked words draw per chunk, so they are off
+SIZES = {
+    "clip4clip": {},
+    "dmae": {"max_words": 10, "max_frames": 4},
+    "glscl": {"feedforward": 16, "dropout": 0.0},
+    "hmmc": {},
+    "hmmc-pretrain": {"projector_width": 8, "queue_size": 5, "frame_queue_size": 7},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_in_chunks_the_gradient_and_the_buffers_of_the_whole_batch(
+    name, monkeypatch
+):
+    """Also where modules see the batch as one: the projectors' BatchNorm in HMMC's pre-training."""
+    one_label = lambda tokens, mask, **_: (tokens, tokens.masked_fill(~mask, -100))
+    monkeypatch.setattr(hmmc_pretraining, "mask_words", one_label)
+    batch, found = make_batch(), []
+    for chunk in (1, 2, 3):
+        backbone = make_backbone()
+        method = METHODS[name](backbone, METHODS[name].Settings(**SIZES[name])).train()
+        with torch.no_grad():  # the momentum encoders must differ from the trained ones
+            method.backbone.clip.visual.proj += 0.1
+        parts = backward_in_chunks(method, batch, chunk, torch.Tensor.backward)
+        gradients = {f"{key}'": p.grad for key, p in method.named_parameters() if p.requires_grad}
+        found.append(parts | gradients | dict(method.named_buffers()))
+    for other in found[:2]:
+        torch.testing.assert_close(other, found[2], rtol=1e-3, atol=1e-5)
 
 
 def test_chunks_replay_dropout():

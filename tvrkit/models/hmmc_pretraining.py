@@ -111,19 +111,15 @@ class HMMCPretraining(HMMC):
         return {f"{name}{part}": tensor for part, tensor in extras.items()}
 
     def encode_video(self, batch: TextVideoBatch) -> VideoFeatures:
-        """As HMMC; in training mode also extras `video_key` (B, D), `frame_keys`, `projected` and
-        `projected_keys` (B, F, D)."""
+        """As HMMC; in training mode also extras `video_key` (B, D) and `frame_keys` (B, F, D)."""
         video = super().encode_video(batch)
         if not self.training:
             return video
         mask = self.counted(batch.frame_mask)
-        projection = nn.Sequential(self.projector, self.predictor)
-        video.extras["projected"] = _on_valid(projection, video.frames, mask)
         with torch.no_grad():
             frames = self.slow["backbone"].encode_frames(batch.frames)
             video.extras["frame_keys"] = frames
             video.extras["video_key"] = mean_frame(self.slow["temporal"](frames, mask), mask)
-            video.extras["projected_keys"] = _on_valid(self.slow["projector"], frames, mask)
         return video
 
     def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
@@ -131,11 +127,16 @@ class HMMCPretraining(HMMC):
         pushed."""
         choice, mask = self.settings, self.counted(video.mask)
         negatives = {name: queue.negatives() for name, queue in self.queues.items()}
-        frames = (video.extras["projected"], video.extras["projected_keys"], negatives["projected"])
-        fam = neighbour_frames(*frames, mask, temperature=choice.temperature)
+        # here and not in `encode_video`: BatchNorm sees the rows of all chunks and processes
+        projected = _on_valid(nn.Sequential(self.projector, self.predictor), video.frames, mask)
+        with torch.no_grad():
+            keys = _on_valid(self.slow["projector"], video.extras["frame_keys"], mask)
+        frames = projected, keys, negatives["projected"], mask
+        fam = neighbour_frames(*frames, temperature=choice.temperature)
         texts: list[str] = [name for name in ("title", "tag") if name in text.extras]
         by_text = [self._text_losses(name, text.extras, video, negatives) for name in texts]
         vtm, ftm, mlm = (sum(losses) / len(texts) for losses in zip(*by_text, strict=True))
+        self.queues["projected"].push(keys[mask])
         self._push(texts, text, video)
         loss = choice.neighbour_weight * fam + choice.video_weight * vtm
         loss = loss + choice.frame_weight * ftm + choice.language_weight * mlm
@@ -156,7 +157,6 @@ class HMMCPretraining(HMMC):
         mask = self.counted(video.mask)
         self.queues["video"].push(video.extras["video_key"])
         self.queues["frames"].push(video.extras["frame_keys"][mask])
-        self.queues["projected"].push(video.extras["projected_keys"][mask])
         for name in texts:
             self.queues[name].push(text.extras[f"{name}_key"])
 
