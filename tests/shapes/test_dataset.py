@@ -122,10 +122,10 @@ def test_killed_and_run_again_is_the_same(root, tmp_path):
         assert (ours.read(video_id, range(16)) == theirs.read(video_id, range(16))).all()
 
 
-def test_a_failing_worker_is_an_error(tmp_path):
+def test_a_video_that_cannot_be_written_is_an_error_and_the_next_call_goes_on(tmp_path):
     in_the_way = tmp_path / "videos" / "train00000.part"
     in_the_way.mkdir(parents=True)
-    with pytest.raises(RuntimeError, match=r"rendering stopped \(.*Is a directory\): run again"):
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
         prepare_shapes(tmp_path, "smoke")
     in_the_way.rmdir()
     assert prepare_shapes(tmp_path, "smoke").card["counts"]["test"]["ok"] == 40

@@ -22,10 +22,6 @@ Spans = list[tuple[int, int, str]]  # first character, character after the last,
 GRAMMAR = yaml.safe_load((files.ASSETS / "shapes_captions.yaml").read_text(encoding="utf-8"))
 WORDS = {language: grammar["words"] for language, grammar in GRAMMAR.items()}
 TEMPLATES = {language: grammar["templates"] for language, grammar in GRAMMAR.items()}
-for _words in WORDS.values():
-    _words |= {"then": _words["motion"], "shape2": _words["shape"], "colour2": _words["colour"]}
-for _templates in TEMPLATES.values():
-    _templates["vanishes"] = _templates["appears"]
 LONGEST_WITH_FILLER = {"en": 120, "zh": 36}  # characters; more would not fit into 32 tokens
 
 

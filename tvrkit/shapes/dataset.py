@@ -7,19 +7,9 @@ seed.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,11 +41,11 @@ def prepare_shapes(
         preset: a key of `PRESETS`; what the folder's name ends in ("shapes-quick") where None.
         seed: of everything. The same seed gives the same bytes of truth and captions, and the same
             frames.
-        workers: processes that render, encode and decode.
+        workers: processes that decode.
 
     Raises:
         ValueError: unknown preset, or `root` holds shapes of another preset or seed.
-        RuntimeError: a worker was killed, or a video could not be decoded again.
+        RuntimeError: a video could not be decoded again.
     """
     root = Path(root)
     name = choose("preset", preset or root.name.removeprefix(PREFIX), PRESETS)
@@ -79,16 +69,24 @@ def _make(root: Path, preset: Preset, videos: list[Video], about: dict, workers:
     files.write_json_lines(scenes, map(_truth, videos))
     files.write_json_lines(texts, captions[TRUTH_COLUMNS].to_dict("records"))
     paths = {video.video_id: root / "videos" / f"{video.video_id}.mp4" for video in videos}
-    _film_all(videos, paths, preset.fps, workers)
+    _film(videos, paths, preset.fps)
     rows = extract(paths, root / manifest.STORE, FrameSettings(preset.frames), workers=workers)
     broken = rows[(rows.status != "ok") | (rows.frames != preset.frames)]
     if len(broken):
-        raise RuntimeError(
-            f"{len(broken)} of {len(rows)} videos not decoded whole: {dict(broken.iloc[0])}"
-        )
-    splits = {video.video_id: video.split for video in videos}
-    rows = rows.assign(split=rows.video_id.map(splits))
+        first = dict(broken.iloc[0])
+        raise RuntimeError(f"{len(broken)} of {len(rows)} videos not decoded whole: {first}")
+    rows["split"] = rows.video_id.map({video.video_id: video.split for video in videos})
     manifest.write(root, captions[CAPTION_COLUMNS], rows, {"protocol": "shapes", **about})
+
+
+def _film(videos: list[Video], paths: dict[str, Path], fps: int) -> None:
+    """Render and encode. Stopped at any moment it leaves whole files only: the next call goes
+    on."""
+    for video in tqdm(videos, "rendering", unit="video"):
+        path = paths[video.video_id]
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            encode(render(video.scene, video.distractors, [*video.seed, 1]), path, fps)
 
 
 def _captions(video: Video, preset: Preset) -> list[dict]:
@@ -97,74 +95,22 @@ def _captions(video: Video, preset: Preset) -> list[dict]:
     The first caption of each language says everything; its attribute words are the video's tags.
     """
     rng = np.random.default_rng([*video.seed, 0])
-    rows = []
+    about, rows = {"video_id": video.video_id, "split": video.split}, []
     for language, count in (("en", preset.captions_en), ("zh", preset.captions_zh)):
         full, tags = mention(video.scene, 0.0, rng), ""
-        for index in range(count):
-            omit = preset.omit if index and rng.random() < preset.partial else 0.0
-            mentioned = mention(video.scene, omit, rng)
+        names = [f"{video.video_id}-{language}{index}" for index in range(count)]
+        for name in names:
+            shorter = name != names[0] and rng.random() < preset.partial
+            mentioned = mention(video.scene, preset.omit if shorter else 0.0, rng)
             text, spans = tell(video.scene, mentioned, language, preset.filler, rng)
             tags = tags or " ".join(text[start:end] for start, end, _ in spans)
-            rows.append(
-                {
-                    "caption_id": f"{video.video_id}-{language}{index}",
-                    "video_id": video.video_id,
-                    "caption": text,
-                    "language": language,
-                    "split": video.split,
-                    "tags": tags,
-                    "mentioned": list(mentioned),
-                    "spans": spans,
-                    "partial_of": None if mentioned == full else f"{video.video_id}-{language}0",
-                }
-            )
+            said = {"caption_id": name, "caption": text, "language": language, "tags": tags}
+            known = {"mentioned": list(mentioned), "spans": spans}
+            whole = None if mentioned == full else names[0]
+            rows.append(about | said | known | {"partial_of": whole})
     return rows
 
 
 def _truth(video: Video) -> dict:
     informative = [not kind for kind in video.distractors]
     return vars(video) | {"scene": asdict(video.scene), "informative": informative}
-
-
-def _film_all(videos: list[Video], paths: dict[str, Path], fps: int, workers: int) -> None:
-    """Render and encode in processes. Stopped at any moment it leaves whole files only: the next
-    call goes on."""
-    missing = [video for video in videos if not paths[video.video_id].exists()]
-    targets = [paths[video.video_id] for video in missing]
-    for folder in {path.parent for path in targets}:
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        # Spawned: forking a notebook with its threads could hang.
-        spawn = get_context("spawn")
-        with _hidden_main_module(), ProcessPoolExecutor(workers, spawn, _end_with_parent) as pool:
-            filmed = pool.map(_film, missing, targets, [fps] * len(missing))
-            list(tqdm(filmed, "rendering", len(missing), unit="video"))
-    except Exception as error:
-        raise RuntimeError(f"rendering stopped ({error}): run again to go on") from error
-
-
-@contextlib.contextmanager
-def _hidden_main_module() -> Iterator[None]:
-    """Processes spawned meanwhile do not run the user's script again: it needs no guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _end_with_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent and end with it, so that none writes beside the next
-    call's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_after, args=[parent_process()], daemon=True).start()
-
-
-def _exit_after(process: Any) -> None:
-    process.join()
-    os._exit(1)
-
-
-def _film(video: Video, path: Path, fps: int) -> None:
-    encode(render(video.scene, video.distractors, [*video.seed, 1]), path, fps)

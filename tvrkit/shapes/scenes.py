@@ -75,17 +75,9 @@ def step(cell: tuple[int, int], motion: str) -> tuple[int, int]:
 
 
 FACTORS = tuple(field.name for field in fields(Scene))
-_OBJECT = {"shape": SHAPES, "colour": tuple(COLOURS)}
-VALUES = {
-    **_OBJECT,
-    "size": tuple(SIZES),
-    "place": tuple(PLACES),
-    "motion": MOTIONS,
-    "background": BACKGROUNDS,
-    "then": MOTIONS,
-    "motion2": SECOND_MOTIONS,
-    **{f"{factor}2": values for factor, values in _OBJECT.items()},
-}
+VALUES = {"shape": SHAPES, "colour": tuple(COLOURS), "size": tuple(SIZES), "place": tuple(PLACES)}
+VALUES |= {"motion": MOTIONS, "background": BACKGROUNDS, "then": MOTIONS}
+VALUES |= {"motion2": SECOND_MOTIONS, "shape2": SHAPES, "colour2": tuple(COLOURS)}
 
 
 def differing(first: Scene, second: Scene) -> list[str]:

@@ -32,12 +32,6 @@ class Truth:
         self.videos, self.captions = videos.set_index("video_id"), captions.set_index("caption_id")
         scenes = list(self.videos.pop("scene"))
         self.factors = pd.DataFrame(scenes, self.videos.index)[list(FACTORS)]
-        codes = np.unique(self.factors.to_numpy(str), return_inverse=True)[1]
-        self._codes = pd.DataFrame(
-            codes.reshape(self.factors.shape), self.factors.index, self.factors.columns
-        )
-        said = [[name in mentioned for name in FACTORS] for mentioned in self.captions.mentioned]
-        self._said = pd.DataFrame(said, self.captions.index, list(FACTORS))
 
     @classmethod
     def open(cls, root: Path | str) -> Truth:
@@ -51,11 +45,8 @@ class Truth:
             raise FileNotFoundError(
                 f"{folder}: no truth; only shapes has it (tvrkit data prepare shapes)"
             )
-        tables = []
-        for name in ("videos", "captions"):
-            with open(folder / f"{name}.jsonl", encoding="utf-8") as lines:
-                tables.append(pd.DataFrame(map(json.loads, lines)))
-        return cls(*tables)
+        texts = ((folder / f"{name}.jsonl").read_text("utf-8") for name in ("videos", "captions"))
+        return cls(*(pd.DataFrame(map(json.loads, text.splitlines())) for text in texts))
 
     @property
     def duplicates(self) -> dict[str, str]:
@@ -103,8 +94,8 @@ class Truth:
         either, see `ROLES`).
         """
         own, other = self._values(caption_ids, video_ids)
-        table = self._said.loc[list(caption_ids)]
-        said = {name: table[name].to_numpy()[:, None] for name in FACTORS}
+        mentioned = self.captions.mentioned[list(caption_ids)]
+        said = {name: np.array([[name in names] for names in mentioned]) for name in FACTORS}
         true = {name: own[name] == other[name] for name in FACTORS}
         true["motion"] |= (own["motion"] == other["then"]) & ~said["then"]
         straight = np.sum([said[name] & true[name] for name in FACTORS], axis=0)
@@ -112,8 +103,8 @@ class Truth:
         return np.maximum(straight, crossed) / np.sum([*said.values()], axis=0)
 
     def _values(self, caption_ids: Sequence[str], video_ids: Sequence[str]) -> tuple[dict, dict]:
-        """By factor, numbers for the values of the captions' videos (N_t, 1), of the videos
-        (N_v,)."""
-        own = self._codes.loc[self.captions.video_id[list(caption_ids)]].to_numpy().T[..., None]
-        other = self._codes.loc[list(video_ids)].to_numpy().T
-        return dict(zip(FACTORS, own, strict=True)), dict(zip(FACTORS, other, strict=True))
+        """By factor, the values of the captions' videos (N_t, 1) and those of the videos (N_v,)."""
+        owners = self.captions.video_id[list(caption_ids)]
+        own, other = (self.factors.loc[list(ids)].to_numpy("U").T for ids in (owners, video_ids))
+        columns = dict(zip(FACTORS, own[..., None], strict=True))
+        return columns, dict(zip(FACTORS, other, strict=True))
