@@ -87,7 +87,8 @@ class ExtendedDMAE(DMAE):
         A queued pair joins the softmax, and H where it scores above the best match of its row less
         the margin; one of the same video as the row is none of its negatives.
         """
-        same, is_queued = positives(batch.video_index), self.queue is not None and self.training
+        own = batch.video_index if self.corrected else batch.caption_index  # finding 38
+        same, is_queued = positives(own), self.queue is not None and self.training
         rows = self.queue.rows() if is_queued else {"video_index": batch.video_index[:0]}
         known = batch.video_index[:, None] == rows["video_index"][None]
         queued = (known.float(), known.float())

@@ -124,7 +124,8 @@ def test_the_loss_with_a_queue_is_that_of_a_loop(options, margin):
     old_text, old_video = features(method, pairs)
     known = batch.video_index[:, None] == pairs.video_index
     assert known.any()
-    same = batch.video_index[:, None] == batch.video_index
+    own = batch.video_index if method.corrected else batch.caption_index
+    same = own[:, None] == own
     old = method.similarity(text, old_video), method.similarity(old_text, video).T
     scale, least = (method.backbone.logit_scale.exp(), 0.0) if method.corrected else (100.0, 1e-6)
     expected = naive(method.similarity(text, video), same, *old, known, scale, margin, least)

@@ -9,6 +9,7 @@ from tvrkit.models.hmmc import HMMC
 from tvrkit.models.hmmc_pretraining import HMMCPretraining
 
 from .hmmc_batches import CLOSE, loss_of, make, make_batch, noisy
+from .small_methods import make_backbone, make_hmmc
 
 
 def test_corrected_ignores_padding_and_released_does_not():
@@ -92,3 +93,14 @@ def test_explain_names_the_frames_that_count():
     mean = (maps["frame_text"] * maps["frame_counted"]).sum(1) / maps["frame_counted"].sum(1)
     whole = torch.cosine_similarity(text.sentence, video.video, dim=-1)
     torch.testing.assert_close(method.similarity(text, video).diagonal(), whole + mean)
+
+
+def test_released_frames_start_from_noise_and_corrected_ones_from_clip():
+    """Released, the lines that copy CLIP's text positions and blocks are commented out (31)."""
+    blocks = make_backbone().text_blocks
+    for fidelity, copied in (("corrected", True), ("released", False)):
+        temporal = make_hmmc(fidelity=fidelity, max_frames=48).temporal
+        own, theirs = temporal.resblocks[0].mlp.c_fc.weight, blocks[0].mlp.c_fc.weight
+        assert torch.equal(own, theirs) == copied
+        spread = temporal.frame_position_embeddings.weight.std()
+        assert (0.9 < spread < 1.1) != copied

@@ -1,5 +1,7 @@
 """What every method inherits: encoding in two steps, and names that find classes again."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from tvrkit.data.batch import TextVideoBatch, VideoFeatures
 from tvrkit.models import METHODS, method_class, method_name
 from tvrkit.models.method import Method
 
-from .small_methods import make_batch, make_glscl, make_hmmc
+from .small_methods import make_backbone, make_batch, make_glscl, make_hmmc
 
 
 class Plain(Method):
@@ -49,6 +51,22 @@ def test_video_features_are_what_encode_video_gives(make):
     whole, half = method.encode_video(batch), method.video_features(frames, batch.frame_mask)
     text = method.encode_text(batch)
     assert torch.equal(method.similarity(text, whole), method.similarity(text, half))
+
+
+@pytest.mark.parametrize("name", ["clip4clip", "dmae", "glscl", "hmmc"])
+def test_captions_of_one_video_repel_each_other_as_released_only(name):
+    """All four codes take the diagonal for the only positives (finding 38)."""
+    batch, small = make_batch(), {"dmae": {"max_words": 10, "max_frames": 4}}
+    losses = {}
+    for fidelity in ("released", "corrected"):
+        cls = METHODS[name]
+        settings = cls.Settings(**small.get(name, {}), fidelity=fidelity)
+        method = cls(make_backbone(), settings).eval()
+        sides = method.encode_text(batch), method.encode_video(batch)
+        shared = dataclasses.replace(batch, video_index=torch.tensor([0, 1, 0]))
+        losses[fidelity] = [method.loss(*sides, each)["loss"].item() for each in (batch, shared)]
+    assert losses["released"][0] == losses["released"][1]
+    assert losses["corrected"][0] > losses["corrected"][1]
 
 
 def test_names_and_classes_find_each_other():

@@ -23,10 +23,13 @@ class CLIP4ClipSettings:
     Attributes:
         head: "meanP", or "seqTransf" for a temporal transformer before the mean.
         layers: blocks of the temporal transformer.
+        fidelity: "released" = captions of one video repel each other, as in the authors' code
+            (finding 38); "corrected" = they do not.
     """
 
     head: Literal["meanP", "seqTransf"] = "seqTransf"
     layers: int = 4
+    fidelity: Literal["released", "corrected"] = "corrected"
 
 
 class CLIP4Clip(Method):
@@ -54,4 +57,5 @@ class CLIP4Clip(Method):
         """Symmetric cross-entropy (CE(e^s S) + CE(e^s S^T)) / 2 of the scores S, s the logit
         scale."""
         scores, scale = self.similarity(text, video), self.backbone.logit_scale.exp()
-        return {"loss": info_nce(scores, logit_scale=scale, positives=positives(batch.video_index))}
+        same = positives(batch.video_index) if self.settings.fidelity == "corrected" else None
+        return {"loss": info_nce(scores, logit_scale=scale, positives=same)}

@@ -136,7 +136,7 @@ class DMAE(Method):
             margin=self.settings.mining_margin,
             negative_weight=self.settings.negative_weight,
             clamp=None if self.corrected else RELEASED_CLAMP,
-            positives=positives(batch.video_index),
+            positives=positives(batch.video_index) if self.corrected else None,
         )
 
     def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:

@@ -44,7 +44,7 @@ class GLSCLSettings:
         consistency_weight: beta.
         consistency_target: cosine that matched concepts are drawn to.
         fidelity: "released" = the numbers of the released code, "corrected" = findings 14 to 16
-            repaired.
+            and 38 repaired.
     """
 
     queries: int = 8
@@ -135,8 +135,9 @@ class GLSCL(Method):
         goal = {"target": choice.consistency_target, "weight": choice.consistency_weight}
         reduction: Any = "batch_mean" if self.corrected else "batch_sum"
         scores = self.similarity(text, video)
+        same = positives(batch.video_index) if self.corrected else None  # finding 38
         parts = {
-            "info_nce": info_nce(scores, logit_scale=scale, positives=positives(batch.video_index)),
+            "info_nce": info_nce(scores, logit_scale=scale, positives=same),
             "diversity": choice.diversity_weight * diversity / len(sides),
         }
         parts["consistency"] = concept_consistency(texts, videos, reduction=reduction, **goal)

@@ -33,8 +33,8 @@ class EncoderSettings:
         temporal_layers: blocks of the temporal transformer.
         max_frames: positions of the temporal transformer.
         top_frames: k, the best frames that count in the score.
-        fidelity: "released" = the numbers of the released code, "corrected" = findings 22 and 23
-            repaired.
+        fidelity: "released" = the numbers of the released code, "corrected" = findings 22, 23, 31
+            and 38 repaired.
     """
 
     temporal_layers: int = 4
@@ -64,8 +64,8 @@ class HMMC(Method):
     def __init__(self, backbone: Backbone, settings: EncoderSettings):
         super().__init__(backbone, settings)
         self.corrected = settings.fidelity == "corrected"
-        sizes = (settings.temporal_layers, settings.max_frames)
-        self.temporal: nn.Module = TemporalTransformer.from_clip(backbone, *sizes)
+        start = TemporalTransformer.from_clip if self.corrected else TemporalTransformer.beside_clip
+        self.temporal: nn.Module = start(backbone, settings.temporal_layers, settings.max_frames)
         if not self.corrected:
             backbone.logit_scale.requires_grad_(False)
 
@@ -86,7 +86,8 @@ class HMMC(Method):
 
     def loss(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """video_weight VTM + frame_weight FTM, each the sum of both directions' cross entropies."""
-        same, mask = positives(batch.video_index), self.counted(video.mask)
+        same = positives(batch.video_index) if self.corrected else None  # finding 38
+        mask = self.counted(video.mask)
         scale = self.backbone.logit_scale.exp() if self.corrected else RELEASED_SCALE
         sentence, frames = F.normalize(text.sentence, dim=-1), F.normalize(video.frames, dim=-1)
         by_frame = torch.einsum("ad,bfd->abf", sentence, frames)

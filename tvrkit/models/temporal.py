@@ -60,11 +60,23 @@ class TemporalTransformer(nn.Module):
         super().__init__()
         self.frame_position_embeddings = nn.Embedding(positions, width)
         self.resblocks = nn.ModuleList(ResidualBlock(width, heads) for _ in range(layers))
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+
+    @classmethod
+    def beside_clip(
+        cls, backbone: Backbone, layers: int, positions: int | None = None
+    ) -> TemporalTransformer:
+        """Of the sizes that fit a backbone, with torch's own start: positions are N(0, 1), as in
+        HMMC's released code (finding 31).
+
+        Args:
+            backbone: whose frames it reads.
+            layers: as of the class.
+            positions: as of the class; None = CLIP's context length.
+        """
+        width, heads = backbone.width, max(1, backbone.width // HEAD_WIDTH)
+        if _has_clip_blocks(backbone):
+            heads = backbone.text_blocks[0].attn.num_heads
+        return cls(width, layers, heads, positions or backbone.context_length)
 
     @classmethod
     def from_clip(
@@ -72,23 +84,21 @@ class TemporalTransformer(nn.Module):
     ) -> TemporalTransformer:
         """Start from CLIP's text positions and first text blocks, as far as they go.
 
-        Random weights where the text tower's width is not the joint one, or the tower is not
-        CLIP's.
-
-        Args:
-            backbone: whose text tower is the start.
-            layers: as of the class.
-            positions: as of the class; None = CLIP's context length.
+        Small random weights where the text tower's width is not the joint one, or the tower is not
+        CLIP's. Arguments as of `beside_clip`.
         """
-        width, blocks = backbone.width, backbone.text_blocks
-        positions = positions or backbone.context_length
-        if blocks is None or backbone.text_width != width:
-            return cls(width, layers, max(1, width // HEAD_WIDTH), positions)
-        temporal = cls(width, layers, blocks[0].attn.num_heads, positions)
-        known = backbone.text_positions[:positions].detach()
-        temporal.frame_position_embeddings.weight.data[: len(known)] = known
-        for own, block in zip(temporal.resblocks, blocks, strict=False):
-            own.load_state_dict(block.state_dict())
+        temporal = cls.beside_clip(backbone, layers, positions)
+        for name, parameter in temporal.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        if _has_clip_blocks(backbone):
+            own_positions = temporal.frame_position_embeddings.weight.data
+            known = backbone.text_positions[: len(own_positions)].detach()
+            own_positions[: len(known)] = known
+            for own, block in zip(temporal.resblocks, backbone.text_blocks, strict=False):
+                own.load_state_dict(block.state_dict())
         return temporal
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -107,6 +117,10 @@ class TemporalTransformer(nn.Module):
         for block in self.resblocks:
             x = block(x, key_bias)
         return x + frames
+
+
+def _has_clip_blocks(backbone: Backbone) -> bool:
+    return backbone.text_blocks is not None and backbone.text_width == backbone.width
 
 
 def mean_frame(frames: Tensor, mask: Tensor) -> Tensor:
