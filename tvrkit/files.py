@@ -1,16 +1,23 @@
-"""Where things are, and how a file is written whole or not at all: a leaf that loads nothing
-heavy."""
+"""Where things are, how a file is written whole or not at all, and how one of a stranger is read:
+a leaf that loads nothing heavy."""
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+import reprlib
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
 ASSETS = PACKAGE / "assets"
+NAME = re.compile(r"[\w-][\w.-]*")
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 80, 80
 
 
 def home() -> Path:
@@ -26,8 +33,8 @@ def home() -> Path:
 
 
 def data(name: str) -> Path:
-    """The folder of the prepared data set `name`."""
-    return home() / "data" / name
+    """The folder of the prepared data set `name`; ValueError as `check_name`."""
+    return home() / "data" / check_name("data set", name)
 
 
 def run(name: str) -> Path:
@@ -36,14 +43,29 @@ def run(name: str) -> Path:
     Raises:
         ValueError: a name that would lead out of reports/, or to all of it.
     """
-    if not name or not all(re.fullmatch(r"[\w-][\w.-]*", part) for part in name.split("/")):
-        raise ValueError(f"run name {name!r}: expected letters, digits, '_', '-' and '.'")
+    for part in name.split("/"):
+        check_name("run", part)
     return home() / "reports" / name
+
+
+def check_name(kind: str, name: str) -> str:
+    """`name`, if it is one folder's: ValueError where it is empty, hidden or would lead
+    elsewhere."""
+    if not NAME.fullmatch(name):
+        expected = "expected letters, digits, '_', '-' and '.', not first"
+        raise ValueError(f"{kind} name {shown(name)}: {expected}")
+    return name
 
 
 def notebooks() -> Path:
     """The folder of the numbered notebooks."""
     return home() / "notebooks"
+
+
+def shown(value: Any) -> str:
+    """`value` as an error shows it: short, whatever it holds (a pickle's 300 bytes can hold lists
+    of lists that are written out in terabytes)."""
+    return _SHOWN.repr(value)
 
 
 def sha256(path: Path) -> str:
@@ -52,15 +74,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary name beside it, then renamed."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: the block writes to the temporary name that it is given,
+    beside `path` and with its suffix; then it is renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # a power cut must not leave the name with half of the text
-    temporary.replace(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # a power cut must not leave the name with half of the text
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
@@ -71,3 +103,46 @@ def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
 def write_json(path: Path, value) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, with or without a byte order mark; ValueError where it is none."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        got = f"byte {error.object[error.start]:#x} at {error.start}"
+        raise ValueError(f"{path.name}: expected UTF-8 text, got {got}") from None
+
+
+def parse_json(text: str, where: str, **hooks) -> Any:
+    """A JSON value; `hooks` are those of `json.loads`. ValueError, naming `where`, if it is
+    malformed."""
+    try:
+        return json.loads(text, **hooks)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: expected JSON, got {error}") from None
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object that a file holds; ValueError if it is none."""
+    value = parse_json(read_text(path), str(path))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {shown(value)}")
+    return value
+
+
+def check_zip(path: Path, limit: int | None = None) -> None:
+    """Refuse a zip archive that would unpack to more than `limit` bytes, before anything is
+    unpacked. None: to more than its own size, as archives of weights are not compressed.
+
+    Raises:
+        ValueError: it would, or its directory is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # a damaged directory may raise anything
+        raise ValueError(f"{path}: expected a zip archive, got {error!r:.200}") from None
+    limit = path.stat().st_size if limit is None else limit
+    if size > limit:
+        raise ValueError(f"{path}: expected at most {limit:,} bytes unpacked, got {size:,}")

@@ -4,8 +4,6 @@ import csv
 import json
 import pickle
 import shutil
-from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.data.layouts import SENTENCES, VIDEOS, put, put_msrvtt
 from tvrkit.data.annotations import load_annotations, resolve
-from tvrkit.data.records import read_ids, read_pickle
+from tvrkit.data.records import read_ids
 from tvrkit.data.splits import check_splits
 
 SLOW = settings(
@@ -211,22 +209,6 @@ def test_msvd_chinese(tmp_path):
         "1 names of MSVD-CN.csv not in youtube_mapping.txt, left out: vid9"
         in captions.attrs["notes"]
     )
-
-
-class Evil:
-    def __reduce__(self):
-        return (Path.touch, (Path("tvrkit-was-here"),))
-
-
-@pytest.mark.parametrize(
-    "value", [Evil(), {"a": Evil()}, {"a": OrderedDict()}, {"a": [[print]]}, {"a": [["b", 1]]}]
-)
-def test_a_pickle_runs_no_code(tmp_path, monkeypatch, value):
-    monkeypatch.chdir(tmp_path)
-    put(tmp_path, raw__pkl=pickle.dumps(value))
-    with pytest.raises(ValueError, match=r"raw.pkl: (expected a pickle of builtin types|at a)"):
-        read_pickle(tmp_path / "raw.pkl", dict[str, list[list[str]]])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw.pkl"]
 
 
 def moment(video, description, times=((0, 0),)):

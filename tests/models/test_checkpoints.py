@@ -1,13 +1,14 @@
 """Checkpoints of the kit's own: round trips and refusals."""
 
+import zipfile
 from types import SimpleNamespace
 
 import pytest
 import torch
 from open_clip import SimpleTokenizer
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from tvrkit import files
 from tvrkit.models import checkpoints
 from tvrkit.models.backbone import BACKBONES
 from tvrkit.models.hmmc_pretraining import HMMCPretraining
@@ -21,7 +22,7 @@ def test_round_trip(make, tmp_path):
     digest = checkpoints.save(method, path, SimpleNamespace(recipe="glscl_shapes"))
     other = checkpoints.load(make(seed=2), path)
     assert torch.equal(scores(other), scores(method))
-    assert digest == files.sha256(path)
+    assert digest == checkpoints.digest(other.state_dict())
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
     with safe_open(path, "pt") as file:
         assert file.metadata()["backbone"] == "small"
@@ -95,7 +96,7 @@ def test_load_refuses_broken_and_missing_files(tmp_path):
         checkpoints.load(make_glscl(), path)
     checkpoints.save(make_glscl(), path)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="expected a safetensors file"):
+    with pytest.raises(ValueError, match="expected a file of plain tensors"):
         checkpoints.load(make_glscl(), path)
 
 
@@ -126,3 +127,92 @@ def test_a_method_of_ones_own_is_named_by_its_module(tmp_path):
         assert file.metadata()["method"] == f"{Mine.__module__}:{Mine.__qualname__}"
     with pytest.raises(ValueError, match=r"expected weights of method glscl, got .*:.*Mine"):
         checkpoints.load(make_glscl(), path)
+
+
+def test_equal_weights_have_equal_digests_and_others_have_not():
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}
+    same = {"b": torch.tensor(1), "a": torch.arange(6.0).view(3, 2).reshape(2, 3).clone()}
+    assert checkpoints.digest(state) == checkpoints.digest(same)
+    others = [
+        state | {"a": state["a"].reshape(3, 2)},
+        state | {"a": state["a"].int()},
+        state | {"a": state["a"].nextafter(torch.tensor(9.0))},
+        {"a": state["a"], "c": state["b"]},
+        {"a": state["a"]},
+    ]
+    digests = {checkpoints.digest(other) for other in [state, *others]}
+    assert len(digests) == 1 + len(others)
+
+
+def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoints.save(make_glscl(), path)
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1  # the lowest bit of some weight
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="its weights are not those it was saved with"):
+        checkpoints.load(make_glscl(), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor.fill_(torch.nan), "expected finite weights, got NaN"),
+        (lambda tensor: tensor.to(torch.complex64), "expected a dense tensor of real numbers"),
+        (lambda tensor: tensor.int(), r"expected torch.float32, got torch.int32"),
+    ],
+    ids=["NaN", "complex", "integers"],
+)
+def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, change, message):
+    path, method = tmp_path / "a.safetensors", make_glscl()
+    checkpoints.save(method, path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    del metadata["sha256"]  # as one of an earlier version
+    state = load_file(path)
+    key = next(iter(state))
+    save_file(state | {key: change(state[key])}, path, metadata)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.load(method, path)
+
+
+def packed(path):
+    """A checkpoint of torch.save with its zip entries compressed: 40 MB of zeros in 40 kB."""
+    torch.save({"a": torch.zeros(10**7)}, path.with_suffix(".whole"))
+    with (
+        zipfile.ZipFile(path.with_suffix(".whole")) as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in whole.infolist():
+            small.writestr(entry.filename, whole.read(entry))
+
+
+HOSTILE = {
+    "a bomb": (packed, r"expected at most [\d,]+ bytes unpacked, got 40,"),
+    "one number of any shape": (
+        lambda path: torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, path),
+        "a dense tensor",
+    ),
+    "sparse": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "a dense tensor"),
+    "a list": (lambda path: torch.save([1], path), "expected a state dict, got list"),
+    "numbers": (lambda path: torch.save({"a": 1}, path), "a dense tensor"),
+    "numbered": (lambda path: torch.save({1: torch.zeros(2)}, path), "a dense tensor"),
+    "nothing": (lambda path: path.write_bytes(b""), "expected a file of plain tensors"),
+    "half": (
+        lambda path: (
+            torch.save({"a": torch.zeros(99)}, path),
+            path.write_bytes(path.read_bytes()[:500]),
+        ),
+        "expected a file of plain tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_in_one_line(tmp_path, name):
+    make, message = HOSTILE[name]
+    make(tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=message) as caught:
+        checkpoints.read_tensors(tmp_path / "a.pth")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500

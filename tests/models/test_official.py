@@ -1,5 +1,6 @@
 """Released formats. Released numbers are in the parity table."""
 
+import contextlib
 import logging
 
 import open_clip
@@ -149,3 +150,15 @@ def test_load_official_refuses(tmp_path):
     torch.save({"weights": Tokenizer()}, tmp_path / "pickle.bin")  # would run code
     with pytest.raises(ValueError, match="expected a file of plain tensors"):
         official.load_official("hmmc", tmp_path / "pickle.bin")
+
+
+@pytest.mark.parametrize("make_shape", [torch.ravel, torch.sum, lambda t: t.ravel()[:0]])
+@pytest.mark.parametrize(
+    ("method", "make", "names"),
+    [("glscl", make_glscl, GLSCL_NAMES), ("hmmc", make_hmmc, HMMC_NAMES)],
+)
+def test_wrong_shapes_are_one_line(method, make, names, make_shape):
+    whole = released(make(), names)
+    for key in list(whole)[::12]:
+        with contextlib.suppress(ValueError):  # and nothing else
+            official.load_official(method, whole | {key: make_shape(whole[key])})

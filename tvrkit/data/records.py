@@ -3,17 +3,19 @@ place."""
 
 from __future__ import annotations
 
-import builtins
 import csv
 import io
-import json
 import pickle
+import pickletools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+
+from tvrkit.files import parse_json, read_text, shown
 
 
 def read_ids(path: Path) -> list[str]:
@@ -41,7 +43,7 @@ def read_json(path: Path, kind: Any):
         ValueError: malformed, a key twice in one object, NaN, a missing field or a wrong type; says
             where.
     """
-    return _checked(_parse(_read_text(path), path.name), kind, path.name)
+    return _checked(_parse(read_text(path), path.name), kind, path.name)
 
 
 def read_json_lines(path: Path, kind: Any) -> list:
@@ -59,7 +61,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         ValueError: no header, a missing column, or a row of another length; says which.
     """
     try:
-        header, *rows = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+        header, *rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{path.name}: expected a csv with a header, got {error}") from None
     if missing := [name for name in columns if name not in header]:
@@ -86,41 +88,55 @@ def _same_length(rows: list[list[str]], length: int, where: str, what: str, star
             raise ValueError(f"{where} {number}: expected {length} {what}, got {len(row)}")
 
 
+def _instructions(names: str) -> set[str]:
+    return {code.name for code in pickletools.opcodes if re.fullmatch(names, code.name)}
+
+
+# A pickle is a program: these of its instructions build text, numbers and containers, no more.
+TEXTS = _instructions("(SHORT_)?(BIN)?(STRING|UNICODE8?)")
+PUTS, GETS = _instructions("MEMOIZE|(LONG_)?(BIN)?PUT"), _instructions("(LONG_)?(BIN)?GET")
+NUMBERS = _instructions("NONE|NEWTRUE|NEWFALSE|(BIN)?INT[12]?|LONG1?|(BIN)?FLOAT")
+CONTAINERS = _instructions("MARK|(EMPTY_)?(LIST|DICT|TUPLE)|TUPLE[123]|APPENDS?|SETITEMS?")
+PLAIN = TEXTS | PUTS | GETS | NUMBERS | CONTAINERS | {"PROTO", "FRAME", "STOP"}
+
+
 def read_pickle(path: Path, kind: Any):
-    """A pickle of the type `kind` that holds nothing but builtin containers, strings and numbers.
+    """A pickle of the type `kind` that holds nothing but lists, dicts, tuples, strings and numbers.
 
     Raises:
-        ValueError: anything else in it (no code of the file ever runs), or a damaged file.
+        ValueError: anything else in it (no code of the file ever runs), a container that stands in
+            two places, or a damaged file.
     """
+    data = path.read_bytes()
     try:
-        value = _BuiltinsUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
+        _check_plain(data)
+        # the unpickler in Python: C's allocates whatever a damaged index asks for
+        value = pickle._Unpickler(io.BytesIO(data), encoding="utf-8").load()
     except Exception as error:  # as the pickle module documents, a damaged file may raise anything
         expected = "expected a pickle of builtin types"
         raise ValueError(f"{path.name}: {expected}, got {error!r:.200}") from None
     return _checked(value, kind, path.name)
 
 
+def _check_plain(data: bytes) -> None:
+    """ValueError unless all instructions are `PLAIN`, and only text is used twice: 300 bytes of
+    lists of one list write out as terabytes."""
+    kept: dict[int, bool] = {}  # place in the pickle's memory -> whether text is there
+    is_text = False  # what was made last
+    for opcode, argument, position in pickletools.genops(data):
+        if opcode.name not in PLAIN:
+            raise ValueError(f"{opcode.name} at byte {position}, which is not allowed")
+        if opcode.name in PUTS:
+            kept[len(kept) if argument is None else argument] = is_text
+        elif opcode.name in GETS and not kept.get(argument):
+            raise ValueError(f"a container in two places at byte {position}")
+        elif opcode.name != "FRAME":
+            is_text = opcode.name in TEXTS
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 file, ended by LF or CRLF only: U+2028 and its like are text."""
-    return [line.removesuffix("\r") for line in _read_text(path).split("\n")]
-
-
-# The unpickler in Python: C's allocates whatever a damaged index asks for.
-class _BuiltinsUnpickler(pickle._Unpickler):
-    ALLOWED = ("list", "dict", "tuple", "set", "str", "int", "float", "bool")
-
-    def find_class(self, module, name):
-        if module in ("builtins", "__builtin__") and name in self.ALLOWED:
-            return vars(builtins)[name]
-        raise ValueError(f"{module}.{name} is not allowed")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        got = f"byte {error.object[error.start]:#x} at {error.start}"
-        raise ValueError(f"{path.name}: expected UTF-8 text, got {got}") from None
+    return [line.removesuffix("\r") for line in read_text(path).split("\n")]
 
 
 def _parse(text: str, where: str):
@@ -133,10 +149,7 @@ def _parse(text: str, where: str):
     def refuse(name):
         raise ValueError(f"{name}, which is no number")
 
-    try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: expected JSON, got {error}") from None
+    return parse_json(text, where, object_pairs_hook=unique, parse_constant=refuse)
 
 
 def _checked(value, kind, where: str):
@@ -145,5 +158,5 @@ def _checked(value, kind, where: str):
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the top"
-        got = f"{first['msg']}, got {first['input']!r:.80}"
+        got = f"{first['msg']}, got {shown(first['input'])}"
         raise ValueError(f"{where}: at {place}: {got}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,15 +99,13 @@ class Evaluation:
         """Write similarity.npz, ranks.npz and, last, metrics.json: with it the evaluation is
         whole."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         # an older one must not vouch for the new arrays
         (folder / "metrics.json").unlink(missing_ok=True)
         ids = {key: getattr(self, key) for key in ("caption_ids", "video_ids", "video_of_caption")}
         arrays = {"similarity": {"similarity": self.similarity}, "ranks": {**self.ranks, **ids}}
         for name, content in arrays.items():
-            part = folder / f".{name}.part.npz"  # savez appends .npz to other names
-            np.savez_compressed(part, **content)
-            part.replace(folder / f"{name}.npz")
+            with files.replacing(folder / f"{name}.npz") as part:
+                np.savez_compressed(part, **content)
         files.write_json(folder / "metrics.json", self.metrics)
 
     @classmethod
@@ -125,7 +122,7 @@ class Evaluation:
         if missing:
             absent = ", ".join(missing)
             raise FileNotFoundError(f"{folder} holds no finished evaluation: no {absent}")
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = files.read_json(folder / "metrics.json")
         arrays = read_arrays(folder / "ranks.npz") | read_arrays(folder / "similarity.npz")
         ranks = {direction: arrays.pop(direction) for direction in DIRECTIONS}
         counts = tuple(len(ranks[direction]) for direction in DIRECTIONS)

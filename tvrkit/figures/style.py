@@ -18,13 +18,14 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findSystemFonts, fontManager
 
-from tvrkit.files import ASSETS
+from tvrkit import files
 
 Options = dict[str, Any]  # of Matplotlib's functions
 INK, NEUTRAL, RIGHT, WRONG = "#222222", "#9A9A9A", "#0072B2", "#D55E00"
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666")
 METHOD_COLOURS = {"clip4clip": "#666666", "dmae": "#0072B2", "hmmc": "#009E73", "glscl": "#D55E00"}
-STYLE = matplotlib.rc_params_from_file(ASSETS / "figures.mplstyle", use_default_template=False)
+LOOK = files.ASSETS / "figures.mplstyle"
+STYLE = matplotlib.rc_params_from_file(LOOK, use_default_template=False)
 WIDTH = 10.0  # inches: the text width of a notebook page
 TITLE = 82  # characters of a bold title of 12 points on one line of that width
 LINE = 105  # characters of 11 points on one line of that width
@@ -98,10 +99,8 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 def save(figure: Figure, folder: Path | str, name: str) -> Figure:
     """Write `figure` as `<name>.png` and `<name>.pdf`, each only when whole; returns the figure."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     options: dict[str, dict] = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
     for suffix, details in options.items():
-        partial = folder / f".{name}.{suffix}.partial"
-        figure.savefig(partial, format=suffix, bbox_inches="tight", **details)
-        partial.replace(folder / f"{name}.{suffix}")
+        with files.replacing(folder / f"{name}.{suffix}") as partial:
+            figure.savefig(partial, bbox_inches="tight", **details)
     return figure

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tvrkit.files import sha256
+from tvrkit import files
 from tvrkit.models import method_name
 from tvrkit.models.method import Method
 from tvrkit.settings import Config
@@ -30,20 +32,26 @@ def save(method: Method, path: Path, config: Config | None = None) -> str:
         config: the recipe it was trained with, for its name.
 
     Returns:
-        SHA-256 of the file, in hex.
+        `digest` of the weights.
     """
-    path = Path(path)
     metadata = _identity(method) | {"settings": json.dumps(dataclasses.asdict(method.settings))}
     if config is not None:
         metadata["recipe"] = config.recipe
     state = {key: tensor.cpu().contiguous() for key, tensor in method.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    metadata["sha256"] = digest(state)
+    with files.replacing(Path(path)) as temporary:
         save_file(state, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return sha256(path)
+    return metadata["sha256"]
+
+
+def digest(state: State) -> str:
+    """SHA-256, in hex, of the name, type, shape and bytes of each tensor, by name: equal weights
+    have equal ones, whatever file they are in."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return whole.hexdigest()
 
 
 def load(method: Method, path: Path) -> Method:
@@ -51,8 +59,8 @@ def load(method: Method, path: Path) -> Method:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another method, backbone or tokenizer, missing or further keys, other shapes, or
-            a broken file.
+        ValueError: another method, backbone or tokenizer, missing or further keys, other shapes,
+            weights that are no finite real numbers, or a broken file.
     """
     unused = fill(method, _read(path, _identity(method)), str(path))
     if unused:
@@ -84,7 +92,8 @@ def fill(method: Method, state: State, source: str) -> list[str]:
         source: where they come from, for messages.
 
     Raises:
-        ValueError: missing keys or other shapes; nothing is copied then.
+        ValueError: missing keys, other shapes, or weights that are no finite real numbers; nothing
+            is copied then.
     """
     needed = method.state_dict()
     missing = [key for key in needed if key not in state]
@@ -94,6 +103,10 @@ def fill(method: Method, state: State, source: str) -> list[str]:
         expected, shape = tuple(tensor.shape), tuple(state[key].shape)
         if shape != expected:
             raise ValueError(f"{source}: {key}: expected shape {expected}, got {shape}")
+        if state[key].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{source}: {key}: expected {tensor.dtype}, got {state[key].dtype}")
+        if not state[key].float().isfinite().all():
+            raise ValueError(f"{source}: {key}: expected finite weights, got NaN or infinity")
     method.load_state_dict({key: state[key] for key in needed})
     return [key for key in state if key not in needed]
 
@@ -108,15 +121,54 @@ def _identity(method: Method) -> dict[str, str]:
 
 def _read(path: Path, identity: Mapping[str, str]) -> State:
     """The weights of a file whose metadata have this `identity`."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        with safe_open(path, "pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected a safetensors file: {error}") from None
+    state, metadata = read_tensors(path)
     for key, value in identity.items():
         if metadata.get(key) != value:
             raise ValueError(f"{path}: expected weights of {key} {value}, got {metadata.get(key)}")
     return state
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, and a safetensors file's metadata. No code of the file runs, and
+    nothing in it unpacks to more than the file's size.
+
+    Args:
+        path: a .safetensors file, or what torch.save made of a state dict.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: anything but plain tensors of real numbers, a damaged file, or one whose
+            weights are not those that it was saved with.
+    """
+    path, metadata = Path(path), {}
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        else:
+            if zipfile.is_zipfile(path):  # else of torch before 1.6
+                files.check_zip(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file raises
+        expected, got = "expected a file of plain tensors", " ".join(f"{error!r:.200}".split())
+        raise ValueError(f"{path}: {expected}, got {got}") from None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
+    for key, tensor in state.items():
+        if not isinstance(key, str) or not _is_plain(tensor):
+            raise ValueError(f"{path}: {files.shown(key)}: expected a dense tensor of real numbers")
+    if "sha256" in metadata and metadata["sha256"] != digest(state):
+        raise ValueError(f"{path}: its weights are not those it was saved with: a damaged file")
+    return state, metadata
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor with a number of its own for each place: views of one number can have
+    any shape."""
+    if not isinstance(value, Tensor) or value.is_complex() or value.is_quantized:
+        return False
+    own = value.layout == torch.strided and value.device.type == "cpu"
+    return own and value.untyped_storage().nbytes() >= value.nbytes

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import open_clip
@@ -19,13 +18,11 @@ import torch
 from open_clip import CustomTextCLIP
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import set_model_preprocess_cfg
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tvrkit.models import METHODS
 from tvrkit.models.backbone import Backbone
-from tvrkit.models.checkpoints import State, fill, save
+from tvrkit.models.checkpoints import State, fill, read_tensors, save
 from tvrkit.models.method import Method
 from tvrkit.models.temporal import HEAD_WIDTH, TemporalTransformer
 from tvrkit.settings import choose
@@ -161,14 +158,19 @@ def load_official(
     weights, cls = Weights(_read(state_dict_or_path)), METHODS[method]
     for key in config:
         choose(f"{method} setting", key, [field.name for field in fields(cls.Settings)])
-    settings = cls.Settings(**{"fidelity": "released", **release.settings(weights), **config})
-    weights = weights.renamed(release.prefixes(settings))
-    weights.setdefault(LOGIT_SCALE, torch.tensor(RELEASED_LOGIT_SCALE))
-    positions, width = weights[f"{TEMPORAL}{POSITIONS}weight"].shape
-    layers, heads = weights.layers(f"{TEMPORAL}resblocks."), release.temporal_heads(width)
-    made = cls(_backbone(weights, tokenizer, text_heads), settings)
-    made.temporal = TemporalTransformer(width, layers, temporal_heads or heads, positions)
     source = f"released {method} checkpoint"
+    try:
+        settings = cls.Settings(**{"fidelity": "released", **release.settings(weights), **config})
+        weights = weights.renamed(release.prefixes(settings))
+        weights.setdefault(LOGIT_SCALE, torch.tensor(RELEASED_LOGIT_SCALE))
+        positions, width = weights[f"{TEMPORAL}{POSITIONS}weight"].shape
+        layers, heads = weights.layers(f"{TEMPORAL}resblocks."), release.temporal_heads(width)
+        made = cls(_backbone(weights, tokenizer, text_heads), settings)
+        made.temporal = TemporalTransformer(width, layers, temporal_heads or heads, positions)
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # whatever sizes that fit nowhere raise
+        raise ValueError(f"{source}: its shapes are of no such model: {error!r:.200}") from None
     unused = fill(made, {key: tensor.float() for key, tensor in weights.items()}, source)
     if unused:
         log.info("%s: unused keys (%d): %s", source, len(unused), ", ".join(unused))
@@ -176,8 +178,8 @@ def load_official(
 
 
 def convert(method: str, source: Path | Sequence[Path], target: Path, **config) -> str:
-    """Rewrite a released checkpoint as one of the kit's; arguments as `load_official`. Returns its
-    SHA-256."""
+    """Rewrite a released checkpoint as one of the kit's; arguments as `load_official`. Returns the
+    `digest` of its weights."""
     return save(load_official(method, source, **config), target)
 
 
@@ -186,16 +188,7 @@ def _read(source: State | str | Path | Sequence[Path]) -> State:
         return source
     if not isinstance(source, str | Path):
         return {key: tensor for part in source for key, tensor in _read(part).items()}
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: expected a file of plain tensors: {reason}") from None
+    return read_tensors(source)[0]
 
 
 def clip_config(weights: Weights) -> dict[str, Any]:

@@ -8,6 +8,7 @@ figures/. run.json is written last: a folder without it is unfinished.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import multiprocessing
 import os
@@ -380,6 +381,6 @@ def _note_mined(path: Path, epoch: int, result: Evaluation) -> None:
     if path.exists():
         before = pd.read_csv(path)
         table = pd.concat([before[before["epoch"] < epoch], table])
-    part = path.with_name(f".{path.name}")
-    table.to_csv(part, index=False, float_format="%.5f", compression={"method": "gzip", "mtime": 1})
-    part.replace(path)
+    text = table.to_csv(index=False, float_format="%.5f")
+    with files.replacing(path) as part:
+        part.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same bytes at any time

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tvrkit import files
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.models.method import Method
 from tvrkit.settings import TrainConfig
@@ -189,9 +190,8 @@ class Trainer:
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "random": torch.get_rng_state(),
         }
-        part = path.with_suffix(".tmp")
-        torch.save(saved, part)
-        part.replace(path)
+        with files.replacing(path) as part:
+            torch.save(saved, part)
 
     def _load(self, path: Path) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True)
