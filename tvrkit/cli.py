@@ -13,6 +13,7 @@ from typer import Argument, Option
 
 if TYPE_CHECKING:
     from tvrkit.data.manifest import Manifest
+    from tvrkit.training.runs import Run
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -94,13 +95,38 @@ def train(
             yaml.safe_dump(to_dict(load_recipe(recipe, overrides or (), profile)), sort_keys=False)
         )
         return
-    from tvrkit.evaluation.compare import METRICS
-    from tvrkit.evaluation.ranks import DIRECTIONS
     from tvrkit.training import runs
 
-    done = runs.ensure(
-        recipe, profile=profile, overrides=overrides or (), run=run, seed=seed, device=device
-    )
+    options: dict[str, Any] = {"profile": profile, "run": run, "seed": seed, "device": device}
+    _print_numbers(runs.ensure(recipe, overrides=overrides or (), **options))
+
+
+@app.command()
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        Path | None, Option(help="weights of the kit, or of released code; else zero-shot")
+    ] = None,
+    split: Annotated[str | None, Option(help="in place of the recipe's")] = None,
+    run: RunName = "cli",
+    seed: int = 0,
+    device: Device = "cpu",
+    profile: ProfileName = None,
+):
+    """Score weights as they are, without training, into reports/RUN/RECIPE/seedK/."""
+    from tvrkit.training.evaluate import evaluate
+
+    options: dict[str, Any] = {"profile": profile, "run": run, "seed": seed, "device": device}
+    _print_numbers(evaluate(recipe, checkpoint, split=split, overrides=overrides or (), **options))
+
+
+def _print_numbers(done: Run) -> None:
+    """What kind of weights were scored, both directions' numbers, and the folder."""
+    from tvrkit.evaluation.compare import METRICS
+    from tvrkit.evaluation.ranks import DIRECTIONS
+
+    print(f"{done.recipe}, {done.metrics['split']} split, weights: {done.card['selection']}")
     for direction in DIRECTIONS:
         numbers = [f"{name} {done.metrics[f'{direction} {name}']:.1f}" for name in METRICS]
         print(direction, *numbers, sep="  ")
@@ -162,11 +188,11 @@ def report():
 
 @app.command()
 def convert(
-    method: Annotated[str, Argument(help="glscl or hmmc")],
+    method: Annotated[str, Argument(help="glscl, hmmc, dmae or clip4clip")],
     source: Annotated[list[Path], Argument(help="released checkpoint: one file, or its shards")],
     out: Annotated[Path, Option(help="safetensors file to write")],
 ):
-    """Rewrite a released GLSCL or HMMC checkpoint as one of the kit's."""
+    """Rewrite a released checkpoint as one of the kit's."""
     from tvrkit.models import official
 
     print(f"{out}  SHA-256 {official.convert(method, source, out)}")

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 import pydantic
-from pydantic import ConfigDict, PositiveInt
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 LISTED = 40  # choices that a message names
@@ -77,6 +77,7 @@ class TrainConfig:
     """How the method is optimised.
 
     Attributes:
+        epochs: 0 = the weights are scored as they are.
         lr: learning rate of the parts the method adds.
         clip_lr: learning rate of the backbone.
         text_lr: learning rate of the backbone's text tower, `clip_lr` where None.
@@ -89,13 +90,13 @@ class TrainConfig:
         precision: "fp32", or "bf16" where the device has it.
         workers: loader processes.
         start_from: "RUN/RECIPE/seedK" of a finished run that holds all parts of this method, whose
-            weights it starts from (HMMC from its pre-training); None = backbone as pre-trained, new
-            parts as initialised.
+            weights it starts from (HMMC from its pre-training), or a checkpoint file of the kit or
+            of an author's released code; None = backbone as pre-trained, new parts as initialised.
         select: which epoch is kept: "last", best on "val", or best on "test" (optimistic, and
             labelled so).
     """
 
-    epochs: PositiveInt = 5
+    epochs: NonNegativeInt = 5
     batch_size: PositiveInt = 128
     optimizer: Literal["adamw", "bertadam"] = "adamw"
     lr: float = 1.0e-4

@@ -20,10 +20,11 @@ from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.evaluation.statistics import bootstrap_metrics, interval
 from tvrkit.losses.miners import margin_excess
 from tvrkit.models.method import Method
-from tvrkit.settings import Config, EvalConfig
+from tvrkit.settings import Config, EvalConfig, TrainConfig
 
 V2T_CONVENTION = "max over captions"  # the published one; "first hit" is reported beside it
 BOUNDS = ("optimistic", "pessimistic")
+AS_GIVEN = ("zero-shot", "untrained", "as given")  # selections of what was not trained here
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +200,7 @@ def evaluate(
     labels = {
         "split": split.name,
         "language": split.language,
-        "selection": selection_label(config.train.select),
+        "selection": selection_label(config.train, method),
         "complete": split.complete,
         "missing": split.missing,
     }
@@ -207,10 +208,14 @@ def evaluate(
     return Evaluation.from_similarity(similarity, *ids, config.eval, banks, **labels)
 
 
-def selection_label(select: str) -> str:
-    """How `train.select` is shown: keeping the epoch that is best on the test split is
-    optimistic."""
-    return f"{select} (optimistic)" if select == "test" else select
+def selection_label(train: TrainConfig, method: Method) -> str:
+    """Which weights are scored: `train.select`, where the epoch that is best on the test split is
+    optimistic; or, without training, one of `AS_GIVEN`: the backbone alone, a method whose new
+    parts are as initialised, or a checkpoint."""
+    if train.epochs:
+        return f"{train.select} (optimistic)" if train.select == "test" else train.select
+    adds = any(not name.startswith("backbone.") for name, _ in method.named_parameters())
+    return "as given" if train.start_from else "untrained" if adds else "zero-shot"
 
 
 def _score(

@@ -133,7 +133,8 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     nothing in it unpacks to more than the file's size.
 
     Args:
-        path: a .safetensors file, or what torch.save made of a state dict.
+        path: a .safetensors file, or what torch.save made of a state dict, alone or as "model" or
+            "state_dict" of a dict.
 
     Raises:
         FileNotFoundError: no such file.
@@ -155,6 +156,9 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # whatever a damaged file raises
         expected, got = "expected a file of plain tensors", " ".join(f"{error!r:.200}".split())
         raise ValueError(f"{path}: {expected}, got {got}") from None
+    for wrapper in ("model", "state_dict"):  # beside an optimiser's, often
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
     for key, tensor in state.items():

@@ -31,6 +31,7 @@ class EncoderSettings:
 
     Attributes:
         temporal_layers: blocks of the temporal transformer.
+        temporal_heads: its attention heads (released: 8); None = as CLIP's text tower.
         max_frames: positions of the temporal transformer.
         top_frames: k, the best frames that count in the score.
         fidelity: "released" = the numbers of the released code, "corrected" = findings 22, 23, 31
@@ -38,6 +39,7 @@ class EncoderSettings:
     """
 
     temporal_layers: int = 4
+    temporal_heads: int | None = None
     max_frames: int = 48
     top_frames: int = 2
     fidelity: Literal["released", "corrected"] = "corrected"
@@ -64,8 +66,9 @@ class HMMC(Method):
     def __init__(self, backbone: Backbone, settings: EncoderSettings):
         super().__init__(backbone, settings)
         self.corrected = settings.fidelity == "corrected"
+        sizes = (settings.temporal_layers, settings.max_frames, settings.temporal_heads)
         start = TemporalTransformer.from_clip if self.corrected else TemporalTransformer.beside_clip
-        self.temporal: nn.Module = start(backbone, settings.temporal_layers, settings.max_frames)
+        self.temporal: nn.Module = start(backbone, *sizes)
         if not self.corrected:
             backbone.logit_scale.requires_grad_(False)
 

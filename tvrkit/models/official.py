@@ -1,4 +1,4 @@
-"""Checkpoints of the released codes: GLSCL, and HMMC in English and Chinese.
+"""Checkpoints of the released codes: GLSCL, DMAE, CLIP4Clip, and HMMC in English and Chinese.
 
 Sizes are read off the tensors' shapes, and weights get the kit's names.
 """
@@ -24,7 +24,7 @@ from tvrkit.models import METHODS
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.checkpoints import State, fill, read_tensors, save
 from tvrkit.models.method import Method
-from tvrkit.models.temporal import HEAD_WIDTH, TemporalTransformer
+from tvrkit.models.temporal import HEAD_WIDTH
 from tvrkit.settings import choose
 
 log = logging.getLogger(__name__)
@@ -65,29 +65,41 @@ class Weights(dict[str, Tensor]):
         return len({m[0] for key in self if (m := re.match(rf"{re.escape(prefix)}\d+", key))})
 
     def renamed(self, prefixes: Mapping[str, str]) -> Weights:
-        """The same under the kit's names; a key that no prefix fits keeps its own, and is not
-        used."""
-        known = re.compile(f"^(?:{'|'.join(map(re.escape, prefixes))})")
-        return Weights({known.sub(lambda m: prefixes[m[0]], key): self[key] for key in self})
+        """The same under the kit's names, in float32; a key that no prefix fits keeps its own, and
+        is not used. A module that holds the model ("dmae_utils.") may stand before the prefix."""
+        known = re.compile(rf"^(?:\w+\.)*?({'|'.join(map(re.escape, prefixes))})")
+        rename = {key: known.sub(lambda m: prefixes[m[1]], key) for key in self}
+        return Weights({rename[key]: tensor.float() for key, tensor in self.items()})
+
+    def find(self, name: str) -> Tensor | None:
+        """The tensor whose key ends in `name`, None where there is none."""
+        return next((self[key] for key in self if key.endswith(name)), None)
 
 
 class Release(NamedTuple):
     """What one released code's checkpoints are like.
 
     Attributes:
+        marks: parts of keys that only they have.
         prefixes: the kit's names for theirs, by the settings.
-        settings: what shapes show of the settings.
-        temporal_heads: by the width, where the caller does not say.
+        settings: what keys and shapes show of the settings, "released" fidelity included.
     """
 
+    marks: tuple[str, ...]
     prefixes: Callable[[Any], dict[str, str]]
-    settings: Callable[[Weights], dict[str, int]]
-    temporal_heads: Callable[[int], int]
+    settings: Callable[[Weights], dict[str, Any]]
 
 
-def _glscl_settings(weights: Weights) -> dict[str, int]:
+# Shared by all but HMMC, whose code descends from CLIP4Clip's as well.
+SHARED = {f"clip.{part}": f"{TEXT}{part}" for part in CLIP_TEXT}
+SHARED |= {"clip.visual.": VISUAL, "clip.logit_scale": LOGIT_SCALE}
+SHARED |= {"transformerClip.": TEMPORAL, POSITIONS: f"{TEMPORAL}{POSITIONS}"}
+
+
+def _glscl_settings(weights: Weights) -> dict[str, Any]:
     decoder = f"{NOUN}layers."
     return {
+        "fidelity": "released",
         "queries": len(weights["spatial_queries"]),
         "decoder_layers": weights.layers(decoder),
         "feedforward": len(weights[f"{decoder}0.linear1.bias"]),
@@ -96,14 +108,46 @@ def _glscl_settings(weights: Weights) -> dict[str, int]:
 
 
 def _glscl_prefixes(settings) -> dict[str, str]:
-    names = {f"clip.{part}": f"{TEXT}{part}" for part in CLIP_TEXT}
-    names |= {"clip.visual.": VISUAL, "clip.logit_scale": LOGIT_SCALE}
-    names |= {"transformerClip.": TEMPORAL, POSITIONS: f"{TEMPORAL}{POSITIONS}"}
-    return names | QUERIES[settings.shared_queries] | DECODERS[settings.shared_decoder]
+    return SHARED | QUERIES[settings.shared_queries] | DECODERS[settings.shared_decoder]
 
 
-def _hmmc_settings(weights: Weights) -> dict[str, int]:
+def _clip4clip_settings(weights: Weights) -> dict[str, Any]:
+    for key in ("cross.", "lstm_visual."):
+        if any(key in name for name in weights):
+            got = f"{key.rstrip('.')} (tightTransf or seqLSTM)"
+            raise ValueError(
+                f"released clip4clip checkpoint: expected meanP or seqTransf, got {got}"
+            )
+    layers = weights.layers("transformerClip.resblocks.")
+    return {"head": "seqTransf", "layers": layers} if layers else {"head": "meanP"}
+
+
+def _dmae_settings(weights: Weights) -> dict[str, Any]:
+    if not any("clip.visual." in key for key in weights):
+        expected = "expected CLIP's towers (clip.visual...), which the released configurations lack"
+        raise ValueError(f"released dmae checkpoint: {expected} (finding 12)")
+    layers = weights.layers("transformerClip.resblocks.")
+    found: dict[str, Any] = {"fidelity": "released", "head": "seqTransf" if layers else "meanP"}
+    if layers:
+        found["temporal_layers"] = layers
+    sizes = {"max_frames": "t2v_linear_xwp", "max_words": "v2t_linear_xwp"}
+    norms = {key: weights.find(f"{name}.attn_proj.0.weight") for key, name in sizes.items()}
+    known = {key: len(norm) for key, norm in norms.items() if norm is not None}
+    return found | known | ({} if len(known) == len(norms) else {"partial_order": []})
+
+
+DMAE_HEADS = {
+    "text_weight_fc.": "word_weight.",
+    "video_weight_fc.": "frame_weight.",
+    "v2t_linear_xwp.": "partial_order.word_predictor.",
+    "t2v_linear_xwp.": "partial_order.frame_predictor.",
+}
+
+
+def _hmmc_settings(weights: Weights) -> dict[str, Any]:
     return {
+        "fidelity": "released",
+        "temporal_heads": HMMC_TEMPORAL_HEADS,
         "temporal_layers": weights.layers("visual_encoder.temporal_transformer.resblocks."),
         "max_frames": len(weights[f"visual_encoder.{POSITIONS}weight"]),
     }
@@ -118,9 +162,35 @@ def _hmmc_prefixes(settings) -> dict[str, str]:
 
 
 OFFICIAL = {
-    "glscl": Release(_glscl_prefixes, _glscl_settings, lambda width: max(1, width // HEAD_WIDTH)),
-    "hmmc": Release(_hmmc_prefixes, _hmmc_settings, lambda width: HMMC_TEMPORAL_HEADS),
+    "glscl": Release(("spatial_queries",), _glscl_prefixes, _glscl_settings),
+    "hmmc": Release(("visual_encoder.visual.",), _hmmc_prefixes, _hmmc_settings),
+    "dmae": Release(tuple(DMAE_HEADS), lambda settings: SHARED | DMAE_HEADS, _dmae_settings),
+    "clip4clip": Release(("clip.visual.",), lambda settings: SHARED, _clip4clip_settings),
 }
+
+
+def recognise(weights: State) -> str | None:
+    """The method whose released code names its weights like this, None for another origin."""
+    for method, release in OFFICIAL.items():
+        if any(mark in key for mark in release.marks for key in weights):
+            return method
+    return None
+
+
+def fill_released(method: Method, name: str, weights: Weights) -> list[str]:
+    """Fill a method with the weights of its released code, and return the keys it has no use for.
+
+    Frame positions beyond the method's are cut: frames never reach them.
+
+    Raises:
+        ValueError: missing keys or other shapes.
+    """
+    state = weights.renamed(OFFICIAL[name].prefixes(method.settings))
+    state.setdefault(LOGIT_SCALE, torch.tensor(RELEASED_LOGIT_SCALE))
+    key, own = f"{TEMPORAL}{POSITIONS}weight", method.state_dict()
+    if key in state and key in own:
+        state[key] = state[key][: len(own[key])]
+    return fill(method, state, f"released {name} checkpoint")
 
 
 def load_official(
@@ -128,24 +198,23 @@ def load_official(
     state_dict_or_path: State | str | Path | Sequence[Path],
     *,
     tokenizer=None,
-    temporal_heads: int | None = None,
     text_heads: int | None = None,
     **config,
 ) -> Method:
-    """A method with the weights of a released GLSCL or HMMC checkpoint (English or Chinese), in
-    evaluation mode.
+    """A method with the weights of a released checkpoint, and towers of its sizes, in evaluation
+    mode.
 
     Sizes are read off the tensors' shapes. Keys without use (GLSCL saves 23.1 M such weights) are
     logged.
 
     Args:
-        method: "glscl" or "hmmc".
+        method: a key of `OFFICIAL`.
         state_dict_or_path: the state dict, or a file (.safetensors; others by torch.load with
             weights_only), or several files that make one.
         tokenizer: open_clip tokenizer; default CLIP's. A Chinese checkpoint does not hold its own:
             without one, captions can't be tokenised, and features of tokens are what there is.
-        temporal_heads, text_heads: attention heads of the temporal transformer and of a Chinese
-            text tower, which shapes do not show; default what the released code has.
+        text_heads: attention heads of a Chinese text tower, which shapes do not show; default what
+            the released code has.
         config: any of the method's settings, instead of what shapes show (fidelity is "released" by
             default).
 
@@ -155,25 +224,22 @@ def load_official(
             or a file that can't be read.
     """
     release = OFFICIAL[choose("released method", method, OFFICIAL)]
-    weights, cls = Weights(_read(state_dict_or_path)), METHODS[method]
+    weights, cls = Weights(read(state_dict_or_path)), METHODS[method]
     for key in config:
         choose(f"{method} setting", key, [field.name for field in fields(cls.Settings)])
-    source = f"released {method} checkpoint"
     try:
-        settings = cls.Settings(**{"fidelity": "released", **release.settings(weights), **config})
-        weights = weights.renamed(release.prefixes(settings))
-        weights.setdefault(LOGIT_SCALE, torch.tensor(RELEASED_LOGIT_SCALE))
-        positions, width = weights[f"{TEMPORAL}{POSITIONS}weight"].shape
-        layers, heads = weights.layers(f"{TEMPORAL}resblocks."), release.temporal_heads(width)
-        made = cls(_backbone(weights, tokenizer, text_heads), settings)
-        made.temporal = TemporalTransformer(width, layers, temporal_heads or heads, positions)
+        settings = cls.Settings(**{**release.settings(weights), **config})
+        towers = weights.renamed(release.prefixes(settings))
+        made = cls(_backbone(towers, tokenizer, text_heads), settings)
     except (ImportError, ValueError):
         raise
     except Exception as error:  # whatever sizes that fit nowhere raise
-        raise ValueError(f"{source}: its shapes are of no such model: {error!r:.200}") from None
-    unused = fill(made, {key: tensor.float() for key, tensor in weights.items()}, source)
+        shapes = f"released {method} checkpoint: its shapes are of no such model"
+        raise ValueError(f"{shapes}: {error!r:.200}") from None
+    unused = fill_released(made, method, weights)
     if unused:
-        log.info("%s: unused keys (%d): %s", source, len(unused), ", ".join(unused))
+        about = f"released {method} checkpoint: unused keys"
+        log.info("%s (%d): %s", about, len(unused), ", ".join(unused))
     return made.eval()
 
 
@@ -183,12 +249,13 @@ def convert(method: str, source: Path | Sequence[Path], target: Path, **config) 
     return save(load_official(method, source, **config), target)
 
 
-def _read(source: State | str | Path | Sequence[Path]) -> State:
-    if isinstance(source, Mapping):
-        return source
-    if not isinstance(source, str | Path):
-        return {key: tensor for part in source for key, tensor in _read(part).items()}
-    return read_tensors(source)[0]
+def read(source: State | str | Path | Sequence[Path]) -> State:
+    """A state dict, from a file, see `read_tensors`, or from several that make one."""
+    if isinstance(source, Mapping):  # less what DDP puts before a name
+        return {key.removeprefix("module."): tensor for key, tensor in source.items()}
+    if isinstance(source, str | Path):
+        return read(read_tensors(source)[0])
+    return {key: tensor for part in source for key, tensor in read(part).items()}
 
 
 def clip_config(weights: Weights) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class TemporalTransformer(nn.Module):
 
     @classmethod
     def beside_clip(
-        cls, backbone: Backbone, layers: int, positions: int | None = None
+        cls, backbone: Backbone, layers: int, positions: int | None = None, heads: int | None = None
     ) -> TemporalTransformer:
         """Of the sizes that fit a backbone, with torch's own start: positions are N(0, 1), as in
         HMMC's released code (finding 31).
@@ -72,22 +72,23 @@ class TemporalTransformer(nn.Module):
             backbone: whose frames it reads.
             layers: as of the class.
             positions: as of the class; None = CLIP's context length.
+            heads: as of the class; None = CLIP's text tower's.
         """
-        width, heads = backbone.width, max(1, backbone.width // HEAD_WIDTH)
+        width, own = backbone.width, max(1, backbone.width // HEAD_WIDTH)
         if _has_clip_blocks(backbone):
-            heads = backbone.text_blocks[0].attn.num_heads
-        return cls(width, layers, heads, positions or backbone.context_length)
+            own = backbone.text_blocks[0].attn.num_heads
+        return cls(width, layers, heads or own, positions or backbone.context_length)
 
     @classmethod
     def from_clip(
-        cls, backbone: Backbone, layers: int, positions: int | None = None
+        cls, backbone: Backbone, layers: int, positions: int | None = None, heads: int | None = None
     ) -> TemporalTransformer:
         """Start from CLIP's text positions and first text blocks, as far as they go.
 
         Small random weights where the text tower's width is not the joint one, or the tower is not
         CLIP's. Arguments as of `beside_clip`.
         """
-        temporal = cls.beside_clip(backbone, layers, positions)
+        temporal = cls.beside_clip(backbone, layers, positions, heads)
         for name, parameter in temporal.named_parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)

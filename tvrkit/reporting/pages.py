@@ -21,6 +21,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from tvrkit import figures, files
+from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.reporting import claims
 from tvrkit.reporting.tables import differences_figure, interval, number, protocol_of, results
@@ -151,6 +152,8 @@ def _row(row: dict, page: Path, section: str) -> dict[str, str]:
     run, _, inner = row["name"].partition("/")
     variant = inner.removeprefix(section).strip("/")
     shown = {"recipe": f"{row['recipe']} · {variant}" if variant else row["recipe"]}
+    if row["selection"] in AS_GIVEN:
+        shown["recipe"] += f" ({row['selection']})"
     shown["run"] = _link(run, files.run(run) / "index.html", page)
     for way in DIRECTIONS:
         shown[f"{way} R@1"] = number(row[f"{way} R@1"], 1, row[f"{way} R@1 sd"])

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +31,9 @@ from tvrkit import files
 from tvrkit.data import loader
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.evaluation.evaluate import Evaluation, evaluate, read_arrays, selection_label
+from tvrkit.evaluation.postprocess import NEEDS_BANK
 from tvrkit.evaluation.ranks import RSUM
-from tvrkit.models import checkpoints, method_class
+from tvrkit.models import checkpoints, method_class, weights
 from tvrkit.models.backbone import create_backbone
 from tvrkit.models.method import Method
 from tvrkit.recipes import build, load_recipe, to_dict
@@ -136,6 +138,23 @@ def build_method(config: Config) -> Method:
     """Backbone and method of a recipe, untrained; the new parts' weights come from torch's global
     generator."""
     return method_class(config.method_name)(create_backbone(config.backbone), config.method)
+
+
+def start_file(start_from: str) -> Path:
+    """The checkpoint that `train.start_from` names: a file, or that of a run.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if Path(start_from).is_file():
+        return Path(start_from)
+    if Path(start_from).suffix or Path(start_from).is_absolute():
+        raise FileNotFoundError(f"{start_from}: no such checkpoint")
+    folder = files.run(start_from)
+    if not (folder / CHECKPOINT).exists():
+        missing = f"{_shown(folder)} has no {CHECKPOINT}"
+        raise FileNotFoundError(f"train.start_from: {missing}: train it first")
+    return folder / CHECKPOINT
 
 
 def read_config(folder: Path) -> Config:
@@ -283,26 +302,29 @@ class _Task:
 
     def __init__(self, config: Config, seed: int, device: str):
         self.config, self.device, self.manifest = config, resolve_device(device), prepared(config)
-        self.train, self.reported = self._split("train"), self._split(config.eval.split)
-        self.selection = self._selection()
+        needs_train = config.train.epochs or NEEDS_BANK & set(config.eval.postprocess)
+        self.train: Any = self._split("train") if needs_train else None
+        self.reported, self.selection = self._split(config.eval.split), self._selection()
         self.code = run_card(seed, self.device)  # now: the checkout may change in the meantime
         seed_everything(seed)
         self.method = build_method(config).to(self.device)
-        if config.train.start_from:
-            start = files.run(config.train.start_from)
-            if not (start / CHECKPOINT).exists():
-                missing = f"{_shown(start)} has no {CHECKPOINT}"
-                raise FileNotFoundError(f"train.start_from: {missing}: train it first")
-            checkpoints.start_from(self.method, start / CHECKPOINT)
-        batches = loader.train_loader(self.train, config, self.method.backbone, seed=seed)
-        self.trainer = Trainer(self.method, batches, config.train, self.device, self.name_rows)
+        start = config.train.start_from
+        self.weights = weights.start(self.method, start_file(start)).card if start else None
+        self.trainer = self._trainer(seed) if config.train.epochs else None
 
     def _split(self, name: str) -> Split:
         return self.manifest.split(name, self.config.data.language)
 
+    def _trainer(self, seed: int) -> Trainer:
+        config, method = self.config, self.method
+        batches = loader.train_loader(self.train, config, method.backbone, seed=seed)
+        return Trainer(method, batches, config.train, self.device, self.name_rows)
+
     def _selection(self) -> Split | None:
         """The split that epochs are scored on, None where there is none and no need for it."""
         select = self.config.train.select
+        if not self.config.train.epochs:
+            return None
         name = "test" if select == "test" else "val"
         if name in set(self.manifest.captions["split"]):
             return self._split(name)
@@ -316,14 +338,18 @@ class _Task:
         config, method = self.config, self.method
         settings = yaml.safe_dump(to_dict(config), sort_keys=False)
         files.write_text(folder / "config.yaml", settings)
-        state = self.trainer.fit(
-            folder / "resume.pt",
-            lambda state: self.score(state, folder),
-            lambda state, line: _report(folder, state, line),
-        )
+        state = State()
+        if self.trainer:
+            state = self.trainer.fit(
+                folder / "resume.pt",
+                lambda state: self.score(state, folder),
+                lambda state, line: _report(folder, state, line),
+            )
         start = time.perf_counter()
         result = evaluate(method, self.reported, config, bank=self.train, device=self.device)
         result.save(folder)
+        if not self.trainer:
+            self.note_as_given(result, folder)
         checkpoints.save(method, folder / CHECKPOINT, config)
         seconds = state.seconds, time.perf_counter() - start
         files.write_json(folder / "run.json", self.card(seconds, folder))
@@ -336,8 +362,16 @@ class _Task:
         raw = replace(self.config, eval=replace(self.config.eval, postprocess=[]))
         result = evaluate(self.method, self.selection, raw, device=self.device)
         _note_mined(folder / "mined.csv.gz", state.epoch, result)
-        recalls = {name: result.metrics[name] for name in RSUM}
-        return {"split": self.selection.name, "score": result.metrics["rsum"], **recalls}
+        return _curve_row(result)
+
+    def note_as_given(self, result: Evaluation, folder: Path) -> None:
+        """History, curve and mined pairs of weights that are not trained: epoch 0, of the reported
+        split."""
+        scale = self.method.backbone.logit_scale.exp().item()
+        step = {"step": 0, "epoch": 0, "lr": 0.0, "logit_scale": scale, "loss": float("nan")}
+        _note_mined(folder / "mined.csv.gz", 0, result)
+        state = State(history=[step], curve=[{"epoch": 0, **_curve_row(result)}])
+        _report(folder, state, f"not trained: {result.metrics['selection']}")
 
     def name_rows(self, videos: list[int], captions: list[int]) -> str:
         """Rows of the training split, by id."""
@@ -352,7 +386,8 @@ class _Task:
             "recipe": config.recipe,
             **self.code,
             "data": self.manifest.card,
-            "selection": selection_label(config.train.select),
+            "selection": selection_label(config.train, self.method),
+            "weights": self.weights,
             "ties": config.eval.ties,
             "postprocess": config.eval.postprocess or ["raw"],
             "parameters": sum(p.numel() for p in self.method.parameters()),
@@ -362,6 +397,11 @@ class _Task:
             "peak_memory_mb": round(peak_memory_mb(self.device)),
             "checkpoint_sha256": files.sha256(folder / CHECKPOINT),
         }
+
+
+def _curve_row(result: Evaluation) -> dict:
+    recalls = {name: result.metrics[name] for name in RSUM}
+    return {"split": result.metrics["split"], "score": result.metrics["rsum"], **recalls}
 
 
 def _report(folder: Path, state: State, line: str) -> None:

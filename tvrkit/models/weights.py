@@ -1,0 +1,80 @@
+"""Weights that a method starts from, whoever wrote the file: the kit, or an author's released
+code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tvrkit.models import checkpoints, official
+from tvrkit.models.method import Method
+
+KIT = "tvrkit"
+
+
+class Origin(NamedTuple):
+    """What a checkpoint file says of itself.
+
+    Attributes:
+        path: the file.
+        sha256: `checkpoints.digest` of the weights.
+        format: "tvrkit", or "released" for an author's file.
+        method: a name that `method_class` takes.
+        settings: of the method, as far as the file shows them.
+    """
+
+    path: Path
+    sha256: str
+    format: str
+    method: str
+    settings: dict[str, Any]
+
+    @property
+    def card(self) -> dict[str, str]:
+        """What a run card says of it."""
+        about = {"file": self.path.name, "sha256": self.sha256}
+        return about | {"format": self.format, "method": self.method}
+
+
+def describe(path: Path) -> Origin:
+    """Recognise a checkpoint file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no file of plain tensors, or neither the kit's nor one of `official.OFFICIAL`.
+    """
+    return _open(path)[0]
+
+
+def start(method: Method, path: Path) -> Origin:
+    """Fill `method`, all of it, with the weights of a checkpoint file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what `describe` refuses, another backbone or tokenizer, missing keys, or other
+            shapes.
+    """
+    origin, state = _open(path)
+    if origin.format == KIT:
+        checkpoints.start_from(method, path)
+    else:
+        official.fill_released(method, origin.method, official.Weights(state))
+    return origin
+
+
+def _open(path: Path) -> tuple[Origin, checkpoints.State]:
+    tensors, metadata = checkpoints.read_tensors(path)
+    sha256 = metadata.get("sha256") or checkpoints.digest(tensors)
+    if "method" in metadata:
+        settings = json.loads(metadata["settings"])
+        return Origin(path, sha256, KIT, metadata["method"], settings), tensors
+    state = official.Weights(official.read(tensors))
+    method = official.recognise(state)
+    if method is None:
+        known = f"the kit's or released ones of {', '.join(official.OFFICIAL)}"
+        raise ValueError(
+            f"{path}: expected weights of a method, {known}, got {', '.join([*state][:3])}"
+        )
+    settings = official.OFFICIAL[method].settings(state)
+    return Origin(path, sha256, "released", method, settings), state

@@ -1,0 +1,63 @@
+"""From any weights to a number: a recipe scored without training, as an ordinary run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tvrkit.models import method_class, weights
+from tvrkit.recipes import load_recipe
+from tvrkit.training.runs import Run, ensure
+
+
+def evaluate(
+    recipe: str,
+    checkpoint: Path | str | None = None,
+    *,
+    split: str | None = None,
+    profile: str | None = None,
+    overrides: Sequence[str] = (),
+    run: str,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Run:
+    """The finished run of a recipe whose weights are scored as they are.
+
+    Without a checkpoint it is the backbone alone, zero-shot, where the method adds nothing
+    (CLIP4Clip's meanP), else the method with new parts as initialised. A checkpoint brings the
+    method's settings with it, as far as it shows them: they stand over the recipe's, and
+    `overrides` over both. An author's file is scored with "released" fidelity.
+
+    Args:
+        recipe: name or path of a recipe: data, backbone and method.
+        checkpoint: of the kit, or of released code: GLSCL, HMMC, DMAE, CLIP4Clip.
+        split: in place of the recipe's `eval.split`.
+        profile, overrides, run, seed, device: see `runs.ensure`.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: what `runs.ensure` and `weights.start` refuse, a checkpoint of another method,
+            or one that is not what the finished run was made from.
+    """
+    given = ["train.epochs=0"] + ([] if split is None else [f"eval.split={split}"])
+    options: dict[str, Any] = {"profile": profile, "run": run, "seed": seed, "device": device}
+    if checkpoint is None:
+        return ensure(recipe, overrides=[*overrides, *given], **options)
+    origin = weights.describe(Path(checkpoint))
+    wanted = load_recipe(recipe, overrides, profile)
+    if not issubclass(method_class(origin.method), method_class(wanted.method_name)):
+        expected = f"expected weights of method {wanted.method_name}, got {origin.method}"
+        raise ValueError(f"{checkpoint}: {expected}: choose a recipe of {origin.method}")
+    known = {field.name for field in fields(wanted.method)}
+    found = {key: value for key, value in origin.settings.items() if key in known}
+    shown = [f"method.{key}={yaml.safe_dump(value)}" for key, value in found.items()]
+    given += [f"train.start_from={json.dumps(str(checkpoint))}"]
+    done = ensure(recipe, overrides=[*shown, *overrides, *given], **options)
+    if done.card["weights"]["sha256"] != origin.sha256:
+        raise ValueError(f"{done.folder} is of other weights than {checkpoint}: another run name")
+    return done
