@@ -37,8 +37,11 @@ def test_every_method_has_in_chunks_the_gradient_and_the_buffers_of_the_whole_ba
     name, monkeypatch
 ):
     """Also where modules see the batch as one: the projectors' BatchNorm in HMMC's pre-training."""
-    one_label = lambda tokens, mask, **_: (tokens, tokens.masked_fill(~mask, -100))
-    monkeypatch.setattr(hmmc_pretraining, "mask_words", one_label)
+
+    def label_all(tokens, mask, *args, **ids):
+        return tokens, tokens.masked_fill(~mask, -100)
+
+    monkeypatch.setattr(hmmc_pretraining, "mask_words", label_all)
     batch, found = make_batch(), []
     for chunk in (1, 2, 3):
         backbone = make_backbone()
