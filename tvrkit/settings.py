@@ -43,8 +43,8 @@ class DataConfig:
             "tagged": as "one", with the video's tags as a second text (HMMC pre-training; CHVTT and
             shapes have tags).
         keyword_masking: drop words of low TF-IDF from training captions (DMAE).
-        augmentation: random crop, colour, grey, blur and flip of training frames (HMMC
-            pre-training).
+        augmentation: of training clips, see `tvrkit.data.augmentation`: "hmmc" (its pre-training;
+            "hmmc-per-frame" as released), "randaugment" (GLSCL), or none.
     """
 
     prepared: str
@@ -55,7 +55,7 @@ class DataConfig:
     eval_sampling: str = "uniform"
     captions: Literal["one", "all", "tagged"] = "one"
     keyword_masking: bool = False
-    augmentation: bool = False
+    augmentation: Literal[False, "hmmc", "hmmc-per-frame", "randaugment"] = False
 
 
 @settings

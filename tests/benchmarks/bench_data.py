@@ -42,7 +42,7 @@ def bench_extraction(benchmark, videos, tmp_path):
     assert (rows["frames"] == 8).all()
 
 
-@pytest.mark.parametrize("augmentation", [False, True])
+@pytest.mark.parametrize("augmentation", [False, "hmmc", "randaugment"])
 @pytest.mark.benchmark(group=f"one epoch over {VIDEOS} videos of 8 frames, no worker")
 def bench_loader(benchmark, videos, tmp_path, augmentation):
     from open_clip import SimpleTokenizer  # it can be imported after tvrkit only

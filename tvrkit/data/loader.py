@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tvrkit._torchvision import InterpolationMode, v2
+from tvrkit.data.augmentation import AUGMENTATIONS
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.data.manifest import Split
 from tvrkit.data.sampling import SAMPLERS, sample
@@ -24,28 +25,6 @@ from tvrkit.data.text import KeywordMasker, Tagger, tokenise
 from tvrkit.settings import Config, DataConfig, choose
 
 tagger = cache(Tagger)  # one per language and process: it remembers what it has tagged
-
-
-def augmentation(size: int) -> v2.Transform:
-    """HMMC's pre-training augmentation: one draw for all frames of a clip.
-
-    Args:
-        size: S, of the result.
-
-    Returns:
-        A transform (F, 3, H, W) uint8 -> (F, 3, S, S) uint8: random resized crop (0.2 to 1 of the
-        area), colour jitter, grey, blur, horizontal flip.
-    """
-    blur = v2.GaussianBlur(2 * (size // 20) + 1, (0.1, 2.0))
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
-            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-            v2.RandomGrayscale(p=0.2),
-            v2.RandomApply([blur], p=0.5),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
 
 
 def fit(frames: Tensor, size: int) -> Tensor:
@@ -66,14 +45,14 @@ class Clips:
         length: F, frames of a clip; a video with fewer is padded.
         size: S, height and width of a frame.
         sampling: name, see `tvrkit.data.sampling.sample`.
-        augment: see `augmentation`.
+        augment: a key of `AUGMENTATIONS`, where the clips are to be changed.
     """
 
     split: Split
     length: int
     size: int
     sampling: str
-    augment: bool = False
+    augment: str | None = None
 
     def read(
         self, rows: Sequence[int] | np.ndarray, draws: Sequence[np.random.Generator | None]
@@ -94,15 +73,15 @@ class Clips:
         return frames, mask
 
     def _fit(self, clip: Tensor, draw: np.random.Generator | None) -> Tensor:
-        if draw is None or not self.augment:
-            return fit(clip, self.size)
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.manual_seed(int(draw.integers(2**63)))
-            return augmentation(self.size)(clip)
+        if draw is not None and self.augment:
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+                torch.manual_seed(int(draw.integers(2**63)))
+                clip = AUGMENTATIONS[self.augment](clip, self.size)
+        return fit(clip, self.size)
 
 
 def _clips(
-    split: Split, data: DataConfig, size: int, sampling: str, augment: bool = False
+    split: Split, data: DataConfig, size: int, sampling: str, augment: str | None = None
 ) -> Clips:
     """The clips of a recipe's `data` section: `max_frames`, or what the longest video has."""
     length = min(data.max_frames, max(split.frame_counts))
@@ -136,7 +115,7 @@ class TrainData(Dataset):
         data, self.tokenizer = config.data, backbone.tokenizer
         self.split, self.data, self.seed, self.epoch = split, data, seed, 0
         self.clips = _clips(
-            split, data, backbone.image_size, data.train_sampling, data.augmentation
+            split, data, backbone.image_size, data.train_sampling, data.augmentation or None
         )
         self.captions = split.captions["caption"].tolist()
         self.texts = _texts(split, data, self.tokenizer)
