@@ -123,6 +123,9 @@ class EvalConfig:
         batch_size: rows encoded at a time.
         ties: rank of a tied match: "pessimistic", "optimistic" or "mean".
         postprocess: extra, separately named columns: "dsl", "qbnorm".
+        qbnorm_t2v_beta, qbnorm_v2t_beta: inverse temperature of QB-Norm.
+        qbnorm_t2v_theta, qbnorm_v2t_theta: training queries that make a candidate a hub by ranking
+            it first.
         bootstrap: resamples behind each interval.
     """
 
@@ -130,6 +133,10 @@ class EvalConfig:
     batch_size: PositiveInt = 128
     ties: Literal["pessimistic", "optimistic", "mean"] = "pessimistic"
     postprocess: list[Literal["dsl", "qbnorm"]] = dataclasses.field(default_factory=list)
+    qbnorm_t2v_beta: float = 20.0
+    qbnorm_t2v_theta: PositiveInt = 1
+    qbnorm_v2t_beta: float = 20.0
+    qbnorm_v2t_theta: PositiveInt = 1
     bootstrap: PositiveInt = 2000
 
 

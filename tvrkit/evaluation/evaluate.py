@@ -15,7 +15,7 @@ from tvrkit.data.batch import VideoFeatures
 from tvrkit.data.loader import text_loader, video_loader
 from tvrkit.data.manifest import Split
 from tvrkit.evaluation import ranks as ranking
-from tvrkit.evaluation.postprocess import NEEDS_BANK, postprocess
+from tvrkit.evaluation.postprocess import NEEDS_BANK, postprocess, postprocess_options
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.evaluation.statistics import bootstrap_metrics, interval
 from tvrkit.losses.miners import margin_excess
@@ -75,7 +75,11 @@ class Evaluation:
         first_hit = ranking.first_hit(similarity.T, owner, ties=settings.ties)
         metrics |= _prefixed("first hit v2t", ranking.retrieval_metrics(first_hit))
         for name in settings.postprocess:
-            changed = {way: postprocess(name, scores[way], banks.get(way)) for way in DIRECTIONS}
+            options = {way: postprocess_options(name, settings, way) for way in DIRECTIONS}
+            changed = {
+                way: postprocess(name, scores[way], banks.get(way), **options[way])
+                for way in DIRECTIONS
+            }
             metrics |= _prefixed(name, _measure(changed, owner, settings)[1])
         counts = {f"{direction} queries": len(ranks[direction]) for direction in DIRECTIONS}
         rules = {"ties": settings.ties, "v2t_convention": V2T_CONVENTION}

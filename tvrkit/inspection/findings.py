@@ -470,9 +470,7 @@ def augmented(clip: Tensor, name: str) -> Tensor:
     return AUGMENTATIONS[name](clip, clip.shape[-1]).float()
 
 
-@finding(
-    32, "HMMC", "change between equal frames by augmentation (of 255)", "data.augmentation"
-)
+@finding(32, "HMMC", "change between equal frames by augmentation (of 255)", "data.augmentation")
 def frames_augmented(case: Case) -> Values:
     """Paper: a clip is augmented. Released: each frame by a draw of its own."""
     clip = case.batch.frames[0, :1].expand(8, -1, -1, -1)

@@ -47,6 +47,9 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), profile: str | None 
     raw = _yaml(path.read_text(encoding="utf-8"), f"recipe {path}") or {}
     if not isinstance(raw, dict) or not all(isinstance(part, dict | None) for part in raw.values()):
         raise ValueError(f"recipe {path}: expected sections of keys, got {raw!r:.80}")
+    raw.pop(
+        "departures", None
+    )  # from the authors' scripts: for readers, and held against the table
     applied = [*(load_profile(profile).overrides if profile else []), *overrides]
     for override in applied:
         _apply(raw, override)

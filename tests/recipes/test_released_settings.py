@@ -1,0 +1,99 @@
+"""Recipes of real data sets against the values of the authors' scripts,
+data/released_settings.csv: each departure is declared in the recipe, and no other is there."""
+
+import dataclasses
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tvrkit import files, recipes
+from tvrkit.settings import SECTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = pd.read_csv(ROOT / "data" / "released_settings.csv", dtype=str, keep_default_na=False)
+HELD = [
+    name
+    for name in recipes.recipe_names()
+    if "shapes" not in name and any(fnmatch(name, pattern) for pattern in TABLE.recipes)
+]
+
+
+def scripts(recipe):
+    """{key: (value, source)} of the scripts; of the patterns that fit a recipe, the last counts."""
+    rows = [row for row in TABLE.itertuples() if fnmatch(recipe, row.recipes)]
+    return {row.key: (yaml.safe_load(row.value), row.source) for row in rows}
+
+
+def ours(recipe):
+    """{key: value} of a recipe, defaults included."""
+    raw = recipes.to_dict(recipes.load_recipe(recipe))
+    return {f"{section}.{key}": value for section in raw for key, value in raw[section].items()}
+
+
+def declared(recipe):
+    """The departures that the recipe's file declares."""
+    raw = yaml.safe_load((files.RECIPES / f"{recipe}.yaml").read_text("utf-8"))
+    return raw.get("departures", {})
+
+
+@pytest.mark.parametrize("recipe", HELD)
+def test_each_departure_from_the_scripts_is_declared_and_each_declared_one_is_there(recipe):
+    theirs, own, known = scripts(recipe), ours(recipe), declared(recipe)
+    departs = {key: value for key, (value, _) in theirs.items() if own[key] != value}
+    assert {key: entry["scripts"] for key, entry in known.items()} == departs
+    for key, entry in known.items():
+        assert set(entry) == {"scripts", "source", "why"}, key
+        assert entry["source"] == theirs[key][1], key
+        assert len(entry["why"]) > 10, key
+
+
+@pytest.mark.parametrize("recipe", HELD)
+def test_the_table_speaks_of_every_setting_that_a_recipe_names(recipe):
+    """What is not in the scripts at all is named here, with the reason."""
+    beside = {
+        "data.prepared": "the kit's folder",
+        "data.language": "the data set's",
+        "backbone.pretrained": "named with the tower",
+        "method.name": "the recipe's",
+        "method.max_words": "as data.max_words",
+        "method.max_frames": "as data.max_frames",
+        "train.chunk_size": "does not change the gradient",
+        "train.workers": "does not change a batch",
+        "train.start_from": "a folder of the kit",
+        "eval.postprocess": "separate columns",
+    }
+    raw = yaml.safe_load((files.RECIPES / f"{recipe}.yaml").read_text("utf-8"))
+    named = {f"{part}.{key}" for part in raw if part != "departures" for key in raw[part]}
+    assert named - set(scripts(recipe)) - set(beside) == set()
+
+
+def test_the_table_is_whole():
+    assert list(TABLE.columns) == ["recipes", "key", "value", "source"]
+    assert (TABLE != "").all(axis=None)
+    assert not TABLE.duplicated(["recipes", "key"]).any()
+    known = {f"{part}.{f.name}" for part, cls in SECTIONS.items() for f in dataclasses.fields(cls)}
+    assert set(TABLE.key[~TABLE.key.str.startswith("method.")]) <= known
+    for pattern in TABLE.recipes.unique():
+        assert any(fnmatch(recipe, pattern) for recipe in HELD), pattern
+
+
+def test_only_what_no_script_trains_is_not_held_against_the_table():
+    for recipe in set(recipes.recipe_names()) - set(HELD):
+        config = recipes.load_recipe(recipe)
+        assert config.data.prepared.startswith("shapes") or config.train.epochs == 0, recipe
+
+
+def test_departures_do_not_reach_the_run(tmp_path):
+    """They are read by people and by this test: a run's settings hold what ran."""
+    recipe = "glscl_msrvtt"
+    assert declared(recipe)
+    assert "departures" not in recipes.to_dict(recipes.load_recipe(recipe))
+    released = [f"{key}={entry['scripts']}" for key, entry in declared(recipe).items()]
+    own = recipes.to_dict(recipes.load_recipe(recipe, released))
+    assert all(
+        own[key.split(".")[0]][key.split(".")[1]] == value
+        for key, (value, _) in scripts(recipe).items()
+    )
