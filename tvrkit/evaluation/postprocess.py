@@ -31,9 +31,9 @@ def qb_norm(scores, bank, *, beta: float = 20.0, theta: int = 1) -> np.ndarray:
     """Querybank normalisation, dynamic inverted softmax (Bogolin et al., CVPR 2022, arXiv
     2112.12777).
 
-    A hub is a candidate that at least theta bank queries rank first (the paper: one). A query whose best candidate is a hub
-    gets the row beta * S_qc - log sum_b exp(beta * B_bc), the logarithm of the paper's quotient.
-    Other rows stay.
+    A hub is a candidate that at least theta bank queries rank first (the paper: one). A query whose
+    best candidate is a hub gets the row beta * S_qc - log sum_b exp(beta * B_bc), the logarithm of
+    the paper's quotient. Other rows stay.
 
     Args:
         scores: (N_q, N_c), cosine scale.
