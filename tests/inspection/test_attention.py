@@ -163,24 +163,20 @@ def planted(rng):
 
 def test_the_one_token_that_counts_gives_the_largest_gap():
     place, score = planted(np.random.default_rng(0))
-    weights = list(np.eye(TOKENS)[place])
-    priorities = {"highest": weights, "lowest": [-row for row in weights]}
-    table = inspection.deletion_test(priorities, score, np.arange(QUERIES))
+    table = inspection.deletion_test(np.eye(TOKENS)[place], score, np.arange(QUERIES))
     hits = table.pivot_table(index="order", columns="share", values="hit")
     assert hits.loc["highest"].tolist() == [100, 0, 0, 0, 0]
     assert hits.loc["lowest"].tolist() == [100] * 5
     expected = 100 * (
         1 - np.mean(inspection.attention.SHARES)
     )  # random removal spares the token that often
-    mean, low, high = inspection.mean_interval(inspection.deletion_gap(table, "hit"))
+    mean, low, high = inspection.mean_interval(inspection.deletion_gap(table).hit)
     assert low <= expected <= high
-    assert inspection.mean_interval(inspection.deletion_gap(table, "hit", "lowest"))[2] < 0
+    assert inspection.mean_interval(inspection.deletion_gap(table, "lowest").hit)[2] < 0
     margins = table.pivot_table(index="order", columns="share", values="margin")
     assert margins[0.0].tolist() == pytest.approx([100] * 3)
     assert (margins.loc["highest"][1:] < 0).all()  # 0 - 0.25: below the other videos
-    assert inspection.deletion_gap(table, "margin").mean() == pytest.approx(
-        mean * 1 / 0.75, rel=0.02
-    )
+    assert inspection.deletion_gap(table).margin.mean() == pytest.approx(mean * 1 / 0.75, rel=0.02)
 
 
 @pytest.mark.parametrize("equal", [False, True])
@@ -188,8 +184,8 @@ def test_weights_that_say_nothing_give_no_gap(equal):
     rng = np.random.default_rng(1)
     _, score = planted(rng)
     weights = [np.ones(TOKENS) if equal else rng.random(TOKENS) for _ in range(QUERIES)]
-    table = inspection.deletion_test({"highest": weights}, score, np.arange(QUERIES))
-    _, low, high = inspection.mean_interval(inspection.deletion_gap(table, "hit"))
+    table = inspection.deletion_test(weights, score, np.arange(QUERIES))
+    _, low, high = inspection.mean_interval(inspection.deletion_gap(table).hit)
     assert low <= 0 <= high
 
 
@@ -207,16 +203,16 @@ def test_removal_takes_the_highest_spares_one_and_takes_one(count, share):
 
 def test_curves_of_a_deletion_test_are_means_with_their_intervals():
     place, score = planted(np.random.default_rng(2))
-    table = inspection.deletion_test(
-        {"highest": np.eye(TOKENS)[place]}, score, np.arange(QUERIES), shares=(0.5,)
-    )
+    options = {"also": {"first": [np.arange(TOKENS)[::-1]] * QUERIES}, "shares": (0.5,)}
+    table = inspection.deletion_test(np.eye(TOKENS)[place], score, np.arange(QUERIES), **options)
     curves = inspection.deletion_curves(table).set_index(["quantity", "order", "removed"])
     rows = table[(table.order == "random") & (table.share == 0.5)]
     assert curves.loc[("hit", "random", 0.0)].tolist() == [100] * 3
     for quantity in ("hit", "margin"):
         expected = list(inspection.mean_interval(rows[quantity]))
         assert curves.loc[(quantity, "random", 50.0)].tolist() == expected
-    assert len(curves) == 8
+    assert curves.loc[("hit", "first", 50.0), "value"] == pytest.approx(100 * np.mean(place >= 4))
+    assert len(curves) == 2 * 4 * 2
 
 
 class Frames(Method):

@@ -42,11 +42,6 @@ def test_values_of_one_cluster_share_its_luck():
     assert together[2] - together[1] > 3 * (alone[2] - alone[1])
 
 
-def test_informative_share():
-    assert inspection.informative_share([1, 1, 0, 0], [1, 0, 0, 1]) == 50
-    assert np.isnan(inspection.informative_share([0, 0], [1, 0]))
-
-
 def test_diagnostics_keep_order_and_write_unknown_numbers_as_null(tmp_path):
     numbers = inspection.Diagnostics()
     numbers.add("word AUC", [1.0, 1.0])

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from tvrkit.data.batch import TextFeatures, VideoFeatures
-from tvrkit.data.loader import fit, text_loader, video_loader
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.data.loader import fit, tagger, video_loader
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.data.sampling import sample
+from tvrkit.data.text import tokenise
 from tvrkit.evaluation.ranks import retrieval_ranks
 from tvrkit.inspection.diagnostics import Interval, mean_interval
 from tvrkit.models.method import Method
@@ -27,7 +29,7 @@ Span = tuple[int, int]
 Rows = Sequence[np.ndarray]
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of the tokens that a deletion test removes
 BLOCK = 64  # clips, or texts, at a time
-QUANTITIES = ["margin", "hit"]
+GAPS = {"margin": "score (% of whole)", "hit": "R@1 (points)"}  # what a deletion test measures
 
 
 def frames_seen(
@@ -45,17 +47,17 @@ def word_spans(caption: str) -> list[Span]:
     return [word.span() for word in re.finditer(r"\S+" if " " in caption else r"(?s).", caption)]
 
 
-def overlapping(spans: Sequence[Span], others: Sequence[Sequence]) -> np.ndarray:
-    """(S,) bool: whether each of S spans shares a character with any of `others` (they begin start,
+def shared_characters(spans: Sequence[Span], others: Sequence[Sequence]) -> np.ndarray:
+    """(S, O) bool: which of S spans share a character with which of O `others` (they begin start,
     end)."""
-    return np.any(_shared(spans, [(start, end) for start, end, *_ in others]), axis=1)
+    sides = [[span[:2] for span in spans], [span[:2] for span in others]]
+    (starts, ends), (begins, stops) = (np.array(side, int).reshape(-1, 2).T for side in sides)
+    return (starts[:, None] < stops) & (begins < ends[:, None])
 
 
-def _shared(spans: Sequence[Span], others: Sequence[Span]) -> np.ndarray:
-    """(S, O) bool: which spans share a character."""
-    starts, ends = np.array(spans, int).reshape(-1, 2).T
-    other_starts, other_ends = np.array(others, int).reshape(-1, 2).T
-    return (starts[:, None] < other_ends) & (other_starts < ends[:, None])
+def overlapping(spans: Sequence[Span], others: Sequence[Sequence]) -> np.ndarray:
+    """(S,) bool: whether each of S spans shares a character with any of `others`."""
+    return np.any(shared_characters(spans, others), axis=1)
 
 
 def per_word(values, tokens: Sequence[tuple[int, Span]], words: Sequence[Span]) -> np.ndarray:
@@ -70,7 +72,7 @@ def per_word(values, tokens: Sequence[tuple[int, Span]], words: Sequence[Span]) 
         (W,) or (W, ...) float; 0 for a word that was cut off.
     """
     columns = [column for column, _ in tokens]
-    belongs = _shared(words, [span for _, span in tokens])
+    belongs = shared_characters(words, [span for _, span in tokens])
     return np.tensordot(belongs, np.asarray(values, float)[columns], 1)
 
 
@@ -105,14 +107,8 @@ class EncodedSplit:
         """(N, N_v) float32 scores of captions with the words that are kept: tokenised, tagged and
         encoded anew."""
         blank = "" if self.split.language == "zh" else " "
-        rows = zip(words, kept, strict=True)
-        texts = [blank.join(np.array(caption)[stays]) for caption, stays in rows]
-        short = replace(
-            self.split,
-            captions=pd.DataFrame({"caption": texts}),
-            video_of_caption=np.zeros(len(texts), int),
-        )
-        return self.scores(_encode_texts(self.method, short, self.config))
+        texts = [blank.join(compress(*row)) for row in zip(words, kept, strict=True)]
+        return self.scores(encode_texts(self.method, texts, self.config))
 
     def scores_of_shorter(self, whole: np.ndarray, rows: np.ndarray, kept: Rows) -> np.ndarray:
         """(N, N_v) float32 scores of captions `rows` where their own videos lose frames.
@@ -139,14 +135,19 @@ def encode_split(method: Method, split: Split, config: Config) -> EncodedSplit:
         batch = batch.to(device)
         parts.append((method.backbone.encode_frames(batch.frames), batch.frame_mask))
     frames, mask = (torch.cat(part) for part in zip(*parts, strict=True))
-    texts, videos = (_encode_texts(method, split, config), encode_videos(method, frames, mask))
+    texts = encode_texts(method, split.captions["caption"].tolist(), config)
+    videos = encode_videos(method, frames, mask)
     return EncodedSplit(method, split, config, texts, videos, frames, mask)
 
 
-def _encode_texts(method: Method, split: Split, config: Config) -> TextFeatures:
-    device = method.backbone.logit_scale.device
-    batches = text_loader(split, config, method.backbone)
-    return TextFeatures.cat([method.encode_text(batch.to(device)) for batch in batches])
+@torch.inference_mode()
+def encode_texts(method: Method, captions: Sequence[str], config: Config) -> TextFeatures:
+    """Captions as an evaluation encodes them, on the device of the method."""
+    data, size = config.data, config.eval.batch_size
+    options = method.backbone.tokenizer, data.max_words, tagger(data.language)
+    batch = TextVideoBatch(*tokenise(captions, *options)).to(method.backbone.logit_scale.device)
+    starts = range(0, len(batch), size)
+    return TextFeatures.cat([method.encode_text(batch[start : start + size]) for start in starts])
 
 
 @torch.inference_mode()
@@ -177,13 +178,12 @@ def _blocks(rows: int) -> list[slice]:
 def without_frames(frames: Tensor, mask: Tensor, kept: Rows) -> tuple[Tensor, Tensor]:
     """Frames (N, F, D) and mask (N, F) of the shorter clips with the frames that are `kept`: (F_i,)
     bool each."""
-    stays = torch.zeros_like(mask)
-    for place, row in enumerate(kept):
-        stays[place, : len(row)] = torch.from_numpy(row).to(mask.device)
-    stays &= mask
-    order = (~stays).to(torch.uint8).argsort(dim=1, stable=True)
-    left = stays.gather(1, order)
-    return frames.gather(1, order[..., None].expand_as(frames)) * left[..., None], left
+    shorter, left = torch.zeros_like(frames), torch.zeros_like(mask)
+    for clip, stays in enumerate(kept):
+        places = np.flatnonzero(stays)
+        shorter[clip, : len(places)] = frames[clip, places]
+        left[clip, : len(places)] = True
+    return shorter, left
 
 
 def remaining(priority, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -201,10 +201,11 @@ def remaining(priority, share: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def deletion_test(
-    priorities: Mapping[str, Sequence],
+    weights: Rows,
     score: Callable[[list[np.ndarray]], np.ndarray],
     own,
     *,
+    also: Mapping[str, Rows] | None = None,
     shares: Sequence[float] = SHARES,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -215,9 +216,11 @@ def deletion_test(
     (Samek et al., Evaluating the Visualization of What a Deep Neural Network Has Learned, 2017).
 
     Args:
-        priorities: by order of removal, (W_i,) float for each of N queries; "random" is added.
+        weights: (W_i,) float for each of N queries. Tokens are removed in "random" order, the
+            "highest" weights first, and the "lowest" first.
         score: (N, N_v) scores of the queries, given which tokens (W_i,) bool each of them keeps.
         own: (N,) int, the column of each query's own video.
+        also: further orders of removal: priorities (W_i,) by name.
         shares: of the tokens removed, above 0.
         seed: of random removals and ties.
 
@@ -226,52 +229,48 @@ def deletion_test(
         the others', in percent of what it is on average with nothing removed; `hit`, 100 where the
         own video comes first, else 0.
     """
-    rng, own, tables = np.random.default_rng(seed), np.asarray(own), []
-    some = next(iter(priorities.values()))
-    priorities = {"random": [rng.random(len(row)) for row in some], **priorities}
-    whole = _margin(score([remaining(row, 0.0, rng) for row in some]), own)
-    for order, rows in priorities.items():
-        for share in (0.0, *shares):
-            left = [remaining(row, share, rng) for row in rows] if share else None
-            margin, hit = whole if left is None else _margin(score(left), own)
-            names = {"order": order, "share": share, "query": range(len(own))}
-            values = {"margin": 100 * margin / whole[0].mean(), "hit": 100.0 * hit}
-            tables.append(pd.DataFrame(names | values))
-    return pd.concat(tables, ignore_index=True)
+    rng, own = np.random.default_rng(seed), np.asarray(own)
+    orders: dict[str, Rows] = {"random": [rng.random(len(row)) for row in weights]}
+    orders |= {"highest": weights, "lowest": [-np.asarray(row) for row in weights], **(also or {})}
+
+    def without(order: str, share: float) -> pd.DataFrame:
+        left = [remaining(row, share, rng) for row in orders[order]]
+        measured = {"order": order, "share": share, "query": range(len(own))}
+        return pd.DataFrame(measured | _margin_and_hit(score(left), own))
+
+    whole, tables = without("random", 0.0), []
+    for order in orders:
+        tables += [whole.assign(order=order), *(without(order, share) for share in shares)]
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(margin=100 * table["margin"] / whole["margin"].mean())
 
 
-def _margin(scores: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Own score less the mean of the others', and whether it is the best, both (N,)."""
+def _margin_and_hit(scores: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
+    """Own score less the mean of the others', and 100 where it is the best, both (N,)."""
     scores, rows = np.asarray(scores, float), np.arange(len(own))
     others = (scores.sum(axis=1) - scores[rows, own]) / (scores.shape[1] - 1)
-    return scores[rows, own] - others, retrieval_ranks(scores, own) == 1
+    hit = 100.0 * (retrieval_ranks(scores, own) == 1)
+    return {"margin": scores[rows, own] - others, "hit": hit}
 
 
-def by_weight(weights: Rows) -> dict[str, Rows]:
-    """Priorities of a `deletion_test`: the "highest" weights first, and the "lowest" first."""
-    return {"highest": weights, "lowest": [-np.asarray(row) for row in weights]}
-
-
-def deletion_gap(table: pd.DataFrame, column: str, order: str = "highest") -> np.ndarray:
-    """(N,) by how much more removing `order` hurts each query than removing random tokens, mean
-    over the shares.
+def deletion_gap(table: pd.DataFrame, order: str = "highest") -> pd.DataFrame:
+    """By how much more removing `order` hurts each of N queries than removing random tokens.
 
     Args:
         table: of `deletion_test`.
-        column: "margin" or "hit".
         order: of removal. Above 0, it removes what counts.
+
+    Returns:
+        (N, 2) `margin` and `hit`, means over the shares.
     """
-    removed = table[table.share > 0].pivot_table(index="query", columns="order", values=column)
-    return (removed["random"] - removed[order]).to_numpy()
+    removed = table[table.share > 0].groupby(["order", "query"])[[*GAPS]].mean()
+    return removed.loc["random"] - removed.loc[order]
 
 
 def deletion_gaps(table: pd.DataFrame, what: str) -> dict[str, Interval]:
     """Titles with the mean gaps of a `deletion_test` of words or frames, and their intervals."""
-    units = {"margin": "score (% of whole)", "hit": "R@1 (points)"}
-    return {
-        f"{what} deletion gap, {unit}": mean_interval(deletion_gap(table, column))
-        for column, unit in units.items()
-    }
+    gap = deletion_gap(table)
+    return {f"{what} deletion gap, {GAPS[name]}": mean_interval(gap[name]) for name in GAPS}
 
 
 def deletion_curves(table: pd.DataFrame) -> pd.DataFrame:
@@ -281,7 +280,7 @@ def deletion_curves(table: pd.DataFrame) -> pd.DataFrame:
         Rows of quantity ("margin", "hit"), order, removed (% of the tokens), value, low, high.
     """
     keys = ["quantity", "order", "removed"]
-    long = table.assign(removed=100 * table.share).melt(keys[1:], QUANTITIES, keys[0])
+    long = table.assign(removed=100 * table.share).melt(keys[1:], [*GAPS], keys[0])
     groups = long.groupby(keys, sort=False)["value"]
     rows = [(*key, *mean_interval(values)) for key, values in groups]
     return pd.DataFrame(rows, columns=[*keys, "value", "low", "high"])
@@ -289,9 +288,9 @@ def deletion_curves(table: pd.DataFrame) -> pd.DataFrame:
 
 def partial_order(full, partial, masked) -> dict[str, np.ndarray]:
     """(N,) bool by step: whether scores (N,) fall with what a text says: full, partial, masked."""
-    first, second = full > partial, partial > masked
-    steps = {"full > partial": first, "partial > masked": second, "full > masked": full > masked}
-    return steps | {"full > partial > masked": first & second}
+    steps = {"full > partial": full > partial, "partial > masked": partial > masked}
+    chain = np.logical_and(*steps.values())
+    return steps | {"full > masked": full > masked, "full > partial > masked": chain}
 
 
 def mean_cosine(vectors) -> np.ndarray:

@@ -57,13 +57,6 @@ def mean_interval(values, clusters=None, *, resamples: int = 2000, seed: int = 0
     return mean, float(bounds.low), float(bounds.high)
 
 
-def informative_share(marked, informative) -> float:
-    """Share (%) of the marked frames, or words, (F,) bool that are informative (F,) bool; NaN where
-    none is marked."""
-    marked = np.asarray(marked, bool)
-    return 100 * float(np.mean(np.asarray(informative, bool)[marked])) if marked.any() else np.nan
-
-
 def format_interval(interval, form: str = "{:.3g}") -> str:
     """A value and its interval as "1.2 [0.9, 1.5]"; "unknown" where the value is NaN."""
     return "unknown" if np.isnan(interval[0]) else f"{form} [{form}, {form}]".format(*interval)
