@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.evaluation.evaluate import Evaluation
@@ -51,10 +52,6 @@ class Gallery:
         self.manifest, self.data, self.split, self.truth = manifest, data, split, truth
         self._first = split.captions.drop_duplicates("video_id").set_index("video_id")
 
-    def frames(self, video_id: str) -> np.ndarray:
-        """(F, H, W, 3) uint8, what a model sees of a video."""
-        return frames_seen(self.manifest, self.data, video_id)[1]
-
     def retrieved(self, result: Evaluation, query: int, column: int) -> Retrieved:
         """The video of a column in the answer to a caption.
 
@@ -64,16 +61,15 @@ class Gallery:
             column: of the video.
         """
         scores, own = result.similarity[query], int(result.video_of_caption[query])
-        rank = int(result.ranks["t2v"][query]) if column == own else _place(scores, column)
         video_id, right = result.video_ids[column], column == own
-        first = self._first.loc[video_id]
+        rank = result.ranks["t2v"][query] if right else rankdata(-scores, "ordinal")[column]
+        first, highlight = self._first.loc[video_id], None
         caption = self.split.captions["caption"][query] if right else first["caption"]
-        highlight = None
         if self.truth is not None and not right:
-            own_id = result.video_ids[own]
-            highlight = contradicting_words(self.truth, first["caption_id"], caption, own_id)
-        score = float(scores[column])
-        return Retrieved(rank, score, right, self.frames(video_id), caption, highlight)
+            names = first["caption_id"], caption, result.video_ids[own]
+            highlight = contradicting_words(self.truth, *names)
+        frames = frames_seen(self.manifest, self.data, video_id)[1]
+        return Retrieved(int(rank), float(scores[column]), right, frames, caption, highlight)
 
     def answer(self, result: Evaluation, query: int, count: int = 5) -> list[Retrieved]:
         """The `count` best videos for a caption, and its own video where it is not among them."""
@@ -88,7 +84,3 @@ def worst_queries(result: Evaluation, count: int) -> list[int]:
     order = np.argsort(-result.ranks["t2v"], kind="stable")
     first = np.unique(result.video_of_caption[order], return_index=True)[1]
     return order[np.sort(first)][:count].tolist()
-
-
-def _place(scores: np.ndarray, column: int) -> int:
-    return int(np.argsort(np.argsort(-scores, kind="stable"), kind="stable")[column]) + 1

@@ -21,7 +21,7 @@ from tvrkit.evaluation.statistics import ratio_interval
 from tvrkit.inspection.attention import EncodedSplit
 from tvrkit.inspection.diagnostics import Interval
 from tvrkit.losses.contrastive import neg_nce
-from tvrkit.losses.miners import MINERS
+from tvrkit.losses.miners import margin_negatives, random_negatives, top_k_negatives
 
 Masks = Mapping[str, np.ndarray]
 BLOCK = 256  # captions compared with all others at a time
@@ -55,9 +55,8 @@ def caption_likeness(captions: Sequence[str], video_of_caption, *, size: int = 3
     counts.
 
     Characters, not words: it serves languages without blanks, and forgives endings. A word is as
-        long as it is, so a
-    changed colour changes as much as a changed article: likeness finds repeats, it does not
-    understand.
+    long as it is, so a changed colour changes as much as a changed article: likeness finds repeats,
+    it does not understand.
 
     Args:
         captions: N_t texts.
@@ -68,13 +67,11 @@ def caption_likeness(captions: Sequence[str], video_of_caption, *, size: int = 3
         (N_t, N_v) float32 in 0..1; a caption's own video has 1.
     """
     owner, pad = np.asarray(video_of_caption), " " * (size - 1)
-    texts = [pad + " ".join(text.lower().split()) + pad for text in captions]
-    grams = pd.Series(texts).map(
-        lambda text: [text[i : i + size] for i in range(len(text) - size + 1)]
-    )
-    columns, _ = pd.factorize(grams.explode())
-    ones = np.ones(len(columns), np.float32)
-    counts = sparse.csr_array((ones, (np.repeat(np.arange(len(grams)), grams.map(len)), columns)))
+    texts = pd.Series([pad + " ".join(text.lower().split()) + pad for text in captions])
+    grams = texts.map(lambda text: [text[i : i + size] for i in range(len(text) - size + 1)])
+    grams = grams.explode()
+    ones = np.ones(len(grams), np.float32)
+    counts = sparse.csr_array((ones, (grams.index, pd.factorize(grams)[0])))
     lengths = np.sqrt(counts.multiply(counts).sum(axis=1))
     counts = (sparse.diags_array(1 / lengths) @ counts).astype(np.float32)
     order = np.argsort(owner, kind="stable")
@@ -88,14 +85,14 @@ def caption_likeness(captions: Sequence[str], video_of_caption, *, size: int = 3
 def mined_sets(
     similarity: np.ndarray, match: np.ndarray, *, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """What each of `MINERS` mines of (N_t, N_v) scores: "margin" NegNCE's set with margin 0, the
-    others as many per text as that has on average."""
-    scores, positives = torch.from_numpy(similarity), torch.from_numpy(match)
-    count = max(1, round(int(MINERS["margin"](scores, positives).sum()) / len(scores)))
-    random = {"k": count, "generator": torch.Generator().manual_seed(seed)}
-    options: dict[str, dict] = {"margin": {}, "top_k": {"k": count}, "random": random}
-    mined = {name: mine(scores, positives, **options[name]) for name, mine in MINERS.items()}
-    return {name: mask.numpy() for name, mask in mined.items()}
+    """What each miner of `tvrkit.losses.miners` mines of (N_t, N_v) scores: "margin" NegNCE's set
+    with margin 0, the others as many per text as that has on average."""
+    pair = torch.from_numpy(similarity), torch.from_numpy(match)
+    margin = margin_negatives(*pair)
+    count = max(1, round(int(margin.sum()) / len(match)))
+    top_k = top_k_negatives(*pair, k=count)
+    random = random_negatives(*pair, k=count, generator=torch.Generator().manual_seed(seed))
+    return {"margin": margin.numpy(), "top_k": top_k.numpy(), "random": random.numpy()}
 
 
 def hardest_queries(
@@ -121,12 +118,10 @@ def near_duplicates(
     the mined video, likeness, kind."""
     first = split.captions.drop_duplicates("video_id").set_index("video_id")["caption"]
     queries, videos = np.nonzero(mined & (likeness >= LIKE))
-    texts = first[[split.video_ids[video] for video in videos]].to_numpy()
-    table = pd.DataFrame({"query": split.captions["caption"].to_numpy()[queries], "mined": texts})
-    table["likeness"] = likeness[queries, videos]
-    table["kind"] = ""
-    for kind, mask in kinds.items():
-        table.loc[mask[queries, videos], "kind"] = kind
+    texts = split.captions["caption"].to_numpy()[queries]
+    table = pd.DataFrame({"query": texts, "mined": first[np.take(split.video_ids, videos)].array})
+    named = np.select([mask[queries, videos] for mask in kinds.values()], list(kinds), "")
+    table = table.assign(likeness=likeness[queries, videos], kind=named)
     return table.sort_values("likeness", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -168,9 +163,8 @@ def over_training(
         both times (Jaccard; none for the first epoch).
     """
     owner, shape = np.asarray(video_of_caption), next(iter(kinds.values())).shape
-    mined = mined.astype(
-        {"row": int, "column": int, "excess": float}
-    )  # a table without rows is read as objects
+    # a table without rows is read as objects
+    mined = mined.astype({"row": int, "column": int, "excess": float})
     rows, before = [], None
     for epoch in epochs:
         table, now = mined[mined["epoch"] == epoch], np.zeros(shape, bool)
@@ -235,28 +229,24 @@ def push_by_kind(
     """
     rng, videos = np.random.default_rng(seed), similarity.shape[1]
     names = [kind for kind in kinds if kind != "match"]
-    pairs = {kind: np.zeros(videos) for kind in names}
-    pushed = {side: {kind: np.zeros(videos) for kind in names} for side in SIDES}
+    pairs, pushed = np.zeros((len(names), videos)), np.zeros((2, len(names), videos))
     for _ in range(batches):
         drawn = rng.choice(videos, batch_size, replace=False)
         texts = [rng.choice(np.flatnonzero(video_of_caption == video)) for video in drawn]
         cells = np.ix_(texts, drawn)
-        gradients = push(torch.from_numpy(similarity[cells]), **options)
-        for kind in names:
-            inside = kinds[kind][cells]
-            pairs[kind][drawn] += inside.sum(axis=1)
-            for side, gradient in zip(SIDES, gradients, strict=True):
-                pushed[side][kind][drawn] += (gradient.clip(min=0) * inside).sum(axis=1)
-    rows = []
-    for side, by_kind in pushed.items():
-        average = np.sum(list(by_kind.values())) / np.sum(list(pairs.values()))
-        rows += [
-            (side, kind, *ratio_interval(by_kind[kind] / average, pairs[kind])) for kind in names
-        ]
-    base, added = pushed.values()
-    rows += [("added share", kind, *ratio_interval(added[kind], base[kind])) for kind in names]
-    table = pd.DataFrame(rows, columns=["side", "kind", "value", "low", "high"])
-    return table.assign(pairs=[pairs[kind].sum() / batches for kind in table.kind])
+        inside = np.stack([kinds[kind][cells] for kind in names])
+        gradients = np.stack(push(torch.from_numpy(similarity[cells]), **options)).clip(min=0)
+        pairs[:, drawn] += inside.sum(axis=2)
+        pushed[:, :, drawn] += (gradients[:, None] * inside).sum(axis=3)
+    average = pushed.sum(axis=(1, 2), keepdims=True) / pairs.sum()
+    ratios = {side: (push, pairs) for side, push in zip(SIDES, pushed / average, strict=True)}
+    ratios["added share"] = pushed[1], pushed[0]
+    rows = [
+        (side, kind, *ratio_interval(over, under), count)
+        for side, parts in ratios.items()
+        for kind, over, under, count in zip(names, *parts, pairs.sum(axis=1) / batches, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["side", "kind", "value", "low", "high", "pairs"])
 
 
 def embed(encoded: EncodedSplit) -> tuple[np.ndarray, np.ndarray]:
@@ -294,7 +284,6 @@ def plane(texts: np.ndarray, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """
     centred = [side - side.mean(axis=0) for side in (texts, videos)]
     _, spread, axes = np.linalg.svd(np.concatenate(centred), full_matrices=False)
-    axes = (
-        axes[:2] * np.sign(axes[:2, np.abs(axes[:2]).argmax(axis=1)].diagonal())[:, None]
-    )  # the sign is free: fix it
+    largest = np.abs(axes[:2]).argmax(axis=1)
+    axes = axes[:2] * np.sign(axes[[0, 1], largest])[:, None]  # the sign is free: fix it
     return *(side @ axes.T for side in centred), float((spread[:2] ** 2).sum() / (spread**2).sum())

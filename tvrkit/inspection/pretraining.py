@@ -24,6 +24,7 @@ from tvrkit.training import optim, runs
 
 Items = Sequence[tuple[int, int]]  # (epoch, item) of a batch
 WATCHED = "resblocks.0.attn.in_proj_weight"
+REPLACEMENT = "\ufffd"  # stands for bytes that are no text
 
 
 def training_batches(run: runs.Run, method: HMMCPretraining) -> tuple[TrainData, list[Items]]:
@@ -91,9 +92,8 @@ def watch(run: runs.Run, *, steps: int, batch_size: int, queue_size: int) -> Wat
     optimizer, _ = optim.build_optimizer(method, train, steps)
     split = run.manifest.split("train", config.data.language)
     loader = train_loader(split, config, method.backbone, seed=run.seed)
-    batches, keys = list(islice(loader, steps)), []
     weight, queue = method.temporal.get_parameter(WATCHED), method.queues["video"]
-    queues, weights = [queue.keys.T.clone()], [weight.detach().clone()]
+    batches, keys, states = list(islice(loader, steps)), [], [_state(queue, weight)]
     for batch in batches:
         method.before_step()
         video = method.encode_video(batch)
@@ -102,9 +102,14 @@ def watch(run: runs.Run, *, steps: int, batch_size: int, queue_size: int) -> Wat
         loss.backward()
         optimizer.step()
         keys.append(normalize(video.extras["video_key"], dim=-1))
-        queues.append(queue.keys.T.clone())
-        weights.append(weight.detach().clone())
-    return Watched(method, batches, torch.stack(keys), torch.stack(queues), torch.stack(weights))
+        states.append(_state(queue, weight))
+    queues, weights = map(torch.stack, zip(*states, strict=True))
+    return Watched(method, batches, torch.stack(keys), queues, weights)
+
+
+def _state(queue, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies of a queue's keys (K, D) and of a weight."""
+    return queue.keys.T.clone(), weight.detach().clone()
 
 
 def momentum_path(weights: Tensor, momentum: float) -> tuple[Tensor, np.ndarray]:
@@ -149,15 +154,9 @@ def queued_keys(
     rows = numbers[columns] - steps[0] * batch
     now, then = fresh[rows], keys[:, columns].T
     captions = torch.cat([clip.caption_index for clip in clips])[rows]
-    return pd.DataFrame(
-        {
-            "column": columns,
-            "age": len(order) - 1 - steps,
-            "caption": captions.cpu().numpy(),
-            "own": (now * then).sum(dim=1).cpu().numpy(),
-            "other": (now.roll(1, dims=0) * then).sum(dim=1).cpu().numpy(),
-        }
-    )
+    table = {"column": columns, "age": len(order) - 1 - steps, "caption": captions.cpu().numpy()}
+    cosines = {"own": (now * then).sum(dim=1), "other": (now.roll(1, dims=0) * then).sum(dim=1)}
+    return pd.DataFrame(table | {name: cosine.cpu().numpy() for name, cosine in cosines.items()})
 
 
 def own_video_queued(order: Sequence[Items], size: int) -> float:
@@ -190,28 +189,22 @@ def masked_words(
         for start, end, factor in truth.attribute_words(captions["caption_id"].iloc[row]):
             inside = [column for column, (a, b) in places if a < end and b > start]
             words += [(row, inside[0], factor)] if len(inside) == 1 else []
-    rows, columns, factors = (list(part) for part in zip(*words, strict=True))
+    rows, columns, factors = map(list, zip(*words, strict=True))
     right, masked, every = tokens[rows, columns], tokens[rows], torch.arange(len(rows))
     masked[every, columns] = method.mask_token
     device = next(method.parameters()).device
     hidden = method.backbone.encode_text(masked.to(device), mask[rows].to(device))[0]
     best = method.word_head(hidden[every, columns]).softmax(dim=-1).cpu().topk(3)
-    return pd.DataFrame(
-        {
-            "caption": [sentences[row] for row in rows],
-            "factor": factors,
-            "word": [token_text(tokenizer, int(token)) for token in right],
-            "guesses": [
-                ", ".join(
-                    f"{token_text(tokenizer, token)} {chance:.2f}"
-                    for chance, token in zip(*pair, strict=True)
-                )
-                for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ],
-            "right": (best.indices[:, 0] == right).numpy(),
-            "token": right.numpy(),
-        }
-    )
+    table = pd.DataFrame({"caption": np.take(sentences, rows), "factor": factors})
+    table["word"] = [token_text(tokenizer, token) for token in right.tolist()]
+    guesses = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    table["guesses"] = [_guesses(tokenizer, *likeliest) for likeliest in guesses]
+    return table.assign(right=(best.indices[:, 0] == right).numpy(), token=right.numpy())
+
+
+def _guesses(tokenizer, tokens: Sequence[int], chances: Sequence[float]) -> str:
+    pairs = zip(tokens, chances, strict=True)
+    return ", ".join(f"{token_text(tokenizer, token)} {chance:.2f}" for token, chance in pairs)
 
 
 def token_text(tokenizer, token: int) -> str:
@@ -221,11 +214,8 @@ def token_text(tokenizer, token: int) -> str:
     """
     if not isinstance(tokenizer, SimpleTokenizer):
         return f"“{tokenizer.tokenizer.decode([token]).strip()}”"
+    text = tokenizer.decode([token]).removesuffix(" ")
+    if REPLACEMENT not in text:
+        return f"“{text}”"
     piece = tokenizer.decoder[token].removesuffix("</w>")
-    if not set(piece) <= set(tokenizer.byte_decoder):  # SOT, EOT
-        return f"“{piece}”"
-    data = bytes(tokenizer.byte_decoder[character] for character in piece)
-    try:
-        return f"“{data.decode('utf-8')}”"
-    except UnicodeDecodeError:
-        return f"bytes {data.hex(' ')}"
+    return f"bytes {bytes(map(tokenizer.byte_decoder.__getitem__, piece)).hex(' ')}"

@@ -77,20 +77,18 @@ def per_factor_accuracy(seeds: Sequence[Evaluation], truth: Truth) -> pd.DataFra
         DataFrame, one row per factor: factor, accuracy (percent), low, high (95 %, families
         resampled; NaN where there is one family only), pairs, captions, families (of one seed).
     """
-    pairs = swapped_pairs(seeds[0], truth)
+    pairs, rows = swapped_pairs(seeds[0], truth), []
     own, rival = (
         np.array([seed.similarity[pairs["row"], pairs[side]] for seed in seeds])
         for side in ("own", "rival")
     )
     ranks = 1 + (own <= rival)
-    rows = []
     for factor, group in pairs.groupby("factor"):
         of_factor, families = ranks[:, group.index].ravel(), group["family"].nunique()
         samples = bootstrap_metrics(of_factor, np.tile(group["family"], len(seeds)))["R@1"]
-        low, high = interval(samples) if families > 1 else (np.nan, np.nan)
-        accuracy = retrieval_metrics(of_factor)["R@1"]
+        bounds = interval(samples) if families > 1 else (np.nan, np.nan)
         counts = len(group), group["row"].nunique(), families
-        rows.append((factor, accuracy, low, high, *counts))
+        rows.append((factor, retrieval_metrics(of_factor)["R@1"], *bounds, *counts))
     columns = ["factor", "accuracy", "low", "high", "pairs", "captions", "families"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -101,18 +99,16 @@ def swapped_pairs(evaluation: Evaluation, truth: Truth) -> pd.DataFrame:
     Returns:
         DataFrame: factor, row (of the caption), own and rival (columns of both videos), family.
     """
-    column = {video: index for index, video in enumerate(evaluation.video_ids)}
-    swapped = {video: truth.swapped(video) for video in column}
-    pairs = []
-    captions = zip(evaluation.caption_ids, evaluation.video_of_caption, strict=True)
-    for row, (caption, own) in enumerate(captions):
-        mentioned = set(truth.captions.at[caption, "mentioned"])
-        for factor, videos in swapped[evaluation.video_ids[own]].items():
-            if NEEDED.get(factor, {factor}) <= mentioned:
-                pairs += [(factor, row, own, column[video]) for video in videos if video in column]
-    table = pd.DataFrame(pairs, columns=["factor", "row", "own", "rival"])
-    families = truth.videos.family.loc[evaluation.video_ids[table["own"].astype(int)]]
-    return table.assign(family=families.to_numpy())
+    names, owners = evaluation.video_ids, evaluation.video_of_caption
+    column, pairs = {name: place for place, name in enumerate(names)}, []
+    swapped, families = [truth.swapped(name) for name in names], truth.videos.family[names]
+    mentioned = truth.captions.mentioned[evaluation.caption_ids]
+    for row, (own, said) in enumerate(zip(owners, mentioned, strict=True)):
+        for factor, rivals in swapped[own].items():
+            if NEEDED.get(factor, {factor}) <= set(said):
+                rivals = [column[rival] for rival in rivals if rival in column]
+                pairs += [(factor, row, own, rival, families.iloc[own]) for rival in rivals]
+    return pd.DataFrame(pairs, columns=["factor", "row", "own", "rival", "family"])
 
 
 def partial_captions(truth: Truth, caption_ids: pd.Series) -> tuple[np.ndarray, np.ndarray]:
