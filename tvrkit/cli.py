@@ -3,6 +3,7 @@
 # Imports are inside the commands, so that `--help` is quick.
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -85,7 +86,9 @@ def train(
     profile: ProfileName = None,
     dry_run: DryRun = False,
 ):
-    """Train and evaluate one recipe into reports/RUN/RECIPE/seedK/. An interrupted run goes on."""
+    """Train and evaluate one recipe into reports/RUN/RECIPE/seedK/. An interrupted run goes on.
+
+    On several GPUs or machines: torchrun --nproc_per_node=8 -m tvrkit train RECIPE -- ..."""
     if dry_run:
         import yaml
 
@@ -122,10 +125,14 @@ def evaluate(
 
 
 def _print_numbers(done: Run) -> None:
-    """What kind of weights were scored, both directions' numbers, and the folder."""
+    """What kind of weights were scored, both directions' numbers, and the folder; the main process
+    says it."""
+    from tvrkit.data import processes
     from tvrkit.evaluation.compare import METRICS
     from tvrkit.evaluation.ranks import DIRECTIONS
 
+    if processes.rank():
+        return
     print(f"{done.recipe}, {done.metrics['split']} split, weights: {done.card['selection']}")
     for direction in DIRECTIONS:
         numbers = [f"{name} {done.metrics[f'{direction} {name}']:.1f}" for name in METRICS]
@@ -352,6 +359,8 @@ def main() -> None:
             print(f"interrupted; {again}", file=sys.stderr)
         raise
     except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise  # one of several processes: which, and where, the launcher shows
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

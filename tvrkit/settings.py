@@ -85,10 +85,13 @@ class TrainConfig:
         decay_all: weight decay on LayerNorm gains, logit scale and embeddings too, as the released
             codes do.
         max_logit_scale: the scale is clamped to it after each step.
-        chunk_size: rows encoded at a time with the gradient replayed (large batches on one device);
-            None = all.
+        batch_size: of all processes together.
+        chunk_size: rows that a process encodes at a time with the gradient replayed (large batches
+            on one device); None = all.
         precision: "fp32", or "bf16" where the device has it.
         workers: loader processes.
+        save_every: steps after which the state is saved, to go on from after a kill; None = every
+            three minutes.
         start_from: "RUN/RECIPE/seedK" of a finished run that holds all parts of this method, whose
             weights it starts from (HMMC from its pre-training), or a checkpoint file of the kit or
             of an author's released code; None = backbone as pre-trained, new parts as initialised.
@@ -110,6 +113,7 @@ class TrainConfig:
     chunk_size: PositiveInt | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     workers: int = 2
+    save_every: PositiveInt | None = None
     start_from: str | None = None
     select: Literal["last", "val", "test"] = "last"
 

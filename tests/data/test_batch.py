@@ -1,9 +1,10 @@
 """Batches are moved, indexed, joined and pinned field by field."""
 
+import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from tvrkit.data.batch import TextVideoBatch, VideoFeatures, positives
+from tvrkit.data.batch import TextVideoBatch, VideoFeatures, positives, uniform
 
 
 def batch(rows):
@@ -42,3 +43,20 @@ def test_features_are_cut_from_their_gradient():
 def test_captions_of_one_video_are_positives_of_each_other():
     expected = [[True, False, True], [False, True, False], [True, False, True]]
     assert positives(torch.tensor([4, 1, 4])).tolist() == expected
+
+
+def test_uniform_numbers_are_uniform_and_depend_on_their_seed_alone():
+    seeds = torch.arange(-2000, 2000)
+    draws = uniform(seeds, 3, 8)
+    assert (draws.shape, draws.dtype) == ((4000, 3, 8), torch.float32)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert draws.histc(10, 0, 1) / draws.numel() == pytest.approx(0.1, abs=0.005)
+    assert torch.equal(uniform(seeds[[7, 3]], 3, 8), draws[[7, 3]])
+    flat = draws.flatten(1).double()
+    assert torch.corrcoef(flat.T).fill_diagonal_(0).abs().max() < 0.08  # of positions
+    neighbours = torch.stack([flat[:-1].flatten(), flat[1:].flatten()])
+    assert torch.corrcoef(neighbours)[0, 1].abs() < 0.02  # of rows whose seeds follow each other
+    # the first output of SplitMix64 from seed 1234567, one step on: 6457827717110365317
+    start = torch.tensor([1234567 - 0x61C8864680B583EB])
+    assert uniform(start, 1).item() == pytest.approx(6457827717110365317 / 2**64, abs=1e-7)

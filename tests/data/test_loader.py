@@ -6,6 +6,8 @@ import torch
 
 from tests.data.video_files import indices, write_video
 from tvrkit.data import extract as frames
+from tvrkit.data import processes
+from tvrkit.data.batch import TextVideoBatch
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.loader import fit, text_loader, train_loader, video_loader
 from tvrkit.data.manifest import Manifest, write
@@ -81,6 +83,7 @@ def test_a_training_batch_is_what_it_says(prepared, backbone):
             "frame_mask": ((3, 4), torch.bool),
             "video_index": ((3,), torch.int64),
             "caption_index": ((3,), torch.int64),
+            "seed": ((3,), torch.int64),
         }
         assert batch.video_index.tolist() == split.video_of_caption[batch.caption_index].tolist()
         texts = split.captions["caption"][batch.caption_index.tolist()].tolist()
@@ -236,3 +239,46 @@ def test_a_recipe_runs_with_spawned_workers(prepared, backbone):
     assert same(
         list(loader), list(train_loader(prepared.split("train"), config(), backbone, seed=0))
     )
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_rows_of_all_processes_are_those_of_one(prepared, backbone, monkeypatch, ranks):
+    """In order, whatever is drawn; and from the middle of an epoch too."""
+
+    def read(first=0):
+        settings = config(captions="all", augmentation="hmmc", train_sampling="random")
+        settings.train = TrainConfig(batch_size=6, workers=0)
+        loader = train_loader(prepared.split("train"), settings, backbone, seed=0)
+        loader.dataset.set_epoch(1)
+        loader.batch_sampler.first = first
+        assert len(loader) == 4
+        return list(loader)
+
+    expected, parts = read(), []
+    monkeypatch.setattr(processes, "count", lambda: ranks)
+    for rank in range(ranks):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        parts.append(read())
+        assert same(read(first=3), parts[-1][3:])
+    joined = [TextVideoBatch.cat(rows) for rows in zip(*parts, strict=True)]
+    assert same(joined, expected)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(prepared, backbone, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(ValueError, match=r"train\.batch_size: expected rows for 2 processes"):
+        train_loader(prepared.split("train"), config(), backbone, seed=0)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_each_video_and_caption_is_of_one_process(prepared, backbone, monkeypatch, ranks):
+    split, seen = prepared.split("test"), {"videos": [], "captions": []}
+    monkeypatch.setattr(processes, "count", lambda: ranks)
+    for rank in range(ranks):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        for batch in video_loader(split, config(), backbone):
+            seen["videos"] += batch.video_index.tolist()
+        for batch in text_loader(split, config(), backbone):
+            seen["captions"] += batch.caption_index.tolist()
+    assert sorted(seen["videos"]) == list(range(len(split.video_ids)))
+    assert sorted(seen["captions"]) == list(range(len(split.captions)))

@@ -49,7 +49,7 @@ def make_batch():
     frame_mask = torch.arange(4) < torch.tensor([[4], [2], [3]])
     rows = torch.arange(3)
     frames = torch.randn(3, 4, 3, 16, 16, generator=random)
-    return TextVideoBatch(tokens, mask, mask.long(), frames, frame_mask, rows, rows)
+    return TextVideoBatch(tokens, mask, mask.long(), frames, frame_mask, rows, rows, seed=rows)
 
 
 @torch.no_grad()

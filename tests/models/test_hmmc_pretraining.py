@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tvrkit.data.batch import uniform
 from tvrkit.models.hmmc_pretraining import HMMCPretraining, WordHead, mask_words
 
 from .hmmc_batches import VOCABULARY, WIDTH, loss_of, make, make_batch, noisy
@@ -23,7 +24,8 @@ def test_masking_takes_real_words_only_in_the_stated_shares():
     torch.manual_seed(0)
     mask = torch.arange(12) < torch.randint(3, 13, (4000, 1))
     tokens = torch.randint(1, 50, (4000, 12)) * mask
-    masked, labels = mask_words(tokens, mask, share=0.15, mask_token=57, vocabulary=50)
+    draws = uniform(torch.arange(4000), 3, 12)
+    masked, labels = mask_words(tokens, mask, draws, share=0.15, mask_token=57, vocabulary=50)
     chosen = labels != -100
     inner = mask & mask.roll(-1, 1) & (torch.arange(12) > 0) & (torch.arange(12) < 11)
     assert not (chosen & ~inner).any()

@@ -1,40 +1,131 @@
-"""Two processes whose gradient is that of one."""
+"""Two processes that train as one."""
 
-from datetime import timedelta
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
-import torch.multiprocessing as multiprocessing
-from torch import nn
+from safetensors.torch import load_file
 
-from tests.training.toy import Backbone, Toy, batch_of
-from tvrkit.training.distributed import gather
-from tvrkit.training.trainer import Step
+from tests.training import two_processes
+from tests.training.toy import batch_of
+from tests.training.two_processes import CHUNKED, RECIPES
+from tvrkit import files
+from tvrkit.training import runs
+from tvrkit.training.distributed import any_of, average_gradients, gather
+
+LIMIT = 240  # seconds for all methods on two processes
+GRADIENT, WEIGHTS = 1e-6, 1e-5
 
 
 def test_one_process_gathers_nothing():
-    batch = batch_of(range(4))
+    batch, p = batch_of(range(4)), torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.full((2,), 3.0)
+    average_gradients([p])
     assert gather(batch) is batch
+    assert p.grad.tolist() == [3.0, 3.0]
+    assert [any_of(flag, torch.device("cpu")) for flag in (False, True)] == [False, True]
 
 
-def _gradient_of_rank(rank, folder):
-    torch.distributed.init_process_group(
-        "gloo", f"file://{folder}/rendezvous", timedelta(minutes=2), rank=rank, world_size=2
+def launch(*command, home, limit=LIMIT, **variables):
+    """Two gloo processes on this machine, ended with all they started when the time is up."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    torchrun += ["--standalone", "--local_addr=127.0.0.1"]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {
+        "TVRKIT_HOME": str(home),
+        "PYTHONPATH": root,
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [*torchrun, *map(str, command)],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=limit,
     )
-    torch.manual_seed(0)
-    method = Toy(Backbone(), None).eval()
-    step = nn.parallel.DistributedDataParallel(Step(method))
-    step(batch_of(range(rank * 4, rank * 4 + 4)))["loss"].backward()
-    torch.save({name: p.grad for name, p in method.named_parameters()}, folder / f"{rank}.pt")
-    torch.distributed.barrier()  # who leaves early can leave the other waiting
-    torch.distributed.destroy_process_group()
 
 
-def test_two_processes_have_the_gradient_of_one(tmp_path):
-    multiprocessing.spawn(_gradient_of_rank, (tmp_path,), nprocs=2)
-    torch.manual_seed(0)
-    method = Toy(Backbone(), None).eval()
-    Step(method)(batch_of(range(8)))["loss"].backward()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for name, p in method.named_parameters():
-            torch.testing.assert_close(found[name], p.grad, rtol=1e-5, atol=1e-7)
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home with the gradients and the runs of one process and of two."""
+    home, patch = tmp_path_factory.mktemp("home"), pytest.MonkeyPatch()
+    patch.setenv("TVRKIT_HOME", str(home))
+    for run in ("one", "two"):
+        (home / run).mkdir()
+    two_processes.main(home / "one", "one")
+    ended = launch(two_processes.__file__, home / "two", "two", home=home)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    yield home
+    patch.undo()
+
+
+def run_of(run, name):
+    return runs.Run(files.run(f"{run}/{name}/{name.removesuffix('_released')}/seed0"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "chunk"), [*((name, None) for name in RECIPES), *((name, 3) for name in CHUNKED)]
+)
+def test_two_processes_have_the_gradient_of_one(home, name, chunk):
+    """And its queues, BatchNorm statistics and loss; in chunks too."""
+    one, two = (
+        torch.load(home / run / f"{name} {chunk}.pt", weights_only=True) for run in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for key, expected in one.items():
+        torch.testing.assert_close(two[key], expected, rtol=1e-4, atol=GRADIENT, msg=key)
+
+
+DYING = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from tests.training.toy import Toy, trainer
+from tvrkit.data import processes
+from tvrkit.training import distributed
+
+class Dying(Toy):
+    def loss(self, text, video, batch):
+        if processes.rank() == 1 and len(batch) == 6:
+            {how}
+        return super().loss(text, video, batch)
+
+distributed.start(torch.device("cpu"))
+trainer(kind=Dying).fit(Path(sys.argv[1]), lambda state: {{}})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "seen"),
+    [("raise ZeroDivisionError", "ZeroDivisionError"), ("os.kill(os.getpid(), 9)", "exitcode")],
+)
+def test_a_rank_that_dies_ends_the_job(tmp_path, how, seen):
+    script = tmp_path / "dying.py"
+    script.write_text(DYING.format(how=how), encoding="utf-8")
+    ended = launch(script, tmp_path / "run", home=tmp_path, limit=100)
+    assert ended.returncode != 0
+    assert seen in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_train_and_score_as_one(home, name):
+    one, two = (run_of(run, name) for run in ("one", "two"))
+    weights = [load_file(run.folder / runs.CHECKPOINT) for run in (one, two)]
+    for key, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][key], expected, rtol=0, atol=WEIGHTS, msg=key)
+    assert one.metrics == two.metrics
+    for key, ranks in one.ranks.items():
+        np.testing.assert_array_equal(two.ranks[key], ranks)
+    assert {path.name for path in one.folder.iterdir()} == {
+        path.name for path in two.folder.iterdir()
+    }
+    for table in ("history", "curve"):
+        columns = getattr(one, table).select_dtypes("number")
+        np.testing.assert_allclose(getattr(two, table)[columns.columns], columns, atol=1e-4)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.training.toy import Backbone, Toy, batch_of
-from tvrkit.training.guard import NotFinite, full_precision_loss
-from tvrkit.training.trainer import Step
+from tvrkit.training.guard import NotFinite, check_finite, full_precision_loss
+from tvrkit.training.large_batch import backward
 
 
 def test_the_loss_is_in_float32_under_mixed_precision():
@@ -22,7 +22,7 @@ def test_the_loss_is_in_float32_under_mixed_precision():
     method = Watched(Backbone(), None)
     with torch.autocast("cpu", torch.bfloat16):
         assert method.encode_video(batch).frames.dtype == torch.bfloat16
-        Step(method)(batch)["loss"].backward()
+        backward(method, batch)
     assert seen == [torch.float32]
     assert method.backbone.pixels.weight.grad.abs().sum() > 0
 
@@ -44,6 +44,7 @@ def test_a_loss_that_is_not_finite_names_the_rows(side, videos, captions):
         text.words[2], text.sentence[2] = float("inf"), float("inf")
     else:
         method.loss = lambda *_: {"loss": torch.tensor(float("inf"))}
+    parts, broken = full_precision_loss(method, text, video, batch)
     with pytest.raises(NotFinite, match="loss is not finite") as raised:
-        full_precision_loss(method, text, video, batch)
+        check_finite({name: value.item() for name, value in parts.items()}, broken)
     assert (raised.value.videos, raised.value.captions) == (videos, captions)

@@ -5,8 +5,8 @@ import torch
 
 from tests.models.small_methods import make_backbone, make_batch
 from tests.training.toy import batch_of, trainer
-from tvrkit.models import METHODS, hmmc_pretraining
-from tvrkit.training.large_batch import backward_in_chunks
+from tvrkit.models import METHODS
+from tvrkit.training.large_batch import backward, backward_in_chunks
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 15])
@@ -14,41 +14,40 @@ def test_chunked_gradients_are_those_of_the_whole_batch(chunk):
     batch = batch_of(range(15))
     made = trainer()
     method = made.method.eval()  # dropout draws per call, so a comparison needs it off
-    method.loss(method.encode_text(batch), method.encode_video(batch), batch)["loss"].backward()
+    backward(method, batch)
     expected = [p.grad.clone() for p in method.parameters()]
     method.zero_grad()
-    backward_in_chunks(method, batch, chunk, torch.Tensor.backward)
+    backward_in_chunks(method, batch, chunk)
     for p, gradient in zip(method.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
-# of the small CLIP's batches; dropout and masked words draw per chunk, so they are off
+# of the small CLIP's batches; dropout draws per chunk, so it is off
 SIZES = {
     "clip4clip": {},
     "dmae": {"max_words": 10, "max_frames": 4},
     "glscl": {"feedforward": 16, "dropout": 0.0},
     "hmmc": {},
-    "hmmc-pretrain": {"projector_width": 8, "queue_size": 5, "frame_queue_size": 7},
+    "hmmc-pretrain": {
+        "projector_width": 8,
+        "queue_size": 5,
+        "frame_queue_size": 7,
+        "mask_share": 0.5,
+    },
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_in_chunks_the_gradient_and_the_buffers_of_the_whole_batch(
-    name, monkeypatch
-):
-    """Also where modules see the batch as one: the projectors' BatchNorm in HMMC's pre-training."""
-
-    def label_all(tokens, mask, *args, **ids):
-        return tokens, tokens.masked_fill(~mask, -100)
-
-    monkeypatch.setattr(hmmc_pretraining, "mask_words", label_all)
+def test_every_method_has_in_chunks_the_gradient_and_the_buffers_of_the_whole_batch(name):
+    """Also where modules see the batch as one: the projectors' BatchNorm in HMMC's pre-training.
+    What is masked is drawn by item."""
     batch, found = make_batch(), []
-    for chunk in (1, 2, 3):
+    for chunk in (1, 2, None):
         backbone = make_backbone()
         method = METHODS[name](backbone, METHODS[name].Settings(**SIZES[name])).train()
         with torch.no_grad():  # the momentum encoders must differ from the trained ones
             method.backbone.clip.visual.proj += 0.1
-        parts = backward_in_chunks(method, batch, chunk, torch.Tensor.backward)
+        parts, _ = backward_in_chunks(method, batch, chunk) if chunk else backward(method, batch)
         gradients = {f"{key}'": p.grad for key, p in method.named_parameters() if p.requires_grad}
         found.append(parts | gradients | dict(method.named_buffers()))
     for other in found[:2]:
@@ -64,7 +63,7 @@ def test_chunks_replay_dropout():
     method.backbone.dropout.register_forward_hook(
         lambda module, inputs, output: kept.append(output.detach() != 0)
     )
-    backward_in_chunks(method, batch, 4, torch.Tensor.backward)
+    backward_in_chunks(method, batch, 4)
     first, again = kept[:2], kept[2:]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not first[0].all()

@@ -128,15 +128,10 @@ def test_other_settings_are_refused_for_another_seed_too(home):
         runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="test", seed=1)
 
 
-def test_several_processes_and_wrong_splits_are_refused_before_anything_is_trained(
-    home, monkeypatch
-):
+def test_a_wrong_split_is_refused_before_anything_is_trained(home):
     overrides = [*OVERRIDES, "eval.split=tset"]
     with pytest.raises(ValueError, match=r"unknown split 'tset': expected one of test, train, val"):
         runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="split")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="expected WORLD_SIZE 1, got 2"):
-        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="two")
 
 
 def _ensure(_):
@@ -175,8 +170,7 @@ def test_an_interrupted_run_is_not_found_and_continues_to_the_same_numbers(home,
         ensure()
     assert runs.find("cut") == []
     cut = runs.Run(files.run("cut/clip4clip_shapes/seed0"))
-    first = home.history[home.history["epoch"] == 1]
-    pd.testing.assert_frame_equal(cut.history, first)  # what there is by then, whole
+    pd.testing.assert_frame_equal(cut.history, home.history)  # killed when the last was scored
     assert cut.curve["epoch"].tolist() == [1]
     monkeypatch.setattr(runs, "evaluate", evaluate)
     again = ensure()
@@ -184,11 +178,11 @@ def test_an_interrupted_run_is_not_found_and_continues_to_the_same_numbers(home,
     pd.testing.assert_frame_equal(again.history, home.history)
     pd.testing.assert_frame_equal(again.curve, home.curve)
     pd.testing.assert_frame_equal(again.mined, home.mined)
-    assert not (again.folder / "resume.pt").exists()
+    assert not list(again.folder.glob("resume-*"))
     lines = (again.folder / "train.log").read_text(encoding="utf-8").splitlines()
     assert [line.split(" ", 2)[2].split(":")[0] for line in lines] == [
         "epoch 1/2",
-        "resumed at epoch 2",
+        "resumed at epoch 2, step 1",
         "epoch 2/2",
     ]
 

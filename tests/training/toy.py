@@ -5,6 +5,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.data.loader import EpochBatches
 from tvrkit.losses.contrastive import info_nce
 from tvrkit.models.method import Method
 from tvrkit.settings import TrainConfig
@@ -48,16 +49,17 @@ class Toy(Method):
 class Rows(Dataset):
     """Deterministic in (epoch, row)."""
 
-    epoch = 0
+    epoch = seed = 0
 
     def set_epoch(self, epoch):
         self.epoch = epoch
 
     def __len__(self):
-        return 15
+        return 18
 
-    def __getitem__(self, row):
-        draw = torch.Generator().manual_seed(1000 * self.epoch + row)
+    def __getitem__(self, item):
+        epoch, row = item
+        draw = torch.Generator().manual_seed(1000 * epoch + row)
         return (
             torch.randint(0, 20, (5,), generator=draw),
             torch.randint(0, 255, (3, 3, 2, 2), generator=draw),
@@ -84,10 +86,12 @@ def collate(rows):
     )
 
 
-def trainer(settings=SETTINGS, method=None):
+def trainer(settings=SETTINGS, kind=Toy):
     torch.manual_seed(0)
-    method = method or Toy(Backbone(), None)
-    loader = DataLoader(Rows(), settings.batch_size, collate_fn=collate)
+    method = kind(Backbone(), None)
+    rows = Rows()
+    batches = EpochBatches(rows, settings.batch_size)
+    loader = DataLoader(rows, batch_sampler=batches, collate_fn=collate)
     return Trainer(
         method,
         loader,
@@ -99,4 +103,4 @@ def trainer(settings=SETTINGS, method=None):
 
 def batch_of(rows):
     """The rows of the first epoch."""
-    return collate([Rows()[row] for row in rows])
+    return collate([Rows()[0, row] for row in rows])

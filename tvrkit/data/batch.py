@@ -5,6 +5,7 @@ Shapes: B batch, N_t texts, N_v videos, L words, F frames, D width. Masks are bo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 ABSENT: Any = None  # a field that a one-sided batch lacks: no method reads it there
+# of SplitMix64, as signed integers: its step, and the two rounds of its hash
+GAMMA, MIXERS = -0x61C8864680B583EB, ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))
 
 
 @dataclass
@@ -75,6 +78,8 @@ class TextVideoBatch(_Tensors):
         caption_index: (B,) int64 row of the caption in the split.
         extras: further tensors of one method, first dimension B: a second text, "tag_tokens" and
             "tag_mask" (B, L).
+        seed: (B,) int64, of what a method draws for the row in training, see `uniform`; a training
+            batch has it.
     """
 
     tokens: Tensor = ABSENT
@@ -85,6 +90,7 @@ class TextVideoBatch(_Tensors):
     video_index: Tensor = ABSENT
     caption_index: Tensor = ABSENT
     extras: dict[str, Tensor] = field(default_factory=dict)
+    seed: Tensor = ABSENT
 
     def __len__(self) -> int:
         return len(self.tokens if self.tokens is not None else self.frames)
@@ -132,6 +138,21 @@ class VideoFeatures(_Tensors):
 
     def __len__(self) -> int:
         return len(self.frames)
+
+
+def uniform(seed: Tensor, *shape: int) -> Tensor:
+    """(B, *shape) float32 in [0, 1) on the device of `seed`: row b depends on seed[b] alone, not on
+    the batch, the device or the number of processes.
+
+    SplitMix64 (Steele, Lea and Flood, 2014): a hash of seed + position * gamma.
+
+    Args:
+        seed: (B,) int64.
+    """
+    x = seed[:, None] + torch.arange(math.prod(shape), device=seed.device) * GAMMA
+    for shift, factor in MIXERS:
+        x = (x ^ (x >> shift & 2 ** (64 - shift) - 1)) * factor  # int64 wraps; >> copies the sign
+    return ((x >> 40) & 0xFFFFFF).float().div(1 << 24).view(len(seed), *shape)
 
 
 def positives(video_index: Tensor) -> Tensor:

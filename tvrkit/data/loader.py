@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tvrkit._torchvision import InterpolationMode, v2
+from tvrkit.data import processes
 from tvrkit.data.augmentation import AUGMENTATIONS
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.data.manifest import Split
@@ -108,7 +109,7 @@ class TrainData(Dataset):
     """Training items: a video with a random one of its captions (and its tags), or each caption
     with its video.
 
-    The loader asks for whole batches of (epoch, item), see `EpochOrder`.
+    The loader asks for whole batches of (epoch, item), see `EpochBatches`.
     """
 
     def __init__(self, split: Split, config: Config, backbone, seed: int):
@@ -148,6 +149,7 @@ class TrainData(Dataset):
             text = _tokenise(texts, self.tokenizer, self.data)
             batch.tokens, batch.token_mask, batch.token_weight = text
         batch.frames, batch.frame_mask = self.clips.read(videos, draws)
+        batch.seed = torch.tensor([int(draw.integers(2**63)) for draw in draws])
         return batch
 
     def _caption(self, item: int, draw: np.random.Generator) -> int:
@@ -156,20 +158,39 @@ class TrainData(Dataset):
         return int(draw.choice(self.captions_of_video[item]))
 
 
-class EpochOrder(Sampler):
-    """(epoch, item) in the epoch's own random order. Workers learn the epoch from what they are
-    asked for."""
+class EpochBatches(Sampler):
+    """Batches of (epoch, item) in the epoch's own random order; of several processes, each gets its
+    own rows of every batch, so that all of them together, by rank, make that of one process.
 
-    def __init__(self, data: TrainData):
-        self.data = data
+    A last batch that is not full is dropped, unless it is the only one. Workers learn the epoch
+    from what they are asked for.
+
+    Args:
+        data: its length, `epoch` and `seed` are read.
+        batch_size: of all processes together.
+
+    Attributes:
+        first: step of the epoch that the next iteration starts with.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly.
+    """
+
+    def __init__(self, data: Any, batch_size: int):
+        self.data, self.size, self.first = data, min(batch_size, len(data)), 0
+        if self.size % processes.count():
+            expected = f"expected rows for {processes.count()} processes alike"
+            raise ValueError(f"train.batch_size: {expected}, got a batch of {self.size}")
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.data) // self.size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.data.epoch
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, own = self.data.epoch, self.size // processes.count()
         order = np.random.default_rng([self.data.seed, epoch]).permutation(len(self.data))
-        return ((epoch, int(item)) for item in order)
+        for step in range(self.first, len(self)):
+            start = step * self.size + processes.rank() * own
+            yield [(epoch, int(item)) for item in order[start : start + own]]
 
 
 class _VideoData(Dataset):
@@ -186,31 +207,38 @@ class _VideoData(Dataset):
 
 def train_loader(split: Split, config: Config, backbone, *, seed: int) -> DataLoader:
     """Batches of the training split, in another order each epoch
-    (`loader.dataset.set_epoch(epoch)`).
-
-    A last batch that is not full is dropped, unless it is the only one.
+    (`loader.dataset.set_epoch(epoch)`), see `EpochBatches`.
 
     Raises:
         ValueError: unknown sampling, or tags are asked of a data set without.
     """
     data = TrainData(split, config, backbone, seed)
-    size = config.train.batch_size
-    return _load(data, config, size, sampler=EpochOrder(data), drop_last=len(data) >= size)
+    return _load(data, config, EpochBatches(data, config.train.batch_size))
 
 
 def video_loader(split: Split, config: Config, backbone) -> DataLoader:
-    """Batches of a split's videos in order: frames, frame_mask, video_index."""
+    """Batches of a split's videos in order: frames, frame_mask, video_index. Of several processes,
+    each gets its own, see `processes.collect`."""
     clips = _clips(split, config.data, backbone.image_size, config.data.eval_sampling)
-    return _load(_VideoData(clips), config, config.eval.batch_size)
+    return _load(_VideoData(clips), config, _own_batches(len(split.video_ids), config))
 
 
 def text_loader(split: Split, config: Config, backbone) -> DataLoader:
     """Batches of a split's captions in order: tokens, token_mask, token_weight, video_index,
-    caption_index."""
+    caption_index. Shared out as of `video_loader`."""
     texts = _texts(split, config.data, backbone.tokenizer)
     rows: Any = range(len(texts))  # what the loader draws batches from
+    batches = _own_batches(len(texts), config)
+    return DataLoader(
+        rows, batch_sampler=batches, collate_fn=lambda drawn: texts[torch.tensor(drawn)]
+    )
+
+
+def _own_batches(count: int, config: Config) -> list[list[int]]:
+    """The rows of every n-th batch, n the number of processes; alone, of all."""
     size = config.eval.batch_size
-    return DataLoader(rows, size, collate_fn=lambda drawn: texts[torch.tensor(drawn)])
+    batches = [list(range(count))[first : first + size] for first in range(0, count, size)]
+    return batches[processes.rank() :: processes.count()]
 
 
 def _texts(split: Split, data: DataConfig, tokenizer) -> TextVideoBatch:
@@ -224,17 +252,16 @@ def _tokenise(captions: list[str], tokenizer, data: DataConfig) -> tuple[Tensor,
     return tokenise(captions, tokenizer, data.max_words, tagger(data.language))
 
 
-def _load(data: Dataset, config: Config, batch_size: int, **order) -> DataLoader:
+def _load(data: Dataset, config: Config, batches: Any) -> DataLoader:
     return DataLoader(
         data,
-        batch_size,
+        batch_sampler=batches,
         num_workers=config.train.workers,
         # forked: started otherwise, they would run a user's script again
         multiprocessing_context="fork" if config.train.workers else None,
         persistent_workers=config.train.workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_whole,
-        **order,
     )
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from tvrkit import files
+from tvrkit.data import processes
 from tvrkit.data.batch import VideoFeatures
 from tvrkit.data.loader import text_loader, video_loader
 from tvrkit.data.manifest import Split
@@ -178,7 +180,8 @@ def evaluate(
     """Score a method on a split: every caption is a query, every video a candidate, and the other
     way round.
 
-    Each text and each video is encoded once. Texts are scored batch by batch against all videos, so
+    Each text and each video is encoded once, by one of the processes where there are several; all
+    of them call it and get the same. Texts are scored batch by batch against all videos, so
     their word features are never held together. Videos without frames are left out with their
     captions, and listed.
 
@@ -209,7 +212,9 @@ def evaluate(
         "missing": split.missing,
     }
     ids = split.captions["caption_id"], split.video_ids, split.video_of_caption
-    return Evaluation.from_similarity(similarity, *ids, config.eval, banks, **labels)
+    return processes.from_main(
+        lambda: Evaluation.from_similarity(similarity, *ids, config.eval, banks, **labels)
+    )
 
 
 def selection_label(train: TrainConfig, method: Method) -> str:
@@ -229,7 +234,8 @@ def _score(
 
     def encode(split: Split) -> VideoFeatures:
         loader = tqdm(video_loader(split, config, method.backbone), "videos", leave=False)
-        return VideoFeatures.cat([method.encode_video(batch.to(device)) for batch in loader])
+        own = [method.encode_video(batch.to(device))._map(Tensor.cpu) for batch in loader]
+        return VideoFeatures.cat(processes.collect(own)).to(device)
 
     def score(split: Split, *candidates: VideoFeatures) -> list[np.ndarray]:
         """One (captions, videos) matrix for each of `candidates`."""
@@ -238,7 +244,7 @@ def _score(
         for batch in tqdm(loader, "captions", leave=False):
             text = method.encode_text(batch.to(device))
             rows.append([method.similarity(text, v).float().cpu().numpy() for v in candidates])
-        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        return [np.concatenate(parts) for parts in zip(*processes.collect(rows), strict=True)]
 
     videos = encode(queries)
     if not NEEDS_BANK & set(config.eval.postprocess):

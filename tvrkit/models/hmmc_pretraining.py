@@ -11,7 +11,7 @@ from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, uniform
 from tvrkit.losses.momentum import frame_text, neighbour_frames, queue_contrast
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.hmmc import HMMC, EncoderSettings
@@ -94,18 +94,22 @@ class HMMCPretraining(HMMC):
         text = super().encode_text(batch)
         if not self.training:
             return text
-        text.extras |= self._contrasted("title", batch.tokens, batch.token_mask, text.sentence)
+        title = (batch.tokens, batch.token_mask, text.sentence)
+        text.extras |= self._contrasted("title", *title, batch.seed)
         if "tag_tokens" in batch.extras:
             tokens, mask = batch.extras["tag_tokens"], batch.extras["tag_mask"]
             sentence = self.backbone.encode_text(tokens, mask)[1]
-            text.extras |= self._contrasted("tag", tokens, mask, sentence)
+            text.extras |= self._contrasted("tag", tokens, mask, sentence, batch.seed + 1)
         return text
 
-    def _contrasted(self, name: str, tokens: Tensor, mask: Tensor, sentence: Tensor) -> Tensors:
+    def _contrasted(
+        self, name: str, tokens: Tensor, mask: Tensor, sentence: Tensor, seed: Tensor
+    ) -> Tensors:
         with torch.no_grad():
             key = self.slow["backbone"].encode_text(tokens, mask)[1]
         ids = {"mask_token": self.mask_token, "vocabulary": self.word_head.size}
-        masked, labels = mask_words(tokens, mask, share=self.settings.mask_share, **ids)
+        draws = uniform(seed, 3, tokens.shape[1])
+        masked, labels = mask_words(tokens, mask, draws, share=self.settings.mask_share, **ids)
         words = self.backbone.encode_text(masked, mask)[0]
         extras = {"": sentence, "_key": key, "_masked": words, "_labels": labels}
         return {f"{name}{part}": tensor for part, tensor in extras.items()}
@@ -189,17 +193,18 @@ class WordHead(nn.Module):
 
 
 def mask_words(
-    tokens: Tensor, mask: Tensor, *, share: float, mask_token: int, vocabulary: int
+    tokens: Tensor, mask: Tensor, draws: Tensor, *, share: float, mask_token: int, vocabulary: int
 ) -> tuple[Tensor, Tensor]:
     """Choose words for MLM: 80 % of them become `mask_token`, 10 % a random one, 10 % stay.
 
     Only real words are chosen, never padding nor the first and last token (SOT and EOT, or CLS and
-    SEP): 74 % of the released English targets are padding (finding 24). Draws come from torch's CPU
-    generator.
+    SEP): 74 % of the released English targets are padding (finding 24).
 
     Args:
         tokens: (B, L) int64.
         mask: (B, L) bool, True on real tokens, which come first.
+        draws: (B, 3, L) float in [0, 1): whether a word is chosen, what happens to it, and what it
+            becomes.
         share: of the words that are chosen, on average.
         mask_token: id.
         vocabulary: number of ids.
@@ -210,12 +215,12 @@ def mask_words(
     """
     inner, rows = mask.clone(), torch.arange(len(mask))
     inner[:, 0] = inner[rows, mask.sum(dim=1) - 1] = False
-    draws = torch.rand(3, *tokens.shape).to(tokens.device)
-    chosen = inner & (draws[0] < share)
-    hidden = draws[1] < KEPT_AS_MASK
-    swapped = ~hidden & (draws[1] < KEPT_AS_MASK + REPLACED)
+    choice, fate, word = draws.unbind(dim=1)
+    chosen = inner & (choice < share)
+    hidden = fate < KEPT_AS_MASK
+    swapped = ~hidden & (fate < KEPT_AS_MASK + REPLACED)
     masked = tokens.masked_fill(chosen & hidden, mask_token)
-    masked = torch.where(chosen & swapped, (draws[2] * vocabulary).long(), masked)
+    masked = torch.where(chosen & swapped, (word * vocabulary).long(), masked)
     return masked, tokens.masked_fill(~chosen, UNMASKED)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.models.method import Method
+from tvrkit.models.method import Method, Tensors
 
 
 class NotFinite(ValueError):
@@ -23,23 +25,38 @@ class NotFinite(ValueError):
 
 def full_precision_loss(
     method: Method, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-) -> dict[str, Tensor]:
+) -> tuple[Tensors, Tensor]:
     """The method's loss in float32, whatever precision the encoders ran in.
 
-    Raises:
-        NotFinite: the loss is not finite.
+    Returns:
+        The loss and its parts, and the broken rows (2, B) int64: `video_index` of those with a
+        frame that is not finite, `caption_index` of those with such a word, else -1. Neither waits
+        for the device; `check_finite` reads them.
     """
     text, video = (
         side._map(lambda t: t.float() if t.is_floating_point() else t) for side in (text, video)
     )
     with torch.autocast(text.words.device.type, enabled=False):
         parts = method.loss(text, video, batch)
-    if not torch.isfinite(parts["loss"]):
-        values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
-        bad_videos = batch.video_index[_broken(video.frames)].tolist()
-        bad_captions = batch.caption_index[_broken(text.words)].tolist()
-        raise NotFinite(f"loss is not finite ({values})", bad_videos, bad_captions)
-    return parts
+    broken = torch.stack([_broken(video.frames), _broken(text.words)])
+    indices = torch.stack([batch.video_index, batch.caption_index])
+    return parts, indices.where(broken, -1)
+
+
+def check_finite(parts: dict[str, float], broken: Tensor) -> None:
+    """Refuse a loss that is not finite.
+
+    Args:
+        parts: "loss" and its parts, as numbers.
+        broken: of `full_precision_loss`.
+
+    Raises:
+        NotFinite: the loss is not finite.
+    """
+    if not math.isfinite(parts["loss"]):
+        values = ", ".join(f"{name} {value:g}" for name, value in parts.items())
+        rows = [[row for row in side if row >= 0] for side in broken.tolist()]
+        raise NotFinite(f"loss is not finite ({values})", *rows)
 
 
 def _broken(features: Tensor) -> Tensor:

@@ -1,21 +1,32 @@
-"""The gradient of a large batch in the memory of a small one."""
+"""The gradient of a batch, of a large one in the memory of a small one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tvrkit.data.batch import TextVideoBatch
-from tvrkit.models.method import Method
+from tvrkit.data.batch import ABSENT, TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.models.method import Method, Tensors
+from tvrkit.training.distributed import gather
 from tvrkit.training.guard import full_precision_loss
 
 
-def backward_in_chunks(
-    method: Method, batch: TextVideoBatch, chunk: int, backward: Callable[[Tensor], None]
-) -> dict[str, Tensor]:
-    """The gradient of the whole batch with the activations of `chunk` rows in memory at a time.
+def backward(method: Method, batch: TextVideoBatch) -> tuple[Tensors, Tensor]:
+    """Add the gradient of the loss on the rows of all processes to this process's parameters.
+
+    Args:
+        batch: the rows of this process.
+
+    Returns:
+        As `full_precision_loss`: the parts of the loss, and the broken rows.
+    """
+    return _loss_backward(method, method.encode_text(batch), method.encode_video(batch), batch)
+
+
+def backward_in_chunks(method: Method, batch: TextVideoBatch, chunk: int) -> tuple[Tensors, Tensor]:
+    """`backward` with the activations of `chunk` rows in memory at a time.
 
     Features are computed without gradient, the loss is taken on all of them, and each chunk is
     encoded again to carry its features' gradient into the encoder (GradCache, Gao et al. 2021). The
@@ -30,8 +41,7 @@ def backward_in_chunks(
             videos.append(method.encode_video(batch[part]))
     text, video = type(texts[0]).cat(texts), type(videos[0]).cat(videos)
     leaves = [tensor.requires_grad_() for tensor in _floats(text) + _floats(video)]
-    parts = full_precision_loss(method, text, video, batch)
-    backward(parts["loss"])
+    result = _loss_backward(method, text, video, batch)
     after = _random_state()
     for part, state in zip(rows, states, strict=True):
         _replay(state)
@@ -41,7 +51,16 @@ def backward_in_chunks(
         reached = [pair for pair in pairs if pair[0].requires_grad and pair[1] is not None]
         torch.autograd.backward([tensor for tensor, _ in reached], [g for _, g in reached])
     _replay(after)
-    return {name: value.detach() for name, value in parts.items()}
+    return result
+
+
+def _loss_backward(
+    method: Method, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
+) -> tuple[Tensors, Tensor]:
+    rows = replace(batch, frames=ABSENT)  # no loss reads pixels: they need not travel
+    parts, broken = full_precision_loss(method, gather(text), gather(video), gather(rows))
+    parts["loss"].backward()
+    return {name: value.detach() for name, value in parts.items()}, broken
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:

@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from tvrkit import files
-from tvrkit.data import loader
+from tvrkit.data import loader, processes
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.evaluation.evaluate import Evaluation, evaluate, read_arrays, selection_label
 from tvrkit.evaluation.postprocess import NEEDS_BANK
@@ -39,7 +40,9 @@ from tvrkit.models.method import Method
 from tvrkit.recipes import build, load_recipe, to_dict
 from tvrkit.settings import Config
 from tvrkit.shapes.dataset import PREFIX, prepare_shapes
+from tvrkit.training import distributed
 from tvrkit.training.card import peak_memory_mb, resolve_device, run_card, seed_everything
+from tvrkit.training.resume import States, write_table
 from tvrkit.training.trainer import State, Trainer
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -217,7 +220,8 @@ def ensure(
     device: str = "cpu",
 ) -> Run:
     """The finished run of a recipe: found in its folder, else trained (from where it was
-    interrupted) and evaluated. What is refused leaves no folder behind.
+    interrupted) and evaluated. What is refused leaves no folder behind. All processes of a launch
+    call it alike: they train and evaluate together, and the main one writes.
 
     Args:
         recipe: name of a recipe, or path of a YAML file.
@@ -229,14 +233,9 @@ def ensure(
 
     Raises:
         ValueError: the folder holds a run with other settings (of any seed); each differing key is
-            named. Or it holds a finished run without its weights or scores, as committed. Or this
-            is one of several processes: a run is one process (`training.distributed` is written for
-            several; the run folder is not).
+            named. Or it holds a finished run without its weights or scores, as committed.
         RuntimeError: this is a worker process that runs an unguarded script again.
     """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise ValueError(f"a run is one process: expected WORLD_SIZE 1, got {processes}")
     if multiprocessing.parent_process() is not None:
         raise RuntimeError(
             "runs.ensure in a worker process: put the script's own code under "
@@ -244,12 +243,14 @@ def ensure(
         )
     config = load_recipe(recipe, overrides, profile)
     folder = files.run(run) / config.recipe / f"seed{seed}"
-    if _finished(folder, config):
+    place = distributed.start(resolve_device(device))
+    if processes.from_main(lambda: _finished(folder, config)):
         return Run(folder)
-    task = _Task(config, seed, device)
+    task = _Task(config, seed, place)
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / ".lock", f"trains {_shown(folder)}"):
-        if not _finished(folder, config):
+    held = lock(folder / ".lock", f"trains {_shown(folder)}")
+    with held if processes.rank() == 0 else contextlib.nullcontext():
+        if not processes.from_main(lambda: _finished(folder, config)):
             task.execute(folder)
     return Run(folder)
 
@@ -277,7 +278,7 @@ def _finished(folder: Path, config: Config) -> bool:
 def _check_settings(folder: Path, config: Config) -> None:
     # other seeds too: a table averages over them
     for begun in (folder, *_seed_folders(folder.parent)):
-        if not ((begun / "run.json").exists() or (begun / "resume.pt").exists()):
+        if not ((begun / "run.json").exists() or States(begun).paths()):
             continue
         there, wanted = _dotted(read_config(begun)), _dotted(config)
         changed = [
@@ -300,8 +301,8 @@ def _dotted(config: Config) -> dict:
 class _Task:
     """A run that may begin: everything that can be refused has been, before there is a folder."""
 
-    def __init__(self, config: Config, seed: int, device: str):
-        self.config, self.device, self.manifest = config, resolve_device(device), prepared(config)
+    def __init__(self, config: Config, seed: int, device: torch.device):
+        self.config, self.device, self.manifest = config, device, prepared(config)
         needs_train = config.train.epochs or NEEDS_BANK & set(config.eval.postprocess)
         self.train: Any = self._split("train") if needs_train else None
         self.reported, self.selection = self._split(config.eval.split), self._selection()
@@ -337,23 +338,25 @@ class _Task:
         """Train, evaluate and write the folder."""
         config, method = self.config, self.method
         settings = yaml.safe_dump(to_dict(config), sort_keys=False)
-        files.write_text(folder / "config.yaml", settings)
+        processes.from_main(lambda: files.write_text(folder / "config.yaml", settings))
         state = State()
         if self.trainer:
             state = self.trainer.fit(
-                folder / "resume.pt",
-                lambda state: self.score(state, folder),
-                lambda state, line: _report(folder, state, line),
+                folder, lambda state: self.score(state, folder), lambda line: _report(folder, line)
             )
         start = time.perf_counter()
         result = evaluate(method, self.reported, config, bank=self.train, device=self.device)
+        seconds = state.seconds, time.perf_counter() - start
+        processes.from_main(lambda: self.write(folder, result, seconds))
+
+    def write(self, folder: Path, result: Evaluation, seconds: tuple[float, float]) -> None:
+        """The finished run; run.json comes last."""
         result.save(folder)
         if not self.trainer:
             self.note_as_given(result, folder)
-        checkpoints.save(method, folder / CHECKPOINT, config)
-        seconds = state.seconds, time.perf_counter() - start
+        checkpoints.save(self.method, folder / CHECKPOINT, self.config)
         files.write_json(folder / "run.json", self.card(seconds, folder))
-        (folder / "resume.pt").unlink(missing_ok=True)
+        States(folder).remove()
 
     def score(self, state: State, folder: Path) -> dict:
         """An epoch's row of the curve; its hard negatives are noted."""
@@ -361,7 +364,8 @@ class _Task:
             return {}
         raw = replace(self.config, eval=replace(self.config.eval, postprocess=[]))
         result = evaluate(self.method, self.selection, raw, device=self.device)
-        _note_mined(folder / "mined.csv.gz", state.epoch, result)
+        mined = folder / "mined.csv.gz"
+        processes.from_main(lambda: _note_mined(mined, state.epoch, result))
         return _curve_row(result)
 
     def note_as_given(self, result: Evaluation, folder: Path) -> None:
@@ -369,9 +373,10 @@ class _Task:
         split."""
         scale = self.method.backbone.logit_scale.exp().item()
         step = {"step": 0, "epoch": 0, "lr": 0.0, "logit_scale": scale, "loss": float("nan")}
+        write_table(folder / "history.csv", [step])
+        write_table(folder / "curve.csv", [{"epoch": 0, **_curve_row(result)}])
         _note_mined(folder / "mined.csv.gz", 0, result)
-        state = State(history=[step], curve=[{"epoch": 0, **_curve_row(result)}])
-        _report(folder, state, f"not trained: {result.metrics['selection']}")
+        _report(folder, f"not trained: {result.metrics['selection']}")
 
     def name_rows(self, videos: list[int], captions: list[int]) -> str:
         """Rows of the training split, by id."""
@@ -404,10 +409,8 @@ def _curve_row(result: Evaluation) -> dict:
     return {"split": result.metrics["split"], "score": result.metrics["rsum"], **recalls}
 
 
-def _report(folder: Path, state: State, line: str) -> None:
-    """The tables so far, whole, and one more line of the log; shown, unless TQDM_DISABLE is set."""
-    for name, rows in (("history", state.history), ("curve", state.curve)):
-        files.write_text(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+def _report(folder: Path, line: str) -> None:
+    """One more line of the log; shown, unless TQDM_DISABLE is set."""
     with open(folder / "train.log", "a", encoding="utf-8") as log:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
     if os.environ.get("TQDM_DISABLE", "0") in ("", "0"):

@@ -7,37 +7,41 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from tvrkit import files
+from tvrkit.data import processes
 from tvrkit.data.batch import TextVideoBatch
-from tvrkit.models.method import Method
+from tvrkit.models.method import Method, Tensors
 from tvrkit.settings import TrainConfig
-from tvrkit.training import optim
-from tvrkit.training.distributed import gather
-from tvrkit.training.guard import NotFinite, full_precision_loss
-from tvrkit.training.large_batch import backward_in_chunks
+from tvrkit.training import distributed, optim, resume
+from tvrkit.training.guard import NotFinite, check_finite
+from tvrkit.training.large_batch import backward, backward_in_chunks
+
+SAVE_SECONDS = 180.0  # between two saved states, where the recipe names no number of steps
+NOTED_AFTER = 10  # steps on a GPU whose numbers are read together: it is waited for each time
 
 
 @dataclasses.dataclass
 class State:
-    """What a training run has seen so far; with the tensors beside it in `resume.pt`, all it needs
+    """What a training run has seen so far; with the weights and the optimiser's state, all it needs
     to go on.
 
     Attributes:
+        step: finished steps.
         epoch: finished epochs.
         history: one row per step: step, epoch, lr, logit_scale, loss and the method's loss parts.
-        curve: one row per epoch: epoch and the scores of the selection split.
-        seconds: spent in epochs, scoring of the selection split included, over all interruptions.
+        curve: one row per scored epoch: epoch and the scores of the selection split.
+        seconds: spent in training, scoring of the selection split included, over all interruptions.
         best: weights of the best epoch so far, None while the last one is kept.
     """
 
+    step: int = 0
     epoch: int = 0
     history: list[dict] = dataclasses.field(default_factory=list)
     curve: list[dict] = dataclasses.field(default_factory=list)
@@ -45,17 +49,20 @@ class State:
     best: dict[str, Tensor] | None = None
 
 
-class Step(nn.Module):
-    """Both encoders and the loss as one module, so that DDP sees a single forward."""
+class Taken(NamedTuple):
+    """A step whose numbers are not read yet: on a GPU, reading waits for it.
 
-    def __init__(self, method: Method):
-        super().__init__()
-        self.method = method
+    Attributes:
+        step: its number, from 1.
+        rate: learning rate.
+        parts: the logit scale, the loss and its parts.
+        broken: see `guard.full_precision_loss`.
+    """
 
-    def forward(self, batch: TextVideoBatch) -> dict[str, Tensor]:
-        """The loss and its parts on the rows of all processes."""
-        text, video = self.method.encode_text(batch), self.method.encode_video(batch)
-        return full_precision_loss(self.method, gather(text), gather(video), gather(batch))
+    step: int
+    rate: float
+    parts: Tensors
+    broken: Tensor
 
 
 class Trainer:
@@ -63,60 +70,60 @@ class Trainer:
 
     Args:
         method: to be trained, in place.
-        loader: yields TextVideoBatch; `loader.dataset.set_epoch(epoch)` decides what each epoch
-            draws.
+        loader: yields this process's rows of each TextVideoBatch; `loader.dataset.set_epoch(epoch)`
+            decides what each epoch draws, and `loader.batch_sampler.first` at which step it starts,
+            see `loader.EpochBatches`.
         train: the recipe's settings.
-        device: "cpu" or a GPU.
+        device: of this process.
         name_rows: (video_index, caption_index) lists -> text naming them, for errors.
     """
 
     def __init__(
         self, method: Method, loader, train: TrainConfig, device: torch.device, name_rows: Callable
     ):
-        self.method, self.train, self.name_rows = method, train, name_rows
-        precision = "no" if train.precision == "fp32" else train.precision
-        # accelerate keeps device and precision of the first Accelerator for the whole process: here
-        # each trainer has its own, and earlier ones keep theirs.
-        PartialState._shared_state, AcceleratorState._shared_state = {}, {}
-        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
-        if train.chunk_size and self.accelerator.num_processes > 1:
-            raise ValueError(
-                "train.chunk_size is for one process: expected null under a multi-process launch"
-            )
+        self.method, self.loader, self.train, self.device = method, loader, train, device
+        self.name_rows, self.seed = name_rows, torch.initial_seed()
         total = train.epochs * len(loader)
-        optimizer, self.scheduler = optim.build_optimizer(method, train, total)
-        prepared = self.accelerator.prepare(Step(method), optimizer, loader)
-        self.step, self.optimizer, self.loader = prepared
-        self.state = State()
+        self.optimizer, self.scheduler = optim.build_optimizer(method, train, total)
+        self.state, self.taken, self.since = State(), list[Taken](), 0.0
+        self.is_main = processes.rank() == 0
+        distributed.same_start(method)
 
     def fit(
         self,
-        resume: Path,
+        folder: Path,
         score: Callable[[State], dict],
-        report: Callable[[State, str], None] = lambda state, line: None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> State:
-        """Train to the end, from `resume` where that file is.
+        """Train to the end, from where `folder` says that the run was interrupted.
+
+        Every process calls it; the main one writes.
 
         Args:
-            resume: written whole after every epoch; a run killed at any moment continues from its
-                last epoch and, on a CPU, ends with bit-identical weights.
+            folder: gets history.csv and curve.csv, row by row, and the last two states
+                (`resume.States`): a run killed at any moment continues from there and, on a CPU,
+                ends with bit-identical weights.
             score: called after every epoch, returns its row of the curve; `score` in it decides
                 which epoch is kept unless `train.select` is "last".
             report: called on the main process with a line of text, after every epoch and where a
-                run is resumed.
+                run is resumed or stopped.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved.
+            ValueError: a loss is not finite.
         """
-        if resume.exists():
-            self._load(resume)
-            self._report(report, f"resumed at epoch {self.state.epoch + 1}")
-        for epoch in range(self.state.epoch, self.train.epochs):
-            start = time.perf_counter()
-            self._epoch(epoch)
-            self.state.epoch = epoch + 1
-            self._keep({"epoch": epoch + 1, **score(self.state)})
-            self.state.seconds += time.perf_counter() - start
-            self._report(report, self._epoch_line())
-            if self.accelerator.is_main_process:
-                self._save(resume)
+        self.folder, self.states = folder, resume.States(folder)
+        self.report = report if self.is_main else lambda line: None
+        self._load()
+        self.since = self.saved = time.monotonic()
+        with resume.stop_requests() as self.stop_asked:
+            for epoch in range(len(self.state.curve), self.train.epochs):
+                self._epoch(epoch)
+                self.state.epoch = epoch + 1
+                self._keep({"epoch": epoch + 1, **score(self.state)})
+                self._save()
+                self.report(self._epoch_line())
+                self._stop_if_asked()
         if self.state.best is not None:
             self.method.load_state_dict(self.state.best)
         return self.state
@@ -128,10 +135,8 @@ class Trainer:
             weights = self.method.state_dict()
             self.state.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
         self.state.curve.append(row)
-
-    def _report(self, report: Callable[[State, str], None], line: str) -> None:
-        if self.accelerator.is_main_process:
-            report(self.state, line)
+        if self.is_main:
+            resume.append(self.folder / "curve.csv", [row])
 
     def _epoch_line(self) -> str:
         state, row, epochs = self.state, self.state.curve[-1], self.train.epochs
@@ -143,61 +148,101 @@ class Trainer:
         return f"{line}, {tqdm.format_interval(left)} left"
 
     def _epoch(self, epoch: int) -> None:
+        """The steps of an epoch that are not done yet."""
         self.method.train()
-        self.loader.set_epoch(epoch)  # accelerate counts on from it, and tells the data set
-        hidden = None if self.accelerator.is_main_process else True
+        done = self.state.step - epoch * len(self.loader)
+        self.loader.dataset.set_epoch(epoch)
+        self.loader.batch_sampler.first = done
         title = f"epoch {epoch + 1}/{self.train.epochs}"
-        bar = tqdm(self.loader, desc=title, unit="batch", leave=False, disable=hidden)
-        for batch in bar:
-            number = len(self.state.history) + 1
-            try:
-                row = self._update(batch)
-            except NotFinite as error:
-                rows = self.name_rows(error.videos, error.captions) or "all features are finite"
-                where = f"epoch {epoch + 1}, step {number}"
-                raise ValueError(f"{where}: {error}: {rows}") from None
-            self.state.history.append({"step": number, "epoch": epoch + 1, **row})
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
+        noted_after = 1 if self.device.type == "cpu" else NOTED_AFTER
+        options = {"unit": "batch", "leave": False, "disable": None if self.is_main else True}
+        with tqdm(desc=title, total=len(self.loader), initial=done, **options) as bar:
+            for batch in self.loader:
+                self.taken.append(self._take(batch))
+                self.state.step += 1
+                bar.update()
+                if len(self.taken) == noted_after:
+                    self._note(epoch)
+                    bar.set_postfix(loss=f"{self.state.history[-1]['loss']:.3f}")
+                    self._stop_if_asked()
+                    self._save_if_due()
+            self._note(epoch)
 
-    def _update(self, batch: TextVideoBatch) -> dict[str, float]:
-        batch, chunk = batch.to(self.accelerator.device), self.train.chunk_size
-        backward = self.accelerator.backward
+    def _take(self, batch: TextVideoBatch) -> Taken:
+        """One step."""
+        batch, chunk, precision = batch.to(self.device), self.train.chunk_size, self.train.precision
         self.optimizer.zero_grad()
         self.method.before_step()
-        if chunk and len(batch) > chunk:
-            with self.accelerator.autocast():
-                parts = backward_in_chunks(self.method, batch, chunk, backward)
-        else:
-            parts = self.step(batch)
-            backward(parts["loss"])
-        # Clipping comes after unscaling: accelerate sees to it (HMMC's released AMP loop clips
-        # scaled gradients).
-        self.accelerator.clip_grad_norm_(self.method.parameters(), self.train.max_grad_norm)
-        rate = optim.next_rate(self.optimizer.optimizer)
+        # What a step draws (dropout) comes from its number: a resumed run needs no random state.
+        draw = np.random.default_rng([self.seed, self.state.step, processes.rank()])
+        torch.manual_seed(int(draw.integers(2**63)))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            if chunk and len(batch) > chunk:
+                parts, broken = backward_in_chunks(self.method, batch, chunk)
+            else:
+                parts, broken = backward(self.method, batch)
+        distributed.average_gradients(self.method.parameters())
+        clip_grad_norm_(self.method.parameters(), self.train.max_grad_norm)
+        rate = optim.next_rate(self.optimizer)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         scale = self.method.backbone.logit_scale
         scale.data.clamp_(max=math.log(self.train.max_logit_scale))
-        values = {name: value.item() for name, value in parts.items()}
-        return {"lr": rate, "logit_scale": scale.exp().item(), **values}
+        parts = {"logit_scale": scale.detach().exp(), **parts}
+        return Taken(self.state.step + 1, rate, parts, broken)
 
-    def _save(self, path: Path) -> None:
-        saved = {
-            "state": dataclasses.asdict(self.state),
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "random": torch.get_rng_state(),
-        }
-        with files.replacing(path) as part:
-            torch.save(saved, part)
+    def _note(self, epoch: int) -> None:
+        """Read the numbers of the steps taken, check them and add them to the history."""
+        rows = []
+        for step, rate, parts, broken in self.taken:
+            numbers = dict(zip(parts, torch.stack([*parts.values()]).tolist(), strict=True))
+            scale = numbers.pop("logit_scale")
+            try:
+                check_finite(numbers, broken)
+            except NotFinite as error:
+                named = self.name_rows(error.videos, error.captions) or "all features are finite"
+                where = f"epoch {epoch + 1}, step {step}"
+                raise ValueError(f"{where}: {error}: {named}") from None
+            row = {"step": step, "epoch": epoch + 1, "lr": rate, "logit_scale": scale}
+            rows.append(row | numbers)
+        self.taken.clear()
+        self.state.history += rows
+        if self.is_main:
+            resume.append(self.folder / "history.csv", rows)
 
-    def _load(self, path: Path) -> None:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        self.state = State(**saved["state"])
-        self.method.load_state_dict(saved["method"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.scheduler:
-            self.scheduler.load_state_dict(saved["scheduler"])
-        torch.set_rng_state(saved["random"])
+    def _stop_if_asked(self) -> None:
+        if distributed.any_of(self.stop_asked(), self.device):
+            self._save()
+            self.report(f"stopped at step {self.state.step}, saved")
+            raise KeyboardInterrupt
+
+    def _save_if_due(self) -> None:
+        """Main process only: what it saves is the same everywhere."""
+        every, waited = self.train.save_every, time.monotonic() - self.saved
+        if self.state.step % every == 0 if every else waited > SAVE_SECONDS:
+            self._save()
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self.since
+        self.since = self.saved = now
+        if self.is_main:
+            scheduler = self.scheduler.state_dict() if self.scheduler else None
+            parts = {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()}
+            self.states.save({"state": vars(self.state), "scheduler": scheduler, **parts})
+
+    def _load(self) -> None:
+        saved = processes.from_main(self.states.newest)
+        if saved is not None:
+            self.state = State(**saved["state"])
+            self.method.load_state_dict(saved["method"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if self.scheduler:
+                self.scheduler.load_state_dict(saved["scheduler"])
+            epoch, step = divmod(self.state.step, len(self.loader))
+            self.report(f"resumed at epoch {epoch + 1}, step {step + 1}")
+        if self.is_main:  # what was written after the state is made again
+            self.folder.mkdir(parents=True, exist_ok=True)
+            resume.write_table(self.folder / "history.csv", self.state.history)
+            resume.write_table(self.folder / "curve.csv", self.state.curve)

@@ -1,0 +1,58 @@
+"""What `test_distributed` launches: every method's gradient of one batch, and a run of one epoch.
+
+Usage: torchrun ... two_processes.py FOLDER, or `main(folder)` in one process.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from tvrkit.data import loader, processes
+from tvrkit.training import distributed, runs
+from tvrkit.training.large_batch import backward, backward_in_chunks
+
+# dropout is off: it draws by process
+PRETRAINING = ["method.queue_size=20", "method.frame_queue_size=40", "method.projector_width=16"]
+RECIPES = {
+    "clip4clip_shapes": [],
+    "dmae_shapes": ["method.max_frames=3"],
+    "dmae_shapes_released": ["method.max_frames=3", "method.fidelity=released"],
+    "glscl_shapes": ["method.dropout=0.0"],
+    "hmmc_shapes": [],
+    "hmmc_pretrain_shapes": [*PRETRAINING, "data.augmentation=hmmc"],
+}
+SMALL = ["train.epochs=1", "data.max_frames=3", "train.batch_size=16", "eval.batch_size=9"]
+CHUNKED = ("glscl_shapes", "hmmc_pretrain_shapes")  # also in chunks of 3 rows
+
+
+def gradient(recipe, overrides, chunk):
+    """Of the first batch, after the gradients of all processes are averaged."""
+    config = runs.load_recipe(recipe, overrides, "smoke")
+    torch.manual_seed(0)
+    method = runs.build_method(config)
+    split = runs.prepared(config).split("train")
+    batch = next(iter(loader.train_loader(split, config, method.backbone, seed=0)))
+    if chunk:
+        parts, _ = backward_in_chunks(method, batch, chunk)
+    else:
+        parts, _ = backward(method, batch)
+    distributed.average_gradients(method.parameters())
+    gradients = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+    return gradients | {f"buffer {name}": value for name, value in method.named_buffers()} | parts
+
+
+def main(folder: Path, run: str):
+    distributed.start(torch.device("cpu"))
+    for name, changes in RECIPES.items():
+        recipe = name.removesuffix("_released")
+        overrides = [*SMALL, *changes]
+        for chunk in (None, 3) if name in CHUNKED else (None,):
+            found = gradient(recipe, overrides, chunk)
+            if processes.rank() == 0:
+                torch.save(found, folder / f"{name} {chunk}.pt")
+        runs.ensure(recipe, profile="smoke", overrides=overrides, run=f"{run}/{name}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
