@@ -75,7 +75,8 @@ def test_released_hmmc_format_from_every_kind_of_file(tmp_path):
         assert loaded.backbone.logit_scale.exp().item() == pytest.approx(100)
 
 
-def test_released_chinese_format():
+def chinese_state():
+    """HMMC's Chinese format: the state dict, and the tower and projection in it."""
     transformers = pytest.importorskip(
         "transformers", reason="the Chinese tower is transformers' BERT"
     )
@@ -92,6 +93,11 @@ def test_released_chinese_format():
         f"text_encoder.chinese_encoder.{key}": value for key, value in bert.state_dict().items()
     }
     state |= {f"text_encoder.text_proj.{key}": value for key, value in proj.state_dict().items()}
+    return state, bert, proj
+
+
+def test_released_chinese_format():
+    state, bert, proj = chinese_state()
     loaded, batch = official.load_official("hmmc", state, text_heads=4), make_batch()
     with torch.no_grad():
         output = bert(batch.tokens, batch.token_mask.long())
@@ -99,6 +105,21 @@ def test_released_chinese_format():
         torch.testing.assert_close(text.sentence, proj(output.pooler_output))
         torch.testing.assert_close(text.words, proj(output.last_hidden_state))
     assert scores(loaded).shape == (3, 3)
+
+
+def test_the_language_is_checked_against_the_tower_that_is_found():
+    chinese, english = chinese_state()[0], released(make_hmmc(), HMMC_NAMES)
+    for language, state in (("zh", chinese), ("en", english)):
+        found = official.load_official("hmmc", state, language=language, text_heads=4)
+        assert scores(found).shape == (3, 3)
+    for language, state, tower in (("en", chinese, "zh"), ("zh", english, "en")):
+        with pytest.raises(ValueError, match=f"expected a text tower of {language}, got {tower}"):
+            official.load_official("hmmc", state, language=language)
+    with pytest.raises(ValueError, match="unknown language 'chinese': expected one of en, zh"):
+        official.load_official("hmmc", english, language="chinese")
+    glscl = released(make_glscl(), GLSCL_NAMES)
+    with pytest.raises(ValueError, match="released glscl checkpoint: .* of zh, got en"):
+        official.load_official("glscl", glscl, language="zh")
 
 
 def test_converted_checkpoints_are_the_kits(tmp_path):

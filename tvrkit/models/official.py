@@ -119,7 +119,8 @@ def _clip4clip_settings(weights: Weights) -> dict[str, Any]:
                 f"released clip4clip checkpoint: expected meanP or seqTransf, got {got}"
             )
     layers = weights.layers("transformerClip.resblocks.")
-    return {"head": "seqTransf", "layers": layers} if layers else {"head": "meanP"}
+    head = {"head": "seqTransf", "layers": layers} if layers else {"head": "meanP"}
+    return {"fidelity": "released", **head}
 
 
 def _dmae_settings(weights: Weights) -> dict[str, Any]:
@@ -197,6 +198,7 @@ def load_official(
     method: str,
     state_dict_or_path: State | str | Path | Sequence[Path],
     *,
+    language: str | None = None,
     tokenizer=None,
     text_heads: int | None = None,
     **config,
@@ -211,6 +213,7 @@ def load_official(
         method: a key of `OFFICIAL`.
         state_dict_or_path: the state dict, or a file (.safetensors; others by torch.load with
             weights_only), or several files that make one.
+        language: "en" or "zh", that of the text tower; None = whichever is found.
         tokenizer: open_clip tokenizer; default CLIP's. A Chinese checkpoint does not hold its own:
             without one, captions can't be tokenised, and features of tokens are what there is.
         text_heads: attention heads of a Chinese text tower, which shapes do not show; default what
@@ -220,8 +223,8 @@ def load_official(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unknown method or keyword, a missing key, a tower that is no vision transformer,
-            or a file that can't be read.
+        ValueError: unknown method, language or keyword, a text tower of the other language, a
+            missing key, a tower that is no vision transformer, or a file that can't be read.
     """
     release = OFFICIAL[choose("released method", method, OFFICIAL)]
     weights, cls = Weights(read(state_dict_or_path)), METHODS[method]
@@ -230,6 +233,10 @@ def load_official(
     try:
         settings = cls.Settings(**{**release.settings(weights), **config})
         towers = weights.renamed(release.prefixes(settings))
+        found = "zh" if BERT_WORDS in towers else "en"
+        if choose("language", language or found, ("en", "zh")) != found:
+            expected = f"expected a text tower of {language}, got {found}"
+            raise ValueError(f"released {method} checkpoint: {expected}")
         made = cls(_backbone(towers, tokenizer, text_heads), settings)
     except (ImportError, ValueError):
         raise
