@@ -27,7 +27,7 @@ MADE = {
     "glscl": (lambda seed: make_glscl(seed=seed, fidelity="released"), GLSCL_NAMES),
     "hmmc": (lambda seed: make_hmmc(seed=seed, fidelity="released"), HMMC_NAMES),
     "dmae": (make_dmae, DMAE_NAMES),
-    "clip4clip": (lambda seed: make_clip4clip(seed, layers=2), GLSCL_NAMES),
+    "clip4clip": (lambda seed: make_clip4clip(seed, layers=2, fidelity="released"), GLSCL_NAMES),
 }
 
 
