@@ -66,10 +66,13 @@ class BackboneConfig:
         name: open_clip model name, or "tvrkit-tiny", the embedded model.
         pretrained: open_clip tag, path of a weights file, "tvrkit" for the embedded weights, or
             None for random ones.
+        preprocessing: open_clip tag whose preprocessing the file at the path `pretrained` wants;
+            None = what the model's tags agree on, or what `open_clip_config.json` beside it says.
     """
 
     name: str = "tvrkit-tiny"
     pretrained: str | None = "tvrkit"
+    preprocessing: str | None = None
 
 
 @settings

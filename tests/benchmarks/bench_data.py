@@ -12,6 +12,7 @@ from tvrkit.data import extract as frames
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.loader import train_loader
 from tvrkit.data.manifest import write
+from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.settings import DataConfig, EvalConfig, TrainConfig
 
 VIDEOS = 128
@@ -64,7 +65,9 @@ def bench_loader(benchmark, videos, tmp_path, augmentation):
         train=TrainConfig(batch_size=64, workers=0),
         eval=EvalConfig(),
     )
-    backbone = SimpleNamespace(image_size=64, tokenizer=SimpleTokenizer())
+    backbone = SimpleNamespace(
+        preprocessing=Preprocessing(64, (0.5,) * 3, (0.5,) * 3), tokenizer=SimpleTokenizer()
+    )
     loader = train_loader(manifest.split("train"), config, backbone, seed=0)
     batches = benchmark.pedantic(lambda: list(loader), rounds=3, warmup_rounds=1)
     assert sum(map(len, batches)) == VIDEOS

@@ -9,11 +9,13 @@ from tvrkit.data import extract as frames
 from tvrkit.data import processes
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.data.decoders import FrameSettings
-from tvrkit.data.loader import fit, text_loader, train_loader, video_loader
+from tvrkit.data.loader import text_loader, train_loader, video_loader
 from tvrkit.data.manifest import Manifest, write
+from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.data.text import tokenise
 from tvrkit.settings import DataConfig, EvalConfig, TrainConfig
 
+SHORT_SIDE = Preprocessing(48, (0.5,) * 3, (0.5,) * 3)
 LENGTHS = {**{f"train{i}": 6 for i in range(7)}, "train7": 2, "test0": 6, "test1": 6, "test2": 3}
 WORDS = ("a red ball rolls over the grass", "the ball", "in the clip we see a ball that rolls")
 
@@ -46,7 +48,7 @@ def prepared(tmp_path_factory):
 def backbone():
     from open_clip import SimpleTokenizer  # it can be imported after tvrkit only
 
-    return SimpleNamespace(image_size=48, tokenizer=SimpleTokenizer())
+    return SimpleNamespace(preprocessing=SHORT_SIDE, tokenizer=SimpleTokenizer())
 
 
 def config(workers=0, **data):
@@ -211,26 +213,6 @@ def test_unknown_samplings_and_a_small_set(prepared, backbone):
     assert [
         len(batch) for batch in train_loader(prepared.split("train"), few, backbone, seed=0)
     ] == [8]
-
-
-@pytest.mark.parametrize("shape", [(48, 48), (48, 80), (96, 64), (20, 31)])
-def test_frames_are_resized_and_cropped_only_where_they_differ(shape):
-    from torchvision.transforms import InterpolationMode, v2
-
-    clip = torch.randint(256, (2, 3, *shape), dtype=torch.uint8)
-    fitted = fit(clip, 48)
-    assert (fitted.shape, fitted.dtype) == ((2, 3, 48, 48), torch.uint8)
-    if shape == (48, 48):
-        assert fitted is clip
-    elif shape[0] == 48:
-        assert torch.equal(fitted, clip[..., 16:64])
-    else:
-        scale = 48 / min(shape)
-        size = [round(side * scale) if side != min(shape) else 48 for side in shape]
-        resized = v2.functional.resize(
-            clip, [size[0], int(shape[1] * scale)], InterpolationMode.BICUBIC
-        )
-        assert torch.equal(fitted, v2.functional.center_crop(resized, [48, 48]))
 
 
 def test_a_recipe_runs_with_spawned_workers(prepared, backbone):

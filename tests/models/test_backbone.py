@@ -6,17 +6,17 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-# isort: skip
 from tvrkit.models import hub
-from tvrkit.models.backbone import BACKBONES, Backbone, attention_rollout, create_backbone
+from tvrkit.models.backbone import BACKBONES, Backbone, create_backbone
 from tvrkit.settings import BackboneConfig
+
+from .families import build, save_facts
 
 CAPTIONS = ["a small red circle on the left", "一个红色的小圆在左边"]
 
@@ -131,66 +131,16 @@ def test_wrong_lengths_and_sizes_are_refused(tiny):
         tiny.encode_frames(random_frames(1, 1, 3, 32, 64))
 
 
-def test_a_tower_that_sees_its_padding_takes_no_other_length(tiny):
-    bidirectional = deepcopy(tiny)
-    bidirectional.clip.text.attn_mask = None
+@torch.no_grad()
+def test_a_tower_that_sees_its_padding_always_runs_at_its_whole_length(tiny):
+    seeing = deepcopy(tiny.clip)
+    seeing.text.attn_mask = None
+    seeing = Backbone(seeing, tiny.tokenizer, "seeing").eval()
     tokens = tiny.tokenizer(CAPTIONS, context_length=32)
-    with pytest.raises(ValueError, match="exactly 64 tokens, got 32"):
-        bidirectional.encode_text(tokens, tokens > 0)
-
-
-# --- attention ---
-
-
-def test_patch_attention_of_the_first_layer_is_the_plain_formula(tiny):
-    frames, heads = random_frames(2, 3, 64, 64), 4
-    attention = tiny.patch_attention(frames)
-    block = tiny.clip.visual.transformer.resblocks[0]
-    x = block.ln_1(tiny.clip.visual._embeds(tiny.normalise(frames)))
-    query, key, _ = (x @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, dim=-1)
-    for head in range(heads):
-        part = slice(32 * head, 32 * (head + 1))
-        expected = (query[..., part] @ key[..., part].transpose(1, 2) / 32**0.5).softmax(dim=-1)
-        torch.testing.assert_close(attention[:, 0, head], expected, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("name", "shape"), [("tiny", (4, 4, 17)), ("vit_b32", (12, 12, 50))])
-def test_patch_attention_is_returned_whole_and_changes_nothing(name, shape, request):
-    backbone = request.getfixturevalue(name)
-    layers, heads, tokens = shape
-    frames = random_frames(1, 3, backbone.image_size, backbone.image_size)
-    with torch.no_grad():
-        before = backbone.encode_frames(frames[None])
-    attention = backbone.patch_attention(frames)
-    assert attention.shape == (1, layers, heads, tokens, tokens)
-    assert not attention.requires_grad
-    torch.testing.assert_close(attention.sum(dim=-1), torch.ones(1, layers, heads, tokens))
-    grid = backbone.patch_attention(frames, rollout=True)
-    assert grid.shape == (1, round((tokens - 1) ** 0.5), round((tokens - 1) ** 0.5))
-    with torch.no_grad():
-        torch.testing.assert_close(backbone.encode_frames(frames[None]), before)
-
-
-def test_rollout_is_the_product_of_mixed_layers():
-    attention = torch.rand(2, 3, 4, 10, 10, generator=torch.Generator().manual_seed(0)).softmax(
-        dim=-1
-    )
-    rollout = attention_rollout(attention)
-    for row in range(2):
-        flow = np.eye(10)
-        for layer in range(3):
-            flow = (0.5 * attention[row, layer].mean(dim=0).numpy() + 0.5 * np.eye(10)) @ flow
-        np.testing.assert_allclose(rollout[row], flow[0, 1:], atol=1e-6)
-        assert rollout[row].sum() + flow[0, 0] == pytest.approx(1, abs=1e-5)
-
-
-def test_patch_attention_needs_a_vision_transformer(tiny):
-    other = deepcopy(tiny)
-    other.clip.visual = torch.nn.Identity()
-    with pytest.raises(
-        ValueError, match="tvrkit-tiny: patch attention needs a plain VisionTransformer"
-    ):
-        other.patch_attention(random_frames(1, 3, 64, 64))
+    words, sentence = seeing.encode_text(tokens, tokens > 0)
+    assert words.shape == (2, 32, 128)
+    expected = seeing.clip.encode_text(tiny.tokenizer(CAPTIONS))
+    torch.testing.assert_close(sentence, expected, atol=1e-5, rtol=1e-5)
 
 
 # --- weights from files ---
@@ -211,6 +161,45 @@ def test_weights_by_path_in_both_layouts_of_open_clip(tiny, tmp_path):
             again.encode_text(tokens, tokens > 0), tiny.encode_text(tokens, tokens > 0)
         )
         assert (again.name, again.pretrained) == ("tvrkit-tiny", str(tmp_path / file))
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "beside", "expected"),
+    [
+        ("PE-Core-T-16-384", None, None, (0.5, "squash", "bilinear")),
+        ("ViT-L-14", "laion2b_s32b_b82k", None, (0.5, "shortest", "bicubic")),
+        ("ViT-L-14", None, (0.1, "squash", "bilinear"), (0.1, "squash", "bilinear")),
+    ],
+)
+def test_preprocessing_follows_weights_that_are_given_as_a_path(
+    name, tag, beside, expected, tmp_path
+):
+    file = save_random(name, tmp_path)
+    if beside is not None:
+        save_facts(tmp_path / "open_clip_config.json", *beside)
+    made = build(name, tmp_path, file, tag)
+    found = made.preprocessing
+    assert (found.mean[0], found.resize, found.interpolation) == expected
+    assert made.mean[0].item() == pytest.approx(expected[0])
+
+
+@pytest.mark.parametrize(
+    ("tag", "message"),
+    [
+        (None, "expected open_clip_config.json beside it, .*one of openai, laion400m_e31"),
+        ("laion", "unknown tag of ViT-L-14 'laion': expected one of"),
+    ],
+)
+def test_a_path_of_unknown_preprocessing_is_refused(tag, message, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"not read")
+    with pytest.raises(ValueError, match=message):
+        build("ViT-L-14", tmp_path, str(tmp_path / "w.safetensors"), tag)
+
+
+def save_random(name, folder):
+    weights = build(name, folder).clip.state_dict()
+    save_file({key: value.clone() for key, value in weights.items()}, folder / "w.safetensors")
+    return str(folder / "w.safetensors")
 
 
 def test_weights_of_another_model_half_a_file_and_code_are_refused(tiny, tmp_path):

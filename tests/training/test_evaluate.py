@@ -3,6 +3,7 @@ command."""
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -54,6 +55,7 @@ def test_zero_shot_is_the_cosine_of_sentence_and_mean_frame(zero_shot):
 def test_a_zero_shot_run_is_an_ordinary_folder_and_stands_as_such_in_the_tables(zero_shot):
     assert zero_shot.card["selection"] == zero_shot.metrics["selection"] == "zero-shot"
     assert zero_shot.card["weights"] is None
+    assert zero_shot.card["backbone"]["preprocessing"]["resize"] == "shortest"
     assert zero_shot.history["epoch"].tolist() == zero_shot.curve["epoch"].tolist() == [0]
     assert set(zero_shot.mined["epoch"]) == {0}
     row = zero_shot.curve.iloc[0]
@@ -126,7 +128,9 @@ class Stored:
 
     def split(self, name, language):
         ids = [f"v{row}" for row in range(self.count)]
-        return split(name, self.captions, ids, np.arange(self.count), language=language)
+        store = SimpleNamespace(settings={}, read=lambda *_: np.zeros((1, 32, 40, 3), np.uint8))
+        owner = np.arange(self.count)
+        return split(name, self.captions, ids, owner, language=language, frames=store)
 
 
 GOLDEN = {

@@ -16,25 +16,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tvrkit._torchvision import InterpolationMode, v2
 from tvrkit.data import processes
 from tvrkit.data.augmentation import AUGMENTATIONS
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.data.manifest import Split
+from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.data.sampling import SAMPLERS, sample
 from tvrkit.data.text import KeywordMasker, Tagger, tokenise
 from tvrkit.settings import Config, DataConfig, choose
 
 tagger = cache(Tagger)  # one per language and process: it remembers what it has tagged
-
-
-def fit(frames: Tensor, size: int) -> Tensor:
-    """(F, 3, H, W) uint8 -> (F, 3, size, size) uint8: short side to `size`, then the centre."""
-    if frames.shape[-2:] == (size, size):
-        return frames
-    if min(frames.shape[-2:]) != size:
-        frames = v2.functional.resize(frames, [size], InterpolationMode.BICUBIC, antialias=True)
-    return v2.functional.center_crop(frames, [size, size])
 
 
 @dataclass(frozen=True)
@@ -44,14 +35,14 @@ class Clips:
     Attributes:
         split: whose videos they are.
         length: F, frames of a clip; a video with fewer is padded.
-        size: S, height and width of a frame.
+        preprocessing: of the backbone's weights.
         sampling: name, see `tvrkit.data.sampling.sample`.
         augment: a key of `AUGMENTATIONS`, where the clips are to be changed.
     """
 
     split: Split
     length: int
-    size: int
+    preprocessing: Preprocessing
     sampling: str
     augment: str | None = None
 
@@ -63,7 +54,8 @@ class Clips:
         Returns:
             frames (B, F, 3, S, S) uint8, mask (B, F) bool.
         """
-        frames = torch.zeros(len(rows), self.length, 3, self.size, self.size, dtype=torch.uint8)
+        size = self.preprocessing.size
+        frames = torch.zeros(len(rows), self.length, 3, size, size, dtype=torch.uint8)
         mask = torch.zeros(len(rows), self.length, dtype=torch.bool)
         for position, (row, draw) in enumerate(zip(rows, draws, strict=True)):
             indices = sample(self.sampling, self.split.frame_counts[row], self.length, draw)
@@ -77,16 +69,16 @@ class Clips:
         if draw is not None and self.augment:
             with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
                 torch.manual_seed(int(draw.integers(2**63)))
-                clip = AUGMENTATIONS[self.augment](clip, self.size)
-        return fit(clip, self.size)
+                clip = AUGMENTATIONS[self.augment](clip, self.preprocessing.size)
+        return self.preprocessing.fit(clip)
 
 
 def _clips(
-    split: Split, data: DataConfig, size: int, sampling: str, augment: str | None = None
+    split: Split, data: DataConfig, how: Preprocessing, sampling: str, augment: str | None = None
 ) -> Clips:
     """The clips of a recipe's `data` section: `max_frames`, or what the longest video has."""
     length = min(data.max_frames, max(split.frame_counts))
-    return Clips(split, length, size, choose("sampling", sampling, SAMPLERS), augment)
+    return Clips(split, length, how, choose("sampling", sampling, SAMPLERS), augment)
 
 
 def tags(split: Split) -> list[str]:
@@ -116,7 +108,7 @@ class TrainData(Dataset):
         data, self.tokenizer = config.data, backbone.tokenizer
         self.split, self.data, self.seed, self.epoch = split, data, seed, 0
         self.clips = _clips(
-            split, data, backbone.image_size, data.train_sampling, data.augmentation or None
+            split, data, backbone.preprocessing, data.train_sampling, data.augmentation or None
         )
         self.captions = split.captions["caption"].tolist()
         self.texts = _texts(split, data, self.tokenizer)
@@ -219,7 +211,7 @@ def train_loader(split: Split, config: Config, backbone, *, seed: int) -> DataLo
 def video_loader(split: Split, config: Config, backbone) -> DataLoader:
     """Batches of a split's videos in order: frames, frame_mask, video_index. Of several processes,
     each gets its own, see `processes.collect`."""
-    clips = _clips(split, config.data, backbone.image_size, config.data.eval_sampling)
+    clips = _clips(split, config.data, backbone.preprocessing, config.data.eval_sampling)
     return _load(_VideoData(clips), config, _own_batches(len(split.video_ids), config))
 
 

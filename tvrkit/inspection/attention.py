@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.data.loader import fit, tagger, video_loader
+from tvrkit.data.loader import tagger, video_loader
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.data.sampling import sample
 from tvrkit.data.text import tokenise
@@ -339,7 +339,7 @@ def attention_on(attention, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 @torch.inference_mode()
 def patch_attention(backbone, frames: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What the image tower's class token attends to.
+    """What the image tower reads its feature from: the class token, or another readout.
 
     Args:
         backbone: of `tvrkit.models.backbone`.
@@ -349,9 +349,9 @@ def patch_attention(backbone, frames: np.ndarray) -> tuple[np.ndarray, dict[str,
         The frames as the tower gets them, (N, S, S, 3) uint8, and (N, g, g) shares of attention:
         "last block", mean over heads, and "rollout" (Abnar and Zuidema, 2020).
     """
-    fitted = fit(torch.from_numpy(frames).permute(0, 3, 1, 2), backbone.image_size)
+    fitted = backbone.preprocessing.fit(torch.from_numpy(frames).permute(0, 3, 1, 2))
     pixels = fitted.to(backbone.logit_scale.device)
-    rollout = backbone.patch_attention(pixels, rollout=True).cpu().numpy()
-    last = backbone.patch_attention(pixels)[:, -1].mean(dim=1)[:, 0, 1:].cpu().numpy()
-    maps = {"last block": last.reshape(rollout.shape), "rollout": rollout}
-    return fitted.permute(0, 2, 3, 1).numpy(), maps
+    attention = backbone.patch_attention(pixels)
+    maps = {"last block": attention.last(), "rollout": attention.rollout()}
+    arrays = {name: each.cpu().numpy() for name, each in maps.items()}
+    return fitted.permute(0, 2, 3, 1).numpy(), arrays

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,20 +13,25 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip import CustomTextCLIP
+from open_clip import CoCa, CustomTextCLIP
 from open_clip.hf_model import HFTextEncoder
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transformer import TextTransformer
 from open_clip.transformer import text_global_pool as pool_text
 from open_clip.utils import to_2tuple
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from tvrkit import files
+from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.models import hub
-from tvrkit.settings import BackboneConfig
+from tvrkit.models.patches import PatchAttention, lacks_patches, patch_attention
+from tvrkit.settings import BackboneConfig, choose
 
 PROBE = "a small crimson circle slowly drifts past two striped squares; 一个红色的圆慢慢移动"
 EMBEDDED = "tvrkit"  # `pretrained` of the weights that come with the kit
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # open_clip's names
 
 
 @dataclass(frozen=True)
@@ -48,16 +54,20 @@ class Backbone(nn.Module):
 
     Args:
         clip: open_clip model with separate towers, as `create_model(..., force_custom_text=True)`
-            builds it.
+            builds it. CoCa's caption decoder and SigLIP's score bias are dropped: no score here
+            reads the one, and the other is the same for every pair.
         tokenizer: open_clip tokenizer (SimpleTokenizer or HFTokenizer).
         name: exact name of the architecture, kept in checkpoints.
         pretrained: where the weights come from, None = random.
 
     Attributes:
+        preprocessing: what the image tower's weights saw.
         image_size: S, height and width of a frame.
         width: D of the joint space.
         context_length: largest number of tokens, SOT and EOT included.
         text_width: width of the text tower's blocks.
+        whole_context: the text tower always runs at the context length, as it was trained: padding
+            is seen (SigLIP, MobileCLIP), or the sentence is a token behind it (CoCa).
 
     Raises:
         ValueError: a model whose towers give no token features or whose frames are not square.
@@ -69,19 +79,24 @@ class Backbone(nn.Module):
     def __init__(self, clip: Any, tokenizer: Any, name: str, pretrained: str | None = None):
         super().__init__()
         text, towers = getattr(clip, "text", None), TextTransformer | HFTextEncoder
-        if not isinstance(clip, CustomTextCLIP) or not isinstance(text, towers):
+        if not isinstance(clip, CustomTextCLIP | CoCa) or not isinstance(text, towers):
             expected = f"expected an image and a text tower, got {type(clip).__name__}"
             raise ValueError(f"backbone {name}: {expected}")
         height, width = to_2tuple(clip.visual.image_size)
         if height != width:
             raise ValueError(f"backbone {name}: expected square frames, got {height} x {width}")
         self.clip, self.tokenizer, self.name, self.pretrained = clip, tokenizer, name, pretrained
+        if isinstance(clip, CoCa):
+            del clip.text_decoder
+        clip.logit_bias = None
+        self.preprocessing = Preprocessing.of(height, clip.visual.preprocess_cfg)
         self.image_size, self.context_length = height, clip.context_length
         self.is_hf = isinstance(text, HFTextEncoder)
         self.text_width = text.transformer.config.hidden_size if self.is_hf else text.width
         self.width = text.output_dim
+        self.whole_context = not self.is_hf and (text.attn_mask is None or text.cls_emb is not None)
         for key in ("mean", "std"):  # of RGB values in [0, 1]; not part of checkpoints
-            values = torch.tensor(clip.visual.preprocess_cfg[key]).view(3, 1, 1)
+            values = torch.tensor(getattr(self.preprocessing, key)).view(3, 1, 1)
             self.register_buffer(key, values, persistent=False)
 
     @property
@@ -99,6 +114,12 @@ class Backbone(nn.Module):
         return hashlib.sha256(str(tokens[tokens != 0].tolist()).encode()).hexdigest()[:12]
 
     @property
+    def lacks(self) -> list[str]:
+        """What this family cannot do, by name; said before training starts."""
+        tower = lacks_patches(self.clip.visual)
+        return [f"patch attention (its image tower: {tower})"] if tower else []
+
+    @property
     def text_positions(self) -> Any:
         """(context_length, text_width) positions of CLIP's text tower, None in a transformers
         tower."""
@@ -114,10 +135,9 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Word and sentence features, from one pass through the text tower.
 
-        The tower runs at the length of `tokens`, with CLIP's positions cut to it. Nothing after EOT
-        reaches
-        the features before it: CLIP's text tower is causal, and a transformers tower is given the
-            mask.
+        The tower runs at the length of `tokens`, with CLIP's positions cut to it, unless it needs
+        the `whole_context`. Nothing after EOT reaches the features before it where CLIP's text
+        tower is causal, or a transformers tower is given the mask.
 
         Args:
             tokens: (B, L) int64 of the backbone's tokenizer.
@@ -131,8 +151,7 @@ class Backbone(nn.Module):
             normalised.
 
         Raises:
-            ValueError: L exceeds the context length, or is not that length in a tower that is not
-                causal.
+            ValueError: L exceeds the context length.
         """
         text, length, longest = self.clip.text, tokens.shape[1], self.context_length
         if length > longest:
@@ -140,20 +159,28 @@ class Backbone(nn.Module):
         if self.is_hf:
             output = text.transformer(input_ids=tokens, attention_mask=mask.long())
             return text.proj(output.last_hidden_state), text.proj(text.pooler(output, mask.long()))
-        if text.attn_mask is None and length < longest:  # bidirectional: trained with its padding
-            raise ValueError(f"{self.name}: expected exactly {longest} tokens, got {length}")
-        causal = None if text.attn_mask is None else text.attn_mask[:length, :length]
-        if mask_padding and causal is not None:
-            causal = causal.expand(len(mask), -1, -1).masked_fill(~mask[:, None], -torch.inf)
+        if self.whole_context:
+            tokens = pad(tokens, (0, longest - length), value=self._pad_token())
+        x, attend = text._embeds(tokens)
+        if attend is not None:
+            attend = attend[..., : x.shape[1], : x.shape[1]]
+        if mask_padding and not self.whole_context:
+            attend = attend.expand(len(mask), -1, -1).masked_fill(~mask[:, None], -torch.inf)
             heads = text.transformer.resblocks[0].attn.num_heads
-            causal = causal.repeat_interleave(heads, dim=0)
-        x = text.token_embedding(tokens) + text.positional_embedding[:length]
-        words = text.ln_final(text.transformer(x, attn_mask=causal))
+            attend = attend.repeat_interleave(heads, dim=0)
+        words = text.ln_final(text.transformer(x, attn_mask=attend))
         if isinstance(text.text_projection, nn.Linear):
             words = text.text_projection(words)
         elif text.text_projection is not None:
             words = words @ text.text_projection
-        return words, pool_text(words, tokens, text.pool_type, eos_token_id=text.eos_id)
+        if text.cls_emb is not None:
+            return words[:, :length], words[:, -1]
+        sentence = pool_text(words, tokens, text.pool_type, eos_token_id=text.eos_id)
+        return words[:, :length], sentence
+
+    def _pad_token(self) -> int:
+        tokenizer = self.tokenizer
+        return tokenizer.tokenizer.pad_token_id if isinstance(tokenizer, HFTokenizer) else 0
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """(B, F, D) float features, not normalised, of frames (B, F, 3, S, S), uint8 or normalised
@@ -162,8 +189,10 @@ class Backbone(nn.Module):
         Raises:
             ValueError: frames of another size.
         """
-        batch, count = frames.shape[:2]
-        return self.clip.visual(self.normalise(frames.flatten(0, 1))).unflatten(0, (batch, count))
+        features = self.clip.visual(self.normalise(frames.flatten(0, 1)))
+        if isinstance(features, tuple):  # CoCa's: the tokens for its decoder come second
+            features = features[0]
+        return features.unflatten(0, frames.shape[:2])
 
     def normalise(self, frames: Tensor) -> Tensor:
         """(..., 3, S, S) float as the image tower takes it: uint8 is scaled and standardised on its
@@ -178,53 +207,17 @@ class Backbone(nn.Module):
         is_raw = frames.dtype == torch.uint8
         return (frames.float() / 255 - self.mean) / self.std if is_raw else frames
 
-    @torch.no_grad()
-    def patch_attention(self, frames: Tensor, rollout: bool = False) -> Tensor:
-        """What a vision transformer's tokens attend to: first the class token, then patches row by
-        row.
-
-        Args:
-            frames: (N, 3, S, S), uint8 or normalised float.
-            rollout: follow the attention of the class token through all layers, see
-                `attention_rollout`.
-
-        Returns:
-            (N, layers, heads, tokens, tokens) float, rows sum to 1; with `rollout` (N, grid, grid).
+    def patch_attention(self, frames: Tensor) -> PatchAttention:
+        """What the image tower's tokens attend to, of frames (N, 3, S, S), uint8 or normalised.
 
         Raises:
             ValueError: the image tower is no vision transformer with plain attention.
         """
-        visual = self.clip.visual
-        blocks = visual.transformer.resblocks if isinstance(visual, VisionTransformer) else []
-        if not all(isinstance(block, ResidualAttentionBlock) for block in blocks) or not blocks:
-            raise ValueError(f"{self.name}: patch attention needs a plain VisionTransformer")
-        x, layers = visual._embeds(self.normalise(frames)), []
-        for block in blocks:
-            normed = block.ln_1(x)
-            layers.append(block.attn(normed, normed, normed, average_attn_weights=False)[1])
-            x = block(x)
-        attention = torch.stack(layers, dim=1)
-        return attention_rollout(attention).unflatten(1, visual.grid_size) if rollout else attention
-
-
-def attention_rollout(attention: Tensor) -> Tensor:
-    """Attention of the class token traced to the patches: R = A_n ... A_1, A_l = (mean over heads +
-    I) / 2.
-
-    Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020.
-
-    Args:
-        attention: (N, layers, heads, tokens, tokens) float, rows sum to 1.
-
-    Returns:
-        (N, tokens - 1) float >= 0: each patch's share of the class token. The token's own share is
-        left out.
-    """
-    mixed = (attention.mean(dim=2) + torch.eye(attention.shape[-1], device=attention.device)) / 2
-    flow = mixed[:, 0]
-    for layer in mixed.unbind(dim=1)[1:]:
-        flow = layer @ flow
-    return flow[:, 0, 1:]
+        if tower := lacks_patches(self.clip.visual):
+            raise ValueError(
+                f"{self.name}: patch attention needs a vision transformer, got {tower}"
+            )
+        return patch_attention(self.clip.visual, self.normalise(frames))
 
 
 def create_backbone(config: BackboneConfig) -> Backbone:
@@ -241,13 +234,13 @@ def create_backbone(config: BackboneConfig) -> Backbone:
     if name in BACKBONES and name not in open_clip.list_models():
         open_clip.add_model_config(BACKBONES[name].config)
     architecture = open_clip.get_model_config(name)
-    weights, info = _find_weights(name, tag, architecture)
+    weights, facts = _find_weights(config, architecture)
     text = architecture["text_cfg"]
     if "hf_model_name" in text:  # weights come from the file: the tower needs its configuration
         folder = hub.folder(text["hf_model_name"], "config.json")
         text |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
     options = {"force_custom_text": True, "text_cfg": text}
-    options["force_preprocess_cfg"] = {key: info[key] for key in ("mean", "std") if key in info}
+    options["force_preprocess_cfg"] = {key: facts[key] for key in PREPROCESSING if key in facts}
     try:
         clip = open_clip.create_model(name, str(weights) if weights else None, **options)
     except (RuntimeError, SafetensorError, UnpicklingError) as error:
@@ -279,10 +272,11 @@ def _tokenizer(name: str, text: dict[str, Any]) -> Any:
     )
 
 
-def _find_weights(name: str, tag: str | None, architecture: dict) -> tuple[Path | None, dict]:
-    """The weights file, and open_clip's facts about its tag (mean, std) where it is one."""
+def _find_weights(config: BackboneConfig, architecture: dict) -> tuple[Path | None, dict]:
+    """The weights file, and open_clip's facts about them, their preprocessing above all."""
+    name, tag = config.name, config.pretrained
     if tag is None:
-        return None, {}
+        return None, next(iter(_facts(name).values()), {})
     if tag == EMBEDDED and name in BACKBONES:
         weights, hint = BACKBONES[name].weights, "`tvrkit backbone pretrain` makes it"
         if not weights.is_file():
@@ -296,9 +290,36 @@ def _find_weights(name: str, tag: str | None, architecture: dict) -> tuple[Path 
         return hub.weights(info["hf_hub"]), info
     path = Path(tag).expanduser()
     if path.is_file():
-        return path, {}
+        return path, _facts_of_file(path, config)
     if path.suffix:
         raise FileNotFoundError(f"{path}: no such weights file for {name}")
     own = [EMBEDDED] if name in BACKBONES else []
     tags = ", ".join([*own, *open_clip.list_pretrained_tags_by_model(name)])
     raise ValueError(f"unknown weights {tag!r} of {name}: expected a path, null, or {tags}")
+
+
+def _facts(name: str) -> dict[str, dict]:
+    """Preprocessing by tag of a model."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    found = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in tags}
+    return {tag: {key: facts[key] for key in PREPROCESSING} for tag, facts in found.items()}
+
+
+def _facts_of_file(path: Path, config: BackboneConfig) -> dict:
+    """Preprocessing of weights given as a file: of the tag that the recipe names, of
+    `open_clip_config.json` beside it, or what all tags of the model agree on.
+
+    Raises:
+        ValueError: nothing of it says.
+    """
+    by_tag, beside = _facts(config.name), path.parent / "open_clip_config.json"
+    if config.preprocessing is not None:
+        return by_tag[choose(f"tag of {config.name}", config.preprocessing, by_tag)]
+    if beside.is_file():
+        return json.loads(beside.read_text(encoding="utf-8"))["preprocess_cfg"]
+    kinds = {str(facts): facts for facts in by_tag.values()}
+    if len(kinds) == 1 or config.name in BACKBONES:
+        return next(iter(kinds.values()), {})
+    tags = f"backbone.preprocessing, one of {', '.join(by_tag)}" if by_tag else "no tag says"
+    expected = f"expected open_clip_config.json beside it, or {tags}"
+    raise ValueError(f"{path}: how {config.name} wants pictures is not known: {expected}")

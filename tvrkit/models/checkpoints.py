@@ -116,6 +116,7 @@ def _identity(method: Method) -> dict[str, str]:
     read noise."""
     backbone = method.backbone
     names = {"backbone": backbone.name, "tokenizer": backbone.tokenizer_id}
+    names["preprocessing"] = json.dumps(dataclasses.asdict(backbone.preprocessing))
     return {"method": method_name(method), **names}
 
 
@@ -123,7 +124,7 @@ def _read(path: Path, identity: Mapping[str, str]) -> State:
     """The weights of a file whose metadata have this `identity`."""
     state, metadata = read_tensors(path)
     for key, value in identity.items():
-        if metadata.get(key) != value:
+        if metadata.get(key) != value and (key in metadata or key != "preprocessing"):
             raise ValueError(f"{path}: expected weights of {key} {value}, got {metadata.get(key)}")
     return state
 

@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import torch
 from open_clip import CustomTextCLIP
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import set_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
 from tvrkit.models import METHODS
@@ -293,8 +294,7 @@ def _backbone(weights: Weights, tokenizer, text_heads: int | None) -> Backbone:
     """Towers of the sizes that `weights`, under the kit's names, have."""
     config = clip_config(weights)
     clip = CustomTextCLIP(**config)
-    pixels = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    set_model_preprocess_cfg(clip, pixels)
+    set_model_preprocess_cfg(clip, asdict(PreprocessCfg()))  # OpenAI's
     if BERT_WORDS in weights:
         clip.text = _bert(weights, config["embed_dim"], text_heads)
         clip.context_length = clip.text.context_length

@@ -338,7 +338,7 @@ class _Task:
         """Train, evaluate and write the folder."""
         config, method = self.config, self.method
         settings = yaml.safe_dump(to_dict(config), sort_keys=False)
-        processes.from_main(lambda: files.write_text(folder / "config.yaml", settings))
+        processes.from_main(lambda: self.begin(folder, settings))
         state = State()
         if self.trainer:
             state = self.trainer.fit(
@@ -348,6 +348,13 @@ class _Task:
         result = evaluate(method, self.reported, config, bank=self.train, device=self.device)
         seconds = state.seconds, time.perf_counter() - start
         processes.from_main(lambda: self.write(folder, result, seconds))
+
+    def begin(self, folder: Path, settings: str) -> None:
+        """What is known before the first step: the recipe, and what does not suit the backbone."""
+        files.write_text(folder / "config.yaml", settings)
+        about = self.backbone_card()
+        for note in [*about["preprocessing"]["notes"], *(f"no {each}" for each in about["lacks"])]:
+            _report(folder, f"{about['name']}: {note}")
 
     def write(self, folder: Path, result: Evaluation, seconds: tuple[float, float]) -> None:
         """The finished run; run.json comes last."""
@@ -384,6 +391,13 @@ class _Task:
         names = [f"video {self.train.video_ids[row]}" for row in videos]
         return ", ".join(names + [f"caption {caption_ids.iloc[row]}" for row in captions])
 
+    def backbone_card(self) -> dict:
+        """Which backbone, what it did to the frames, and what it cannot do."""
+        chosen, backbone = self.config.backbone, self.method.backbone
+        names = {"name": chosen.name, "pretrained": chosen.pretrained}
+        preprocessing = backbone.preprocessing.card(self.reported)
+        return names | {"preprocessing": preprocessing, "lacks": backbone.lacks}
+
     def card(self, seconds: tuple[float, float], folder: Path) -> dict:
         """What run.json holds."""
         config = self.config
@@ -396,7 +410,7 @@ class _Task:
             "ties": config.eval.ties,
             "postprocess": config.eval.postprocess or ["raw"],
             "parameters": sum(p.numel() for p in self.method.parameters()),
-            "backbone": {"name": config.backbone.name, "pretrained": config.backbone.pretrained},
+            "backbone": self.backbone_card(),
             "train_seconds": round(seconds[0], 1),
             "eval_seconds": round(seconds[1], 1),
             "peak_memory_mb": round(peak_memory_mb(self.device)),

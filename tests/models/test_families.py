@@ -1,0 +1,129 @@
+"""The backbone matrix: each family is built, encodes, trains a step and is loaded back."""
+
+import pytest
+import torch
+from open_clip import CoCa
+from open_clip.timm_model import TimmModel
+
+from tvrkit.data.batch import TextVideoBatch
+from tvrkit.data.text import tokenise
+from tvrkit.models import checkpoints
+from tvrkit.models.clip4clip import CLIP4Clip
+
+from .families import FAMILIES, build
+
+pytestmark = pytest.mark.slow
+
+CAPTIONS = ["a small red circle", "two big blue squares on the left of a circle", "the left"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request, tmp_path_factory):
+    """(name, folder of its files, method over it, batch); one family is in memory at a time."""
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("hub")
+    backbone = build(request.param, folder).eval()
+    tokens, mask, weight = tokenise(CAPTIONS, backbone.tokenizer, 16)
+    random, size = torch.Generator().manual_seed(0), backbone.image_size
+    frames = torch.randint(256, (3, 2, 3, size, size), dtype=torch.uint8, generator=random)
+    rows = torch.arange(3)
+    batch = TextVideoBatch(tokens, mask, weight, frames, torch.ones(3, 2).bool(), rows, rows)
+    method = CLIP4Clip(backbone, CLIP4Clip.Settings(head="meanP"))
+    return request.param, folder, method.eval(), batch
+
+
+@torch.no_grad()
+def test_words_sentence_and_frames_are_open_clips_own(made):
+    _name, _, method, batch = made
+    backbone, clip = method.backbone, method.backbone.clip
+    words, sentence = backbone.encode_text(batch.tokens, batch.token_mask)
+    length = None if backbone.is_hf else backbone.context_length
+    whole = backbone.tokenizer(CAPTIONS, context_length=length or 16)
+    if isinstance(clip, CoCa):
+        expected = (
+            clip.text(whole)[0],
+            clip.visual(backbone.normalise(batch.frames.flatten(0, 1)))[0],
+        )
+    else:
+        pixels = backbone.normalise(batch.frames.flatten(0, 1))
+        expected = clip.encode_text(whole), clip.encode_image(pixels)
+    assert words.shape == (3, 16, backbone.width)
+    assert words.isfinite().all()
+    torch.testing.assert_close(sentence, expected[0], atol=1e-4, rtol=1e-4)
+    frames = backbone.encode_frames(batch.frames).flatten(0, 1)
+    torch.testing.assert_close(frames, expected[1], atol=1e-4, rtol=1e-4)
+    assert backbone.preprocessing.size == backbone.image_size
+
+
+def test_patch_attention_or_its_absence_by_name(made):
+    name, _, method, batch = made
+    backbone, frames = method.backbone, batch.frames[0]
+    if FAMILIES[name]:
+        (lack,) = backbone.lacks
+        assert lack.startswith(f"patch attention (its image tower: {FAMILIES[name]}")
+        with pytest.raises(ValueError, match=f"{name}: patch attention needs .*{FAMILIES[name]}"):
+            backbone.patch_attention(frames)
+        return
+    assert backbone.lacks == []
+    visual, outputs = backbone.clip.visual, []
+    blocks = visual.trunk.blocks if isinstance(visual, TimmModel) else visual.transformer.resblocks
+    hooks = [b.attn.register_forward_hook(lambda *seen: outputs.append(seen)) for b in blocks]
+    before = backbone.encode_frames(frames[None])
+    plain = list(outputs)
+    outputs.clear()
+    found = backbone.patch_attention(frames)
+    for hook in hooks:
+        hook.remove()
+    if isinstance(visual, TimmModel):
+        for layer, (module, given, output) in enumerate(plain):
+            torch.testing.assert_close(_through(module, given[0], found.layers[:, layer]), output)
+    tokens = found.prefix + found.grid[0] * found.grid[1]
+    assert found.layers.shape[2:] == (blocks[0].attn.num_heads, tokens, tokens)
+    ones = torch.ones(found.layers.shape[:-1])
+    torch.testing.assert_close(found.layers.sum(-1), ones, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.readout.sum(-1), torch.ones(2), atol=1e-5, rtol=0)
+    assert found.last().shape == found.rollout().shape == (2, *found.grid)
+    assert (found.rollout() >= 0).all()
+    assert not any(getattr(block.attn, "fused_attn", True) is False for block in blocks)
+    torch.testing.assert_close(backbone.encode_frames(frames[None]), before)
+
+
+@torch.no_grad()
+def _through(module, x, attention):
+    """A timm block's attention output from its attention: the values weighed, normed, projected."""
+    width = len(module.proj.weight)
+    if module.qkv is None:
+        value = module.v_proj(x)
+    else:
+        weight, bias = module.qkv.weight[-width:], module.qkv.bias
+        bias = bias[-width:] if bias is not None else getattr(module, "v_bias", None)
+        value = torch.nn.functional.linear(x, weight, bias)
+    value = value.unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+    return module.proj(module.norm((attention @ value).transpose(1, 2).flatten(2)))
+
+
+def test_a_step_trains_both_towers_and_the_weights_are_loaded_back(made, tmp_path):
+    name, folder, method, batch = made
+    method.train()
+    loss = method.loss(method.encode_text(batch), method.encode_video(batch), batch)["loss"]
+    loss.backward()
+    gradients = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+    assert "backbone.clip.logit_scale" in gradients
+    for tower in ("text", "visual"):
+        some = [g for key, g in gradients.items() if key.startswith(f"backbone.clip.{tower}.")]
+        assert some
+        assert all(g.isfinite().all() for g in some)
+        assert any(g.abs().max() > 0 for g in some)
+    torch.optim.SGD(method.parameters(), 1e-3).step()
+    method.zero_grad()
+    method.eval()
+    checkpoints.save(method, tmp_path / "one.safetensors")
+    other = CLIP4Clip(build(name, folder), method.settings).eval()
+    checkpoints.load(other, tmp_path / "one.safetensors")
+    with torch.no_grad():
+        for side in ("encode_text", "encode_video"):
+            mine, its = getattr(method, side)(batch), getattr(other, side)(batch)
+            for key in ("sentence", "words", "frames"):
+                if hasattr(mine, key):
+                    torch.testing.assert_close(getattr(its, key), getattr(mine, key))

@@ -1,0 +1,71 @@
+"""How stored frames become what an image tower was trained on: it follows the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tvrkit._torchvision import InterpolationMode, v2
+from tvrkit.data.manifest import Split
+from tvrkit.settings import choose
+
+RESIZES = ("shortest", "squash")
+INTERPOLATIONS = {name: InterpolationMode(name) for name in ("bicubic", "bilinear")}
+LOOKED_AT = 8  # videos whose frames tell how a store was made
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What open_clip's inference transform does to a picture, less the scaling to float.
+
+    Attributes:
+        size: S, height and width of a frame.
+        mean, std: of RGB values in [0, 1].
+        interpolation: of the resize, with antialias: "bicubic" or "bilinear".
+        resize: "shortest", short side to S and then the centre, or "squash", both sides to S.
+
+    Raises:
+        ValueError: another interpolation or resize.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    resize: str = "shortest"
+
+    def __post_init__(self):
+        choose("interpolation", self.interpolation, INTERPOLATIONS)
+        choose("resize mode", self.resize, RESIZES)
+
+    @classmethod
+    def of(cls, size: int, facts: Mapping[str, Any]) -> Preprocessing:
+        """From open_clip's facts of a tag or a model."""
+        names = {"interpolation": "interpolation", "resize_mode": "resize"}
+        other = {own: facts[name] for name, own in names.items() if name in facts}
+        return cls(size, tuple(facts["mean"]), tuple(facts["std"]), **other)
+
+    def fit(self, frames: Tensor) -> Tensor:
+        """(F, 3, H, W) uint8 -> (F, 3, S, S) uint8."""
+        whole, target = frames.shape[-2:], (self.size, self.size)
+        if whole == target:
+            return frames
+        scaled = [self.size] if self.resize == "shortest" else list(target)
+        if self.resize == "squash" or min(whole) != self.size:
+            how = INTERPOLATIONS[self.interpolation]
+            frames = v2.functional.resize(frames, scaled, how, antialias=True)
+        return v2.functional.center_crop(frames, list(target))
+
+    def card(self, split: Split) -> dict[str, Any]:
+        """What a run card says: the attributes, and `notes` of what does not suit the store."""
+        shapes = [split.frames.read(name, [0]).shape[1:3] for name in split.video_ids[:LOOKED_AT]]
+        smallest, notes = min(min(shape) for shape in shapes), []
+        if smallest < self.size:
+            notes.append(f"stored frames of {smallest} pixels are enlarged to {self.size}")
+        if not split.frames.settings and all(height == width for height, width in shapes):
+            cut = f"this backbone's weights saw pictures resized by {self.resize!r}"
+            notes.append(f"the store, of other making, has square frames, cut or squashed: {cut}")
+        return asdict(self) | {"notes": notes}
