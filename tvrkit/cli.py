@@ -209,9 +209,10 @@ def convert(
 def data_list():
     """Data sets and their protocols."""
     from tvrkit.data.annotations import DATASETS
+    from tvrkit.data.splits import protocols
 
-    for name, dataset in DATASETS.items():
-        print(f"{name}  {', '.join(dataset.protocols)}")
+    for name in DATASETS:
+        print(f"{name}  {', '.join(protocols(name))}")
 
 
 @data_app.command("check")

@@ -68,7 +68,7 @@ def test_real_didemo_paragraphs_hold_the_listed_descriptions(realdata):
             == blanks
         )
         assert any(
-            note.startswith(f"{other_names} {split} file names") for note in captions.attrs["notes"]
+            note.startswith(f"{other_names} {split} names") for note in captions.attrs["notes"]
         )
 
 
@@ -233,7 +233,7 @@ def test_didemo_paragraphs(tmp_path, listed):
     assert rows(captions) == [("test", "b", "x"), ("test", "a", "one two three")]
     assert captions.attrs["notes"] == [
         "1 test segments that end before they start, taken from end to start, of: b.mov",
-        "1 test file names that are not listed, left out: c.avi",
+        "1 test names that are not listed, left out: c.avi",
     ]
 
 
@@ -512,7 +512,7 @@ def test_duplicate_ids_are_refused(tmp_path):
         train_list__txt="a_b_000001_000011\n",
     )
     with pytest.raises(
-        ValueError, match="expected each videoID once, got 'a_b_000001_000011' twice"
+        ValueError, match="expected each videoID once, got 'a_b_000001_000011' 2 times"
     ):
         load_annotations("vatex", tmp_path, splits=["train"])
     doc = (
@@ -520,5 +520,5 @@ def test_duplicate_ids_are_refused(tmp_path):
         + "\n"
     )
     put(tmp_path, videoinfo_bilingual__json=doc * 2)
-    with pytest.raises(ValueError, match="expected each docid once, 1 repeat"):
+    with pytest.raises(ValueError, match="expected each docid once, got '1' 2 times"):
         load_annotations("chvtt", tmp_path, splits=["train"])

@@ -38,12 +38,14 @@ def test_real_lists_have_the_expected_count_and_hash(realdata, protocol, split, 
     assert set_hash(ids) == row["ids_sha256"]
 
 
-def test_every_expected_row_is_a_split_of_its_protocol():
-    for row in expected_counts().itertuples():
-        protocol = DATASETS[row.protocol.partition("/")[0]].protocols[row.protocol]
-        assert row.split in protocol.splits
-        assert row.language in protocol.languages
-        assert row.source
+def test_every_data_set_has_its_protocols():
+    table = expected_counts()
+    assert {name.partition("/")[0] for name in table["protocol"]} == set(DATASETS)
+    assert not table.duplicated(["protocol", "language", "split"]).any()
+    assert table["source"].notna().all()
+    for _, rows in table.groupby("protocol"):  # each language has all splits
+        splits = [list(of_language["split"]) for _, of_language in rows.groupby("language")]
+        assert all(names == splits[0] for names in splits)
 
 
 def test_msrvtt_test_clips_that_share_their_source(msrvtt):

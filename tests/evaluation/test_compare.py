@@ -11,6 +11,7 @@ import pytest
 from tests.fakes import from_scores, ranked
 from tvrkit import files
 from tvrkit.data.annotations import DATASETS
+from tvrkit.data.splits import protocols
 from tvrkit.evaluation import compare
 from tvrkit.evaluation.postprocess import POSTPROCESS
 
@@ -245,7 +246,7 @@ def test_data_sets_and_protocols_are_the_kits(published):
     stated = published[published["protocol"] != ""]
     assert len(stated) == len(published) - 18  # HMMC's README does not name its protocols
     for dataset, protocol in stated[["dataset", "protocol"]].drop_duplicates().to_numpy():
-        assert protocol in DATASETS[dataset].protocols
+        assert protocol in protocols(dataset)
 
 
 def test_numbers_are_possible(published):

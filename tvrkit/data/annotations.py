@@ -2,14 +2,15 @@
 
 One small function per data set: files in, (split, video, caption) rows out. Which captions are
 queries of a video is data, the `video_id` column. Whatever a reader leaves out or mends is a line
-in `attrs["notes"]`.
+in `attrs["notes"]`. Which protocols, languages and splits there are, `assets/protocols.csv` says.
 """
 # ruff: noqa: UP013  the records of the files are a table, a line each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NotRequired
 
@@ -18,16 +19,14 @@ from annotated_types import Len
 from typing_extensions import TypedDict
 
 from tvrkit.data import records
+from tvrkit.data.splits import expected_counts, protocols
 from tvrkit.data.store import check_id
 from tvrkit.settings import choose
 
 COLUMNS = ["video_id", "caption_id", "caption", "language", "split"]
-_ALL = ("train", "val", "test")
 MAX_LISTED = 20  # ids named in one note
 
 Texts = dict[str, list[str]]  # the captions of each video
-# (root, video ids) -> what each video was cut from, or None where no file tells
-Sources = Callable[[Path, Iterable[str]], dict[str, str] | None]
 Row = tuple[str, ...]  # split, video id, caption and, where a data set has them, the video's tags
 
 # What is read of each record; other fields are ignored.
@@ -56,13 +55,15 @@ class TaggedTitle(Title):
 
 @dataclass(frozen=True)
 class Request:
-    """What a reader is asked for; it appends to `notes` whatever it leaves out or mends."""
+    """What a reader is asked for; it appends to `notes` whatever it leaves out or mends, and to
+    `sources` what each video was cut from, where a file tells."""
 
     root: Path
     protocol: str
     language: str
     splits: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def has(self, name: str) -> bool:
         """Whether the file is there."""
@@ -117,14 +118,14 @@ _JSFUSION = "MSRVTT_JSFUSION_test.csv"
 _MSRVTT_LISTS = {
     "msrvtt/1k-A": {"train": "MSRVTT_train.9k.csv", "test": _JSFUSION},
     "msrvtt/7k": {"train": "MSRVTT_train.7k.csv", "test": _JSFUSION},
-    "msrvtt/full": {split: f"MSRVTT_{split}.full.csv" for split in _ALL},
+    "msrvtt/full": {split: f"MSRVTT_{split}.full.csv" for split in ("train", "val", "test")},
 }
 
 
 def _msrvtt(request: Request) -> Iterator[Row]:
     """Ids from csv lists, captions from MSRVTT_data.json or {split}.jsonl; the 1k-A test csv holds
     both."""
-    whole = None
+    read = cache(request.json)  # one file for all splits
     for split in request.splits:
         name = _MSRVTT_LISTS[request.protocol][split]
         if name == _JSFUSION and request.has(name):
@@ -132,26 +133,19 @@ def _msrvtt(request: Request) -> Iterator[Row]:
                 yield split, row["video_id"], row["sentence"]
             continue
         if request.has("MSRVTT_data.json"):
-            whole = whole or request.json("MSRVTT_data.json", MSRVTT)
+            whole = read("MSRVTT_data.json", MSRVTT)
             captions = _grouped((row["video_id"], row["caption"]) for row in whole["sentences"])
             words = (split, "validate") if split == "val" else (split,)  # some copies say 'val'
             own = [row["video_id"] for row in whole["videos"] if row["split"] in words]
-            ids = own if request.protocol == "msrvtt/full" and not request.has(name) else None
+            ids = own if request.protocol == "msrvtt/full" else []
+            urls = {row["video_id"]: row["url"] for row in whole["videos"] if "url" in row}
+            request.sources.update({video: url.rpartition("v=")[2] for video, url in urls.items()})
         else:
             clips = request.json_lines(ClipCaption, f"{split}.jsonl", "MSRVTT_data.json")
             captions = _grouped((row["clip_name"], row["caption"]) for row in clips)
-            ids = None if request.has(name) else list(captions)
-        yield from request.by_list(split, ids or request.ids(name), captions)
-
-
-def _msrvtt_sources(root: Path, videos: Iterable[str]) -> dict[str, str] | None:
-    """YouTube id of each clip; None where MSRVTT_data.json is absent."""
-    path = root / "MSRVTT_data.json"
-    if not path.is_file():
-        return None
-    rows = records.read_json(path, MSRVTT)["videos"]
-    urls = {row["video_id"]: row["url"] for row in rows if "url" in row}
-    return {video: urls[video].rpartition("v=")[2] for video in videos if video in urls}
+            ids = list(captions)
+        listed = request.ids(name) if request.has(name) or not ids else ids
+        yield from request.by_list(split, listed, captions)
 
 
 def _msvd(request: Request) -> Iterator[Row]:
@@ -175,18 +169,33 @@ def _msvd_chinese(request: Request) -> Texts:
     names = {name: video for video, name in rows}
     sentences = records.read_csv(request.path("MSVD-CN.csv"), ["video_id", "sentence"])
     pairs = [(row["video_id"].removesuffix(".mp4"), row["sentence"]) for row in sentences]
-    request.note("names of MSVD-CN.csv not in youtube_mapping.txt, left out", _absent(pairs, names))
+    absent = [name for name in dict(pairs) if name not in names]
+    request.note("names of MSVD-CN.csv not in youtube_mapping.txt, left out", absent)
     return _grouped((names[name], sentence) for name, sentence in pairs if name in names)
 
 
-def _absent(pairs: Iterable[tuple[str, str]], known: Container[str]) -> list[str]:
-    return [video for video in dict.fromkeys(video for video, _ in pairs) if video not in known]
+def _paragraphs(
+    request: Request,
+    split: str,
+    ids: Mapping[str, str],
+    parts: Sequence[tuple[str, Sequence[str], Times]],
+) -> Iterator[Row]:
+    """A row per listed video: all its sentences, in the file's order, as one text.
 
-
-def _note_reversed(request: Request, split: str, times: Iterable[tuple[str, Times]]) -> None:
-    ids = [video for video, pairs in times for start, end in pairs if start > end]
-    # Paragraph retrieval pairs a text with its whole video, so that no row depends on the order.
-    request.note(f"{split} segments that end before they start, taken from end to start, of", ids)
+    Args:
+        ids: of the listed videos, by the names they have in the file.
+        parts: name of the video, sentences, and their times. No row depends on these: a paragraph
+            belongs to the whole video.
+    """
+    turned = [name for name, _, times in parts for start, end in times if start > end]
+    reason = f"{split} segments that end before they start, taken from end to start, of"
+    request.note(reason, turned)
+    absent = dict.fromkeys(name for name, *_ in parts if name not in ids)
+    request.note(f"{split} names that are not listed, left out", list(absent))
+    known = [part for part in parts if part[0] in ids]
+    texts = _grouped((ids[name], " ".join(sentences)) for name, sentences, _ in known)
+    paragraphs = {video: [" ".join(sentences)] for video, sentences in texts.items()}
+    return request.by_list(split, list(dict.fromkeys(ids.values())), paragraphs)
 
 
 def _didemo(request: Request) -> Iterator[Row]:
@@ -198,20 +207,12 @@ def _didemo(request: Request) -> Iterator[Row]:
     """
     for split in request.splits:
         moments = request.json(f"{split}_data.json", list[Moment])
-        names = request.ids(f"{split}_list.txt")
-        listed = [_stem(name) for name in names]
-        if len(set(listed)) < len(listed):
-            raise ValueError(
-                f"{split}_list.txt: expected names that differ in more than their ending"
-            )
-        _note_reversed(request, split, ((row["video"], row.get("times", [])) for row in moments))
-        pairs = [(row["video"], row["description"]) for row in moments]
-        known = set(names)
-        known |= {name for name, _ in pairs if _stem(name) in known}  # a list without endings
-        request.note(f"{split} file names that are not listed, left out", _absent(pairs, known))
-        parts = _grouped((_stem(name), description) for name, description in pairs if name in known)
-        paragraphs = {video: [" ".join(sentences)] for video, sentences in parts.items()}
-        yield from request.by_list(split, listed, paragraphs)
+        ids = {name: _stem(name) for name in request.ids(f"{split}_list.txt")}
+        records.check_unique(f"{split}_list.txt", "name without its ending", list(ids.values()))
+        without = {row["video"]: _stem(row["video"]) for row in moments}  # a list without endings
+        ids |= {name: stem for name, stem in without.items() if stem in ids}
+        parts = [(row["video"], [row["description"]], row.get("times", [])) for row in moments]
+        yield from _paragraphs(request, split, ids, parts)
 
 
 def _stem(name: str) -> str:
@@ -224,17 +225,14 @@ def _activitynet(request: Request) -> Iterator[Row]:
     for split in request.splits:
         name, list_name = files[split]
         events = request.json(name, dict[str, Events])
-        ids = request.ids(list_name)
-        for video, row in events.items():
-            times, sentences = len(row["timestamps"]), len(row["sentences"])
-            if times != sentences:
+        ids = {video: video for video in request.ids(list_name)}
+        parts = [(video, row["sentences"], row["timestamps"]) for video, row in events.items()]
+        for video, sentences, times in parts:
+            if len(times) != len(sentences):
+                got = f"got {len(times)} and {len(sentences)}"
                 expected = "expected as many timestamps as sentences"
-                raise ValueError(f"{name}: at {video}: {expected}, got {times} and {sentences}")
-        request.note(f"videos not in {list_name}, left out", sorted(events.keys() - set(ids)))
-        segments = ((video, row["timestamps"]) for video, row in events.items())
-        _note_reversed(request, split, segments)
-        paragraphs = {video: [" ".join(row["sentences"])] for video, row in events.items()}
-        yield from request.by_list(split, ids, paragraphs)
+                raise ValueError(f"{name}: at {video}: {expected}, {got}")
+        yield from _paragraphs(request, split, ids, parts)
 
 
 _LSMDC_FILES = {
@@ -265,13 +263,10 @@ def _vatex(request: Request) -> Iterator[Row]:
         videos = request.json("vatex_data.json", dict[str, Vatex])
     else:
         request.path("vatex_data.json", *official)
-        videos = {}
-        for name in filter(request.has, official):
-            for row in request.json(name, list[VatexVideo]):
-                video = row["videoID"]
-                if video in videos:
-                    raise ValueError(f"{name}: expected each videoID once, got {video!r} twice")
-                videos[video] = row
+        there = filter(request.has, official)
+        rows = [row for name in there for row in request.json(name, list[VatexVideo])]
+        records.check_unique(" and ".join(official), "videoID", [row["videoID"] for row in rows])
+        videos = {row["videoID"]: row for row in rows}
     key = {"en": "enCap", "zh": "chCap"}[request.language]
     return request.by_lists({video: row[key] for video, row in videos.items() if key in row})
 
@@ -294,8 +289,7 @@ def _chvtt(request: Request) -> Iterator[Row]:
         if split == "train" and request.protocol == "chvtt":
             name = "videoinfo_bilingual.json"
             videos = request.json_lines(TaggedTitle, name)
-            if repeated := len(videos) - len({video["docid"] for video in videos}):
-                raise ValueError(f"{name}: expected each docid once, {repeated} repeat")
+            records.check_unique(name, "docid", [video["docid"] for video in videos])
             for video in videos:
                 texts = video["title" + ending], video["tag" + ending]
                 yield split, f"Video{video['docid']}", *texts
@@ -312,16 +306,8 @@ def _shapes(request: Request) -> Iterator[Row]:
             yield row["split"], row["video_id"], row["caption"]
 
 
-def _by_name(cut: Callable[[str], str]) -> Sources:
-    return lambda root, videos: {video: cut(video) for video in videos}
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """The splits and languages of a named protocol; the first language is the default."""
-
-    splits: tuple[str, ...]
-    languages: tuple[str, ...] = ("en",)
+def _youtube(video: str) -> str:
+    return video.rsplit("_", 2)[0]  # <id>_<start>_<end>; an id may hold _
 
 
 @dataclass(frozen=True)
@@ -330,45 +316,22 @@ class Dataset:
 
     Attributes:
         read: its reader.
-        protocols: by full name; the first is the default.
-        sources: (root, video ids) -> what each clip was cut from, or None where no file tells.
+        source: video id -> what the clip was cut from; None where only a file tells.
     """
 
     read: Callable[[Request], Iterable[Row]]
-    protocols: dict[str, Protocol]
-    sources: Sources
+    source: Callable[[str], str] | None = str
 
-
-_EACH_ITS_OWN = _by_name(str)
-_YOUTUBE = _by_name(lambda video: video.rsplit("_", 2)[0])  # <id>_<start>_<end>; an id may hold _
 
 DATASETS: dict[str, Dataset] = {
-    "msrvtt": Dataset(
-        _msrvtt,
-        {name: Protocol(tuple(lists)) for name, lists in _MSRVTT_LISTS.items()},
-        _msrvtt_sources,
-    ),
-    "msvd": Dataset(_msvd, {"msvd": Protocol(_ALL, ("en", "zh"))}, _YOUTUBE),
-    "didemo": Dataset(_didemo, {"didemo/paragraph": Protocol(_ALL)}, _EACH_ITS_OWN),
-    "activitynet": Dataset(
-        _activitynet, {"activitynet/val1-paragraph": Protocol(("train", "test"))}, _EACH_ITS_OWN
-    ),
-    "lsmdc": Dataset(
-        _lsmdc,
-        {"lsmdc": Protocol(_ALL), "lsmdc/last-sentence": Protocol(_ALL)},
-        _by_name(lambda clip: clip.split(".")[0][:-3]),
-    ),
-    "vatex": Dataset(
-        _vatex,
-        {"vatex/hgr-en": Protocol(_ALL, ("en",)), "vatex/hgr-zh": Protocol(_ALL, ("zh",))},
-        _YOUTUBE,
-    ),
-    "chvtt": Dataset(
-        _chvtt,
-        {name: Protocol(("train", "test"), ("zh", "en")) for name in ("chvtt", "chvtt/query")},
-        _EACH_ITS_OWN,
-    ),
-    "shapes": Dataset(_shapes, {"shapes": Protocol(_ALL, ("en", "zh"))}, _EACH_ITS_OWN),
+    "msrvtt": Dataset(_msrvtt, None),
+    "msvd": Dataset(_msvd, _youtube),
+    "didemo": Dataset(_didemo),
+    "activitynet": Dataset(_activitynet),
+    "lsmdc": Dataset(_lsmdc, lambda clip: clip.split(".")[0][:-3]),
+    "vatex": Dataset(_vatex, _youtube),
+    "chvtt": Dataset(_chvtt),
+    "shapes": Dataset(_shapes),
 }
 
 
@@ -380,12 +343,12 @@ def resolve(dataset: str, protocol: str | None = None) -> tuple[str, str]:
         ValueError: unknown data set or protocol; the choices are listed.
     """
     name, slash, _ = dataset.partition("/")
-    protocols = DATASETS[choose("data set", name, DATASETS)].protocols
+    known = protocols(choose("data set", name, DATASETS))
     if protocol is None:
-        protocol = dataset if slash else next(iter(protocols))
-    elif protocol not in protocols:
+        protocol = dataset if slash else known[0]
+    elif protocol not in known:
         protocol = f"{name}/{protocol}"
-    return name, choose("protocol", protocol, protocols)
+    return name, choose("protocol", protocol, known)
 
 
 def load_annotations(
@@ -416,38 +379,37 @@ def load_annotations(
         FileNotFoundError: names the missing file.
     """
     name, protocol = resolve(dataset, protocol)
-    known = DATASETS[name].protocols[protocol]
-    language = choose("language", language or known.languages[0], known.languages)
-    wanted = tuple(choose("split", split, known.splits) for split in splits or known.splits)
+    known = expected_counts().query("protocol == @protocol")
+    languages, of_protocol = list(known["language"].unique()), list(known["split"].unique())
+    language = choose("language", language or languages[0], languages)
+    wanted = tuple(choose("split", split, of_protocol) for split in splits or of_protocol)
     if not Path(root).is_dir():
         raise FileNotFoundError(f"annotations of {name}: expected a folder at {root}, found none")
-    request = Request(Path(root), protocol, language, wanted)
-    table = _table(DATASETS[name].read(request), request)
-    table.attrs = {
-        "protocol": protocol,
-        "notes": request.notes,
-        "sources": DATASETS[name].sources(request.root, table["video_id"].unique()),
-    }
+    request, layout = Request(Path(root), protocol, language, wanted), DATASETS[name]
+    table = _table(layout.read(request), request)
+    sources = request.sources or None
+    if layout.source:
+        sources = {video: layout.source(video) for video in table["video_id"].unique()}
+    table.attrs = {"protocol": protocol, "notes": request.notes, "sources": sources}
     return table
 
 
 def _table(rows: Iterable[Row], request: Request) -> pd.DataFrame:
-    rows = list(rows)
-    texts = ["caption", "tags"][: max(map(len, rows), default=3) - 2]
-    padded = [(*row, "")[: 2 + len(texts)] for row in rows]
-    table = pd.DataFrame(padded, columns=["split", "video_id", *texts], dtype=object)
+    padded = [(*row, "")[:4] for row in rows]
+    names = ["split", "video_id", "caption", "tags"]
+    table = pd.DataFrame(padded, columns=names, dtype=object)
     for video in table["video_id"].unique():
         check_id(video)
     if empty := [split for split in request.splits if split not in set(table["split"])]:
         wanted = f"{request.language} captions in {', '.join(empty)}"
         raise ValueError(f"{request.protocol}: expected {wanted}, got none")
-    table[texts] = table[texts].map(_clean)
+    table[["caption", "tags"]] = table[["caption", "tags"]].map(_clean)
     blank = table.loc[table["caption"] == "", "video_id"]
     request.note("empty captions kept, of", list(blank))
-    table["language"] = request.language
     number = table.groupby("video_id").cumcount().astype(str)
-    table["caption_id"] = table["video_id"] + "-" + request.language + number
-    return table[COLUMNS + texts[1:]]
+    ids = table["video_id"] + "-" + request.language + number
+    table = table.assign(language=request.language, caption_id=ids)
+    return table[COLUMNS + ["tags"] * any(table["tags"])]
 
 
 def _clean(caption: str) -> str:

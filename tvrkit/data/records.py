@@ -30,10 +30,15 @@ def read_ids(path: Path) -> list[str]:
         ids = [row["video_id"] for row in read_csv(path, ["video_id"])]
     else:
         ids = [line.strip() for line in read_lines(path) if line.strip()]
-    if len(set(ids)) < len(ids):
-        video, times = Counter(ids).most_common(1)[0]
-        raise ValueError(f"{path.name}: expected each id once, got {video!r} {times} times")
+    check_unique(path.name, "id", ids)
     return ids
+
+
+def check_unique(where: str, what: str, names: Sequence[str]) -> None:
+    """ValueError where a name stands twice."""
+    if len(set(names)) < len(names):
+        name, times = Counter(names).most_common(1)[0]
+        raise ValueError(f"{where}: expected each {what} once, got {name!r} {times} times")
 
 
 def read_json(path: Path, kind: Any):

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import pandas as pd
 
@@ -27,6 +26,12 @@ def expected_counts() -> pd.DataFrame:
     known."""
     types = {"videos": "Int64", "captions": "Int64"}
     return pd.read_csv(PROTOCOL_TABLE, dtype=types, comment="#").fillna({"ids_sha256": ""})
+
+
+def protocols(dataset: str) -> list[str]:
+    """The protocols of a data set by full name; the first is its default."""
+    names = expected_counts()["protocol"].unique()
+    return [name for name in names if name.partition("/")[0] == dataset]
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,20 @@ def check_splits(captions: pd.DataFrame, protocol: str, allow_partial: bool = Fa
     """
     language = captions["language"].iloc[0]
     known = expected_counts().query("protocol == @protocol and language == @language")
-    groups = dict(iter(captions.groupby("split", sort=False)))
-    rows = [_count(split, group) for split, group in groups.items()]
-    table = pd.DataFrame(rows).merge(_expected(known), on="split", how="left")
+    groups = captions.groupby("split", sort=False)
+    counts = {
+        "videos": groups["video_id"].nunique(),
+        "captions": groups.size(),
+        "repeated_captions": groups["caption"].agg(lambda texts: texts.duplicated().sum()),
+        "ids_sha256": groups["video_id"].agg(set_hash),
+    }
+    expected = known.set_index("split")[["videos", "captions", "ids_sha256"]]
+    table = pd.DataFrame(counts).join(expected.add_prefix("expected_"))
+    table = table.join(known.set_index("split")["source"]).reset_index()
     table = table.fillna({"expected_ids_sha256": "", "source": "no expected numbers are known"})
-    ids = {split: set(group["video_id"]) for split, group in groups.items()}
+    ids = {str(split): set(names) for split, names in groups["video_id"]}
     overlaps = {(a, b): sorted(ids[a] & ids[b]) for a, b in combinations(ids, 2) if ids[a] & ids[b]}
-    mismatches = [line for row in table.itertuples() for line in _differences(row)]
+    mismatches = [line for row in table.to_dict("records") for line in _differences(row)]
     for (first, second), both in overlaps.items():
         found = f"found {len(both)}: {', '.join(both[:NAMED])}"
         mismatches.append(f"{first} and {second}: expected no video in both, {found}")
@@ -108,34 +120,15 @@ def check_splits(captions: pd.DataFrame, protocol: str, allow_partial: bool = Fa
     return SplitReport(protocol, table, overlaps, shared, list(notes), mismatches)
 
 
-def _count(split: str, group: pd.DataFrame) -> dict:
-    return {
-        "split": split,
-        "videos": group["video_id"].nunique(),
-        "captions": len(group),
-        "repeated_captions": int(group["caption"].duplicated().sum()),
-        "ids_sha256": set_hash(group["video_id"]),
-    }
-
-
-def _expected(known: pd.DataFrame) -> pd.DataFrame:
-    numbers = known[["split", "videos", "captions", "ids_sha256"]].set_index("split")
-    return numbers.add_prefix("expected_").assign(source=known.set_index("split")["source"])
-
-
-def _differences(row: Any) -> list[str]:
-    numbers = {
-        "videos": (row.expected_videos, row.videos),
-        "captions": (row.expected_captions, row.captions),
-    }
+def _differences(row: dict) -> list[str]:
     lines = [
-        f"{row.split}: expected {wanted} {what}, found {there}"
-        for what, (wanted, there) in numbers.items()
-        if pd.notna(wanted) and wanted != there
+        f"{row['split']}: expected {row[f'expected_{what}']} {what}, found {row[what]}"
+        for what in ("videos", "captions")
+        if pd.notna(row[f"expected_{what}"]) and row[f"expected_{what}"] != row[what]
     ]
-    if not lines and row.expected_ids_sha256 not in ("", row.ids_sha256):
-        wanted, there = row.expected_ids_sha256[:12], row.ids_sha256[:12]
-        lines.append(f"{row.split}: expected the videos with id hash {wanted}, found {there}")
+    wanted, found = row["expected_ids_sha256"][:12], row["ids_sha256"][:12]
+    if not lines and wanted not in ("", found):
+        lines.append(f"{row['split']}: expected the videos with id hash {wanted}, found {found}")
     return lines
 
 
