@@ -25,14 +25,8 @@ PACKAGES = ["tvrkit", "torch", "torchvision", "open_clip_torch", "accelerate"]
 PACKAGES += ["decord", "av", "spacy", "numpy"]
 CHECKPOINT = "checkpoint.safetensors"
 SCORES = ("metrics.json", "ranks.npz")  # what tables are made from
-ARTEFACTS: tuple[str, ...] = (
-    "config.yaml",
-    "train.log",
-    "history.csv",
-    "curve.csv",
-    "mined.csv.gz",
-)
-ARTEFACTS += (*SCORES, "similarity.npz", CHECKPOINT)
+TABLES = ("history.csv", "curve.csv", "mined.csv.gz")
+ARTEFACTS = ("config.yaml", "train.log", *TABLES, *SCORES, "similarity.npz", CHECKPOINT)
 
 
 class DataCard(TypedDict):
