@@ -95,12 +95,15 @@ class HMMCPretraining(HMMC):
         text = super().encode_text(batch)
         if not self.training:
             return text
+        seed = batch.seed
+        if seed is None:  # a batch of one's own
+            seed = torch.randint(2**62, (len(batch),), device=batch.tokens.device)
         title = (batch.tokens, batch.token_mask, text.sentence)
-        text.extras |= self._contrasted("title", *title, batch.seed)
+        text.extras |= self._contrasted("title", *title, seed)
         if "tag_tokens" in batch.extras:
             tokens, mask = batch.extras["tag_tokens"], batch.extras["tag_mask"]
             sentence = self.backbone.encode_text(tokens, mask)[1]
-            text.extras |= self._contrasted("tag", tokens, mask, sentence, batch.seed + 1)
+            text.extras |= self._contrasted("tag", tokens, mask, sentence, seed + 1)
         return text
 
     def _contrasted(
