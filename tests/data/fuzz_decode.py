@@ -55,12 +55,12 @@ DAMAGE = {
 }
 
 
-def damaged_files(good, folder, count, seed):
+def damaged_files(good, folder, count, seed, kinds=tuple(DAMAGE)):
     """`count` damaged copies, the kinds in turn; the kind begins the name."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, files = np.random.default_rng(seed), []
     for number in range(count):
-        kind = list(DAMAGE)[number % len(DAMAGE)]
+        kind = kinds[number % len(kinds)]
         source = good[int(rng.integers(len(good)))]
         suffix = (
             rng.choice([".txt", ".jpg", ".wmv", ".ts", ""])
@@ -71,6 +71,24 @@ def damaged_files(good, folder, count, seed):
         path.write_bytes(DAMAGE[kind](bytearray(source.read_bytes()), rng))
         files.append(path)
     return files
+
+
+def damaged_stores(good, folder, count, seed):
+    """`count` damaged copies of a frame store: bytes of its pages, its whole length kept or not."""
+    rng, stores = np.random.default_rng(seed), []
+    for number in range(count):
+        data = bytearray((good / "data.mdb").read_bytes())
+        page = 4096 * int(rng.integers(len(data) // 4096))
+        for _ in range(int(rng.integers(1, 12))):
+            # headers and the lists of entries stand at the beginning of a page
+            data[page + int(rng.integers(64 if number % 2 else 4096))] = int(rng.integers(256))
+        if number % 10 == 9:
+            del data[int(rng.integers(len(data))) :]
+        path = folder / f"store-{number:04d}"
+        path.mkdir()
+        (path / "data.mdb").write_bytes(data)
+        stores.append(path)
+    return stores
 
 
 def main():

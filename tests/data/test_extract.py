@@ -17,7 +17,8 @@ from tests.data.video_files import indices, write_audio, write_video
 from tvrkit.data import extract as frames
 from tvrkit.data.decoders import DecodePool, FrameSettings, decoder_versions
 from tvrkit.data.extract import NO_FILE, extract, find_videos
-from tvrkit.data.store import FrameStore
+from tvrkit.data.prepare import extract_folder
+from tvrkit.data.store import FrameStore, unescape
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +79,7 @@ def test_every_video_gets_a_row_and_good_ones_their_frames(videos, tmp_path):
     assert store.count("audio") == 0
     assert store.verify() == []
     assert store.settings == {
+        "window": None,
         "frames": 4,
         "short_side": 32,
         "sampling": "uniform",
@@ -92,7 +94,8 @@ def test_the_decoder_is_a_setting_that_store_and_rows_tell(videos, tmp_path):
     files, path = {"a": videos / "video0.mp4"}, tmp_path / "frames.lmdb"
     rows = extract(files, path, replace(SMALL, decoder="pyav"))
     assert rows["decoder"].tolist() == ["pyav"]
-    assert FrameStore(path).settings["decoder"] == f"PyAV {av.__version__}"
+    assert FrameStore(path).settings["decoder"].startswith(f"PyAV {av.__version__} (libavcodec ")
+    assert rows["why"].tolist() == ["asked for"]
 
 
 def test_frames_are_those_of_the_video(store):
@@ -120,6 +123,7 @@ def test_a_second_call_does_only_what_is_left(videos, tmp_path, monkeypatch):
     run = DecodePool.run
 
     def spy(pool, paths, settings):
+        paths = list(paths)
         seen.append({path.stem for path in paths})
         return run(pool, paths, settings)
 
@@ -157,6 +161,123 @@ def test_a_changed_file_is_read_again(videos, tmp_path):
     store = FrameStore(tmp_path / "frames.lmdb")
     assert (row["frames"], store.count("a"), store.verify()) == (3, 3, [])
     assert row["file"] == "a.mp4"  # beside the store: it may move with it
+
+
+def spy_on(monkeypatch, between):
+    """Call `between` whenever a file has been read and not yet been stored."""
+    run = DecodePool.run
+
+    def wrapped(pool, paths, settings):
+        for result in run(pool, paths, settings):
+            between()
+            yield result
+
+    monkeypatch.setattr(DecodePool, "run", wrapped)
+
+
+def grow(file):
+    with open(file, "ab") as opened:
+        opened.write(bytes(100))
+
+
+@pytest.mark.parametrize("change", [grow, os.unlink, os.utime])
+def test_a_file_that_changes_while_it_is_read_gives_nothing(tmp_path, monkeypatch, change):
+    """It is another one by then: its frames are read again, and the others are kept."""
+    files = {name: write_video(tmp_path / f"{name}.mkv", count=6) for name in ("a", "b")}
+    with monkeypatch.context() as during:
+        during.setattr(frames, "_check_space", lambda *_: None)
+        spy_on(during, lambda: change(files["a"]) if files["a"].exists() else None)
+        rows = extract(files, tmp_path / "frames.lmdb", SMALL).set_index("video_id")
+    assert rows["status"].to_dict() == {"a": "failed", "b": "ok"}
+    assert "changed while it was read" in rows.loc["a", "reason"]
+    store = FrameStore(tmp_path / "frames.lmdb")
+    assert (store.count("a"), store.count("b"), store.verify()) == (0, 4, [])
+    write_video(files["a"], count=6)
+    again = extract(files, tmp_path / "frames.lmdb", SMALL)
+    assert again[["status", "reason"]].values.tolist() == [["ok", ""]] * 2
+
+
+def keep_time(file, data):
+    """Other content with the time of the old."""
+    stat = file.stat()
+    file.write_bytes(data)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_another_video_of_equal_size_is_read_again(tmp_path):
+    """Also with the same time; and a download that was preallocated and has now come in."""
+    file, path = tmp_path / "a.avi", tmp_path / "frames.lmdb"
+    whole = write_video(file, count=8, codec="mpeg4").read_bytes()
+    other = write_video(tmp_path / "b.avi", count=5, codec="mpeg4").read_bytes()
+    file.write_bytes(other.ljust(len(whole), b"\0"))
+    assert extract({"a": file}, path, FrameSettings(40))["frames"].tolist() == [5]
+    keep_time(file, whole)
+    assert extract({"a": file}, path, FrameSettings(40))["frames"].tolist() == [8]
+    file.write_bytes(whole[:-8000] + bytes(8000))
+    os.utime(file, ns=(0, 0))
+    assert extract({"a": file}, path, FrameSettings(40)).loc[0, "frames"] < 8
+    keep_time(file, whole)
+    assert extract({"a": file}, path, FrameSettings(40))["frames"].tolist() == [8]
+
+
+def test_what_is_ok_with_a_reason_is_read_again(tmp_path, monkeypatch):
+    good = write_video(tmp_path / "a.mkv", count=90, height=128, width=192)
+    file, path, seen = tmp_path / "b.mkv", tmp_path / "frames.lmdb", []
+    file.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    files = {"a": good, "b": file}
+    rows = extract(files, path, SMALL).set_index("video_id")
+    assert rows["status"].tolist() == ["ok", "ok"]
+    assert rows.loc["b", "reason"].startswith("cut off: ")
+    run = DecodePool.run
+    monkeypatch.setattr(
+        DecodePool,
+        "run",
+        lambda pool, paths, settings: run(
+            pool, (seen.append(p.stem) or p for p in paths), settings
+        ),
+    )
+    extract(files, path, SMALL)
+    assert set(seen) == {"b"}
+
+
+NAMES = [b"new\nline.mp4", b"back\\slash.mp4", b"not\xffutf8.mp4", b"f\xe9/a.mp4", b"50%2f.mp4"]
+NAMES += [
+    b"\x1b[31mred.mp4",
+    "right\u202eleft.mp4".encode(),
+    "视频.mp4".encode(),
+    b"a" * 250 + b".mp4",
+]
+NAMES += [b"\n" * 200 + b".mp4", b"50%.mp4"]
+
+
+def test_no_name_stops_the_others_and_each_is_kept_exactly(tmp_path):
+    root = tmp_path / "videos"
+    source = write_video(tmp_path / "a.mp4", count=4)
+    for name in NAMES:
+        path = os.fsencode(root) + b"/" + name
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        shutil.copy(source, path)
+    (root / "to_nowhere.mp4").symlink_to("nowhere.mp4")
+    rows = extract_folder(root, tmp_path / "out", frames=4)
+    assert rows["status"].value_counts().to_dict() == {"ok": len(NAMES), "failed": 1}
+    assert {os.fsencode(unescape(file)) for file in rows["file"]} == {*NAMES, b"to_nowhere.mp4"}
+    text = (tmp_path / "out" / "videos.jsonl").read_text(encoding="utf-8")
+    assert len(text.splitlines()) == len(NAMES) + 1
+    assert all(line.isprintable() for line in text.splitlines())
+    assert FrameStore(tmp_path / "out" / "frames.lmdb").verify() == []
+    ids = dict(zip(rows["file"], rows["video_id"], strict=True))
+    assert ids["50%.mp4"] == "50%"
+    assert ids["50%252f.mp4"] == "50%252f"
+    assert ids["视频.mp4"] == "视频"
+    assert ids["new%0Aline.mp4"] == "new%0Aline"
+
+
+def test_two_files_never_share_an_id(tmp_path):
+    for name in ("v.mp4", "v.mkv", "v.mp4.avi", "a/w.mp4", "b/w.mp4", "a__w.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_videos(tmp_path)
+    assert len(found) == len(set(found.values())) == 6
 
 
 def test_other_settings_are_an_error_that_says_both(videos, tmp_path):
@@ -262,6 +383,26 @@ def test_only_one_at_a_time_builds_a_store(videos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(DecodePool, "run", another_comes)
     assert extract(files, path, SMALL)["status"].tolist() == ["ok"]
+
+
+def test_a_second_process_never_writes_into_a_live_store(videos, tmp_path, monkeypatch):
+    """It may come at any moment; here between the last video and the renaming."""
+    files, path, replace_ = {"a": videos / "video0.mp4"}, tmp_path / "frames.lmdb", os.replace
+    outcomes = []
+
+    def another_comes(old, new):
+        try:
+            extract({**files, "b": videos / "video1.mp4"}, path, SMALL)
+        except OSError as error:
+            outcomes.append(str(error))
+        replace_(old, new)
+
+    monkeypatch.setattr(frames.os, "replace", another_comes)
+    extract(files, path, SMALL)
+    assert outcomes == [f"another process is extracting into {path}"]
+    assert FrameStore(path).video_ids() == ["a"]
+    assert FrameStore(path).verify() == []
+    assert not (tmp_path / "frames.lmdb.partial").exists()
 
 
 def test_the_file_takes_no_more_disk_than_its_content(store, videos, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """From annotations and videos to a prepared data set: one invented, one real, and notebook 01 on
 the real one."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
-from tests.data.video_files import write_audio, write_video
+from tests.data.video_files import indices, write_audio, write_video
 from tvrkit.data.batch import TextFeatures, VideoFeatures
 from tvrkit.data.loader import video_loader
 from tvrkit.data.manifest import Manifest, coverage
@@ -147,6 +148,29 @@ def test_a_mismatch_stops_before_any_video_is_read(invented, tmp_path):
     with pytest.raises(ValueError, match="test: expected 670 videos, found 4"):
         prepare("msvd", invented / "annotations", invented / "videos", tmp_path / "msvd")
     assert not (tmp_path / "msvd").exists()
+
+
+def test_didemo_keeps_frames_of_the_seconds_that_are_annotated(tmp_path):
+    """CLIP4Clip's and GLSCL's loaders read from 0 to 31: of a minute, half the frames came later."""
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", count=60, times=list(range(0, 60_000, 1000)))
+    for split in ("train", "val", "test"):
+        names = ["a.mp4"] if split == "test" else []
+        (tmp_path / f"{split}_list.txt").write_text("".join(f"{name}\n" for name in names))
+        lines = [{"video": name, "description": "a ball rolls"} for name in names]
+        (tmp_path / f"{split}_data.json").write_text(json.dumps(lines))
+    made, _ = prepare(
+        "didemo",
+        tmp_path,
+        tmp_path / "videos",
+        tmp_path / "out",
+        splits=["test"],
+        allow_partial=True,
+        workers=1,
+    )
+    assert made.card["store"]["window"] == [0, 31]
+    assert indices(made.frames.read(made.videos["video_id"][0], range(31))) == list(range(31))
+    assert made.videos[["frames", "requested", "duration"]].values.tolist() == [[31, 64, 60.0]]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import os
 import pickle
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import lmdb
@@ -12,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from tests.data import fuzz_decode
 from tests.data.video_files import indices, pictures, write_video
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.extract import extract
-from tvrkit.data.store import FrameStore, check_id
+from tvrkit.data.prepare import adopt_store
+from tvrkit.data.store import UNSAFE, FrameStore, check_id, escape, make_id, unescape
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,49 @@ def test_verify_finds_what_is_wrong(store, tmp_path):
         "1 videos without a row: stranger",
     ):
         assert part in problems
+
+
+def jpeg_that_claims(height, width):
+    data = bytearray(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
+    start = data.index(b"\xff\xc0") + 5  # marker, length, bits
+    data[start : start + 4] = height.to_bytes(2) + width.to_bytes(2)
+    return bytes(data)
+
+
+def test_a_few_bytes_cannot_claim_the_memory(store, tmp_path):
+    shutil.copytree(store, tmp_path / "bomb")
+    with (
+        lmdb.open(str(tmp_path / "bomb"), map_size=1 << 28) as environment,
+        environment.begin(write=True) as out,
+    ):
+        out.put(b"video3/000000", jpeg_that_claims(30_000, 30_000))
+    bomb = FrameStore(tmp_path / "bomb")
+    with pytest.raises(ValueError, match=r"'video3' is broken: 30000 x 30000 pixels, expected at"):
+        bomb.read("video3", [0])
+    assert len(bomb.verify()) == 1
+
+
+def test_damaged_stores_are_told_and_end_no_process(store, tmp_path):
+    """Bytes anywhere in the file: LMDB trusts them, and may read outside of it."""
+    told = 0
+    for path in fuzz_decode.damaged_stores(store, tmp_path, 20, seed=0):
+        problems = FrameStore(path).verify()
+        assert all(isinstance(problem, str) and problem for problem in problems)
+        told += bool(problems)
+        with suppress(ValueError, FileNotFoundError):
+            rows = adopt_store(path, tmp_path / f"adopted-{path.name}", ["video0", "video1"])
+            assert set(rows["frames"]) <= {0, 4}
+    assert told > 8
+
+
+@given(st.binary(min_size=1, max_size=300).filter(lambda name: b"\0" not in name))
+def test_escaping_keeps_a_name_and_makes_it_text(name):
+    text = escape(os.fsdecode(name))
+    assert os.fsencode(unescape(text)) == name
+    assert not UNSAFE.search(text.replace("%", ""))
+    text.encode()
+    usable = make_id(os.fsdecode(name).replace("/", "").lstrip("."))
+    assert not usable or check_id(usable) == usable
 
 
 class _Reads(Dataset):

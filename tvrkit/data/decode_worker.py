@@ -5,14 +5,20 @@ and replace.
 """
 
 import contextlib
+import ctypes
 import io
+import itertools
 import json
+import math
 import os
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import av
 import numpy as np
@@ -26,18 +32,66 @@ try:
 except ImportError:  # there is no wheel of it for this machine
     decord = None
 
-DECORD_FORMATS = {"mov", "matroska", "avi"}
+DECORD_FORMATS = {"mov", "matroska"}
 DECORD_PIXELS = {"yuv420p", "yuvj420p"}
 # lists of files, addresses, text, stills
 REFUSED_FORMATS = {"hls", "dash", "concat", "sdp", "tty", "image2"}
-# bytes of address space: a header that claims absurd sizes costs its worker only
-MEMORY_LIMIT = 4 << 30
-FRAMES_PER_SECOND = 200  # a long video's time limit grows by a second per so many frames
+IDR = 5  # NAL unit type of a picture after which no frame refers to an earlier one
+MAX_PIXELS = 1 << 26  # of a picture: twice those of 8K video
+# a long video's time limit grows by a second per so many frames and per so many pixels
+FRAMES_PER_SECOND, PIXELS_PER_SECOND = 200, 1e8
 BATCH = 8  # frames decord holds at a time
+# bytes of address space that a worker may add to those of its libraries
+MEMORY_LIMIT = 3 << 29
+LOG_LIMIT = 1 << 16  # bytes of all that is written to files: what libraries complain of
+NO_NEW_PRIVS, NEW_NET, NEW_USER = 38, 0x40000000, 0x10000000  # of Linux's prctl.h and sched.h
 
 
 class Unreadable(Exception):
     """The reason why a file gives no frames, or why a decoder is not to be believed."""
+
+
+class Clock(NamedTuple):
+    """When each frame is shown.
+
+    Attributes:
+        times: (N,) int64, rising.
+        base: seconds per unit of `times`.
+        fps: frames a second, on average.
+        clear: the file says so; else frames are counted, at a constant rate.
+    """
+
+    times: np.ndarray
+    base: float
+    fps: float
+    clear: bool
+
+    @classmethod
+    def read(cls, stamps: list[int | None], base: float, fps: float) -> Self:
+        """Of the frames' stamps; unclear where not every frame has one of its own."""
+        known = sorted({stamp for stamp in stamps if stamp is not None})
+        if len(known) < len(stamps):
+            return cls(np.arange(len(stamps)), 1 / fps, fps, False)
+        if len(known) > 1:
+            fps = (len(known) - 1) / ((known[-1] - known[0]) * base)
+        return cls(np.array(known, np.int64), base, fps, True)
+
+    def choose(self, settings: FrameSettings) -> np.ndarray:
+        """(F,) frames to take: the sampling's, of those in the window, spread over their time.
+
+        Raises:
+            Unreadable: no frame is in the window.
+        """
+        start, end = settings.window or (0.0, math.inf)
+        seconds = np.round((self.times - self.times[:1]) * self.base, 6)
+        inside = np.flatnonzero((start <= seconds) & (seconds < end))
+        if not len(inside):
+            last = f"the last is at {seconds[-1]:g} s" if len(seconds) else "there is none"
+            raise Unreadable(f"no frame can be decoded from {start:g} to {end:g} s: {last}")
+        wanted = sample(settings.sampling, len(inside), settings.frames)
+        if len(wanted) < len(inside):
+            wanted = _timeline(self.times[inside])[wanted]
+        return inside[wanted]
 
 
 class Video:
@@ -45,70 +99,99 @@ class Video:
 
     Attributes:
         formats: names of the container's format.
+        codec: name of the stream's.
         streams: video streams it has; the first is read.
         promised: frames that the header counts, 0 where it does not.
-        stored: frames that there are, `count` those of them that are shown.
-        times: (N,) int64, when each frame is shown, rising; (0,) where the file does not say
-            clearly.
-        keys: those of `times` that decoding can start at.
-        base: seconds per unit of `times`.
+        stored: frames that there are; an edit list may hide some of them.
+        clock: of those that are shown.
+        closed: its key frames are proven to stand alone, and the first frame is one.
         pixels: name of the pixel format.
-        rotation: degrees counter-clockwise that bring the picture upright, `turns` in quarters.
+        damage: what is wrong with it, before its frames are decoded.
+        turn: (2, 2) int, the rows are where x and y of the picture go, so that it stands upright.
 
     Raises:
-        Unreadable: no video, or no frame can be decoded.
+        Unreadable: no video, it is too large, or no frame can be decoded.
     """
 
     def __init__(self, path: str):
         self.path = path
+        reached, packets = 0.0, []  # (time, hidden by an edit list, a key frame that stands alone)
         container, stream = _open(path)
         with container:
-            # (time, can start here, hidden by an edit list); the last packet is an empty mark
-            packets = [
-                (p.dts if p.pts is None else p.pts, p.is_keyframe, p.is_discard)
-                for p in _packets(container, stream)
-                if p.size
-            ]
+            for packet in _packets(container):
+                time = packet.dts if packet.pts is None else packet.pts
+                reached = max(reached, float((time or 0) * packet.time_base))
+                if packet.stream_index == stream.index:
+                    alone = _stands_alone(packet, stream) if packet.is_keyframe else None
+                    packets.append((time, packet.is_discard, alone))
             self.formats = set(container.format.name.split(","))
+            self.codec = stream.codec_context.codec.canonical_name
             self.streams = len(container.streams.video)
-            self.promised = stream.frames
-            self.base = float(stream.time_base)
-            self.fps = float(stream.average_rate or stream.base_rate or 0) or 25.0
+            self.promised, self.stored = stream.frames, len(packets)
+            fps = float(stream.average_rate or stream.base_rate or 0) or 25.0
+            base, lasts = float(stream.time_base), (container.duration or 0) / 1e6
+        shown = [packet for packet in packets if not packet[1]] or packets
+        self.clock = Clock.read([time for time, *_ in shown], base, fps)
+        self.closed = bool(shown and shown[0][2]) and all(
+            packet[2] is not False for packet in shown
+        )
         container, stream = _open(path)
         with container:
-            first = next(_decoded(container, stream), None)
+            first = next(_decoded(container, stream, []), None)
         if first is None:
             raise Unreadable("no frame can be decoded" if packets else "no frames")
         self.width, self.height, self.pixels = first.width, first.height, first.format.name
-        self.rotation, self.turns = first.rotation, round(first.rotation / 90) % 4
-        shown = [packet for packet in packets if not packet[2]] or packets
-        self.stored, self.count = len(packets), len(shown)
-        self.times, self.keys = _times(shown)
-        if len(self.times) > 1:
-            self.fps = (self.count - 1) / ((self.times[-1] - self.times[0]) * self.base)
+        self.damage = self._cut_off(reached + 2 / fps, lasts)
+        self.interlaced, turn = first.interlaced_frame, _turn(first)
+        self.turn = np.eye(2, dtype=int) if turn is None else turn
+        if turn is None:
+            self.damage += ["the header asks for a turn by other than quarters: not applied"]
+
+    def _cut_off(self, reached: float, lasts: float) -> list[str]:
+        """What the header promises, in frames or in seconds, and is not there."""
+        if self.promised > self.stored:  # an edit list may hide them
+            container, stream = _open(self.path, ignore_editlist="1")
+            with container:
+                self.stored = sum(1 for _ in _packets(container, stream))
+        if self.promised > self.stored:
+            return [f"cut off: {self.stored} of {self.promised} frames are there"]
+        short = not self.promised and reached < 0.9 * lasts
+        return [f"cut off: {reached:.1f} of {lasts:.1f} s are there"] if short else []
 
 
-def choose_decoder(wanted: str, video: Video) -> str:
-    """Which decoder reads this file: decord where it is right about it, unless PyAV is wanted.
+def choose_decoder(wanted: str, video: Video) -> tuple[str, str]:
+    """Which decoder reads this file, and why: decord where the file proves that it is right, unless
+    PyAV is wanted.
+
+    Right is what decoding from the first frame on gives. decord seeks, and then takes whatever
+    comes for the frame it wants: frames around the key frames of an open GOP and those of an intra
+    refresh are others or broken, and B-frames of MPEG-2 and MPEG-4 are their neighbours
+    (`tests/data/codecs.py` has the table). So it reads H.264 with IDR key frames only.
 
     Raises:
         Unreadable: decord is wanted, but may be wrong about the file; the message says why.
     """
     doubts = {
         "it is not installed": decord is None,
-        "it mixes up the frames of such containers": not DECORD_FORMATS & video.formats,
+        f"the codec is {video.codec}": video.codec != "h264",
+        f"the container is {','.join(sorted(video.formats))}": not DECORD_FORMATS & video.formats,
         "the file has several video streams": video.streams > 1,
-        "not every frame has a time of its own": not len(video.times),
+        "not every frame has a time of its own": not video.clock.clear,
         "the header counts other frames than there are": video.promised not in (0, video.stored),
-        "an edit list hides frames": video.count < video.stored,
+        "an edit list hides frames": len(video.clock.times) < video.stored,
+        "open GOP or intra refresh: not every key frame stands alone": not video.closed,
         f"the pixels are {video.pixels}": video.pixels not in DECORD_PIXELS,
-        "the picture is to be rotated": video.rotation != 0,
+        "the frames are interlaced": video.interlaced,
+        "the picture is to be turned": (video.turn != np.eye(2)).any(),
+        "the file is damaged": bool(video.damage),
         "width or height is odd": video.width % 2 + video.height % 2 > 0,
     }
     doubt = next((why for why, holds in doubts.items() if holds), None)
     if wanted == "decord" and doubt:
         raise Unreadable(f"decord is not to be trusted with this file: {doubt}")
-    return "pyav" if wanted == "pyav" or doubt else "decord"
+    if wanted == "pyav":
+        return "pyav", "asked for"
+    return ("pyav", doubt) if doubt else ("decord", "H.264, every key frame stands alone")
 
 
 def read(path: str, settings: FrameSettings, timeout: float) -> Result:
@@ -121,81 +204,70 @@ def read(path: str, settings: FrameSettings, timeout: float) -> Result:
     if not os.path.getsize(path):
         raise Unreadable("empty file")
     video = Video(path)
-    signal.setitimer(signal.ITIMER_REAL, timeout + video.count / FRAMES_PER_SECOND)
-    wanted = sample(settings.sampling, video.count, settings.frames)
-    if len(wanted) < video.count and len(video.times):
-        wanted = _timeline(video.times)[wanted]
-    decoder, frames = _decode(video, wanted, settings)
-    damage = []
-    if video.promised > video.stored:
-        damage.append(f"cut off: {video.stored} of {video.promised} frames are there")
-    if len(frames) < len(wanted):
-        damage.append(f"damaged: {len(frames)} of {len(wanted)} frames can be decoded")
-    fps, duration = round(video.fps, 4), round(video.count / video.fps, 4)
-    size = (video.height, video.width) if video.turns % 2 else (video.width, video.height)
-    return VideoInfo(len(frames), fps, duration, *size, decoder, "; ".join(damage)), frames
-
-
-def _decode(video: Video, wanted: np.ndarray, settings: FrameSettings) -> tuple[str, list[bytes]]:
-    """The decoder that was right, and the frames as files."""
-
-    def files(way) -> list[bytes]:
-        return [_encode(frame, video, settings) for frame in way(video, wanted)]
-
-    decoder = choose_decoder(settings.decoder, video)
-    if settings.decoder == "decord":
-        return "decord", files(_by_decord)
-    # whatever goes wrong with the faster ways, the next one has its turn
+    per_frame = 1 / FRAMES_PER_SECOND + video.width * video.height / PIXELS_PER_SECOND
+    signal.setitimer(signal.ITIMER_REAL, timeout + len(video.clock.times) * per_frame)
+    decoder, why = choose_decoder(settings.decoder, video)
+    clock, damage = video.clock, list(video.damage)
     if decoder == "decord":
-        with contextlib.suppress(Exception):
-            return "decord", files(_by_decord)
-    if len(video.keys):
-        with contextlib.suppress(Exception):
-            return "pyav", files(_by_seeking)
-    return "pyav", files(_by_counting)
+        try:
+            frames = _by_decord(video, settings)
+        except Exception as error:
+            if settings.decoder == "decord":
+                raise
+            what = error if isinstance(error, Unreadable) else "it can't read every frame"
+            decoder, why = "pyav", f"decord fails: {what}"
+    if decoder == "pyav":
+        clock, frames, broken = _by_counting(video, settings)
+        damage += [f"damaged: {broken} of {video.stored} frames are broken"] if broken else []
+    size = (video.width, video.height) if video.turn[0, 0] else (video.height, video.width)
+    fps, duration = round(clock.fps, 4), round(len(clock.times) / clock.fps, 4)
+    return VideoInfo(len(frames), fps, duration, *size, decoder, why, "; ".join(damage)), frames
 
 
-def _by_decord(video: Video, wanted: np.ndarray) -> Iterator:
+def _by_decord(video: Video, settings: FrameSettings) -> list[bytes]:
+    """The frames as files. decord conceals what is damaged, and tells of it only on stderr."""
+    wanted, times = video.clock.choose(settings), video.clock.times
+    log = sys.stderr.fileno()
+    os.ftruncate(log, 0)
+    os.lseek(log, 0, os.SEEK_SET)
     reader = decord.VideoReader(video.path, num_threads=1)
-    if len(reader) != video.count:
-        raise Unreadable(f"decord counts {len(reader)} frames, the file has {video.count}")
+    if len(reader) != len(times):
+        raise Unreadable(f"it counts {len(reader)} frames, the file has {len(times)}")
     starts = reader.get_frame_timestamp(wanted)[:, 0]
-    errors = np.abs(starts - (video.times[wanted] - video.times[0]) * video.base)
-    if errors.max() > 0.5 / video.fps:
-        raise Unreadable("decord and the file disagree about time")
-    for start in range(0, len(wanted), BATCH):
-        for picture in reader.get_batch(wanted[start : start + BATCH]).asnumpy():
-            yield av.VideoFrame.from_ndarray(picture)
+    errors = np.abs(starts - (times[wanted] - times[0]) * video.clock.base)
+    if errors.max() > 0.5 / video.clock.fps:
+        raise Unreadable("its times are not the file's")
+    files: list[bytes] = []
+    for batch in np.split(wanted, range(BATCH, len(wanted), BATCH)):
+        pictures = map(av.VideoFrame.from_ndarray, reader.get_batch(batch).asnumpy())
+        files += [_encode(picture, video, settings) for picture in pictures]
+    if os.path.getsize(log):
+        raise Unreadable("it meets damage")
+    return files
 
 
-def _by_seeking(video: Video, wanted: np.ndarray) -> Iterator:
-    """From the key frame before each; fewer frames where the stream ends early."""
-    container, stream = _open(video.path)
-    with container:
-        position, frames = -1, _decoded(container, stream)
-        for index in wanted:
-            key = video.keys[np.searchsorted(video.keys, video.times[index], side="right") - 1]
-            if position < np.searchsorted(video.times, key) - 1:
-                container.seek(int(key), stream=stream)
-                frames = _decoded(container, stream)
-            while position < index:
-                frame = next(frames, None)
-                if frame is None:
-                    return
-                position = int(np.searchsorted(video.times, frame.pts))
-            if position != index:
-                raise Unreadable("the frame that was sought did not come")
-            yield frame
+def _by_counting(video: Video, settings: FrameSettings) -> tuple[Clock, list[bytes], int]:
+    """All frames from the first on: their times, those taken as files, and how many are broken.
 
-
-def _by_counting(video: Video, wanted: np.ndarray) -> Iterator:
-    """Every frame from the start on; fewer frames where the stream ends early."""
-    container, stream = _open(video.path)
-    with container:
-        for position, frame in enumerate(_decoded(container, stream)):
-            yield from [frame] * np.count_nonzero(wanted == position)
-            if position >= wanted[-1]:
-                return
+    Which are taken is first chosen by the packets' times; where other frames than those come out,
+    it is chosen again by theirs.
+    """
+    clock = video.clock
+    for _ in range(2):
+        wanted, stamps = clock.choose(settings), list[int | None]()
+        files, lost = list[bytes](), list[int | None]()
+        container, stream = _open(video.path)
+        with container:
+            for position, frame in enumerate(_decoded(container, stream, lost)):
+                stamps.append(frame.pts)
+                if times := np.count_nonzero(wanted == position):
+                    files += [_encode(frame, video, settings)] * times
+        if stamps != sorted(stamp for stamp in stamps if stamp is not None):
+            stamps = [None for _ in stamps]
+        clock = Clock.read(stamps, video.clock.base, video.clock.fps)
+        if np.array_equal(clock.choose(settings), wanted):
+            return clock, files, len(lost)
+    raise Unreadable("other frames come each time it is decoded")
 
 
 def _encode(frame: av.VideoFrame, video: Video, settings: FrameSettings) -> bytes:
@@ -205,7 +277,10 @@ def _encode(frame: av.VideoFrame, video: Video, settings: FrameSettings) -> byte
     width, height = (max(1, round(side * scale)) for side in (video.width, video.height))
     # not by decord, which fails at many widths
     picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-    upright = np.ascontiguousarray(np.rot90(picture, video.turns))
+    if not video.turn[0, 0]:
+        picture = picture.swapaxes(0, 1)
+    to_x, to_y = video.turn.sum(0)
+    upright = np.ascontiguousarray(picture[::to_y, ::to_x])
     if settings.quality:
         return simplejpeg.encode_jpeg(upright, quality=settings.quality)
     file = io.BytesIO()
@@ -213,9 +288,20 @@ def _encode(frame: av.VideoFrame, video: Video, settings: FrameSettings) -> byte
     return file.getvalue()
 
 
-def _open(path: str) -> tuple:
+def _turn(frame: av.VideoFrame) -> np.ndarray | None:
+    """`Video.turn` of the frame's display matrix: 16.16 fixed point, (x, y, 1) times it."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return np.eye(2, dtype=int)
+    matrix = np.frombuffer(data, np.int32).reshape(3, 3)[:2, :2] / (1 << 16)
+    turn = np.rint(matrix).astype(int)
+    quarters = np.allclose(matrix, turn, atol=0.01) and np.array_equal(turn @ turn.T, np.eye(2))
+    return turn if quarters else None
+
+
+def _open(path: str, **options: str) -> tuple:
     """PyAV's container, and the stream in it that is read."""
-    container = av.open(path, options={"protocol_whitelist": "file"})
+    container = av.open(path, options={"protocol_whitelist": "file", **options})
     names = container.format.name.split(",")
     if REFUSED_FORMATS & set(names) or any(name.endswith("_pipe") for name in names):
         raise Unreadable(f"no video ({container.format.long_name})")
@@ -223,30 +309,43 @@ def _open(path: str) -> tuple:
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
         raise Unreadable("no video stream" + (", only audio" if container.streams.audio else ""))
-    streams[0].codec_context.thread_count = 1
+    coder = streams[0].codec_context
+    if coder.width * coder.height > MAX_PIXELS:
+        size = f"{coder.width} x {coder.height} pixels"
+        raise Unreadable(f"too large: {size}, expected at most {MAX_PIXELS:,}")
+    coder.thread_count = 1
     return container, streams[0]
 
 
-def _packets(container, stream) -> Iterator:
-    """The packets up to the first that can't be read."""
+def _packets(container, *streams) -> Iterator:
+    """The packets of these streams, or of all, up to the first that can't be read."""
     with contextlib.suppress(av.error.FFmpegError):
-        yield from container.demux(stream)
+        yield from (packet for packet in container.demux(*streams) if packet.size)
 
 
-def _decoded(container, stream) -> Iterator:
-    """The frames that can be decoded; broken packets are passed over."""
-    for packet in _packets(container, stream):
-        with contextlib.suppress(av.error.FFmpegError):
-            yield from packet.decode()
+def _decoded(container, stream, lost: list) -> Iterator:
+    """The frames that can be decoded; broken packets and pictures are put into `lost`."""
+    for packet in itertools.chain(_packets(container, stream), [None]):
+        try:
+            # None has the decoder give what it holds back
+            for frame in stream.codec_context.decode(packet):
+                if frame.is_corrupt:
+                    lost.append(frame.pts)
+                yield frame
+        except av.error.FFmpegError:
+            lost.append(None)
 
 
-def _times(shown: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
-    """Times of all frames and of key frames; none where not every frame has a time of its own."""
-    times = {time for time, *_ in shown if time is not None}
-    keys = {time for time, is_key, _ in shown if is_key}
-    if len(times) < len(shown):
-        times = keys = set()
-    return np.array(sorted(times), np.int64), np.array(sorted(keys), np.int64)
+def _stands_alone(key: av.Packet, stream: av.VideoStream) -> bool:
+    """Whether a key frame is proven to be one that no later frame looks behind: H.264's IDR."""
+    about, data, place = stream.codec_context.extradata or b"", bytes(key), 0
+    kinds = set()
+    if stream.codec_context.name == "h264" and about[:1] == b"\1":  # units after their lengths
+        length = (about[4] & 3) + 1
+        while place + length < len(data):
+            kinds.add(data[place + length] & 31)
+            place += length + int.from_bytes(data[place : place + length])
+    return IDR in kinds
 
 
 def _timeline(times: np.ndarray) -> np.ndarray:
@@ -270,15 +369,30 @@ def answer(path: str, settings: FrameSettings, timeout: float) -> Result:
     return VideoInfo(reason=reason), []
 
 
+def confine() -> None:
+    """Give up what decoding does not need: more rights, the network, files to write, memory.
+
+    On Linux; each as far as the kernel grants it.
+    """
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        kernel = ctypes.CDLL(None)
+        kernel.prctl(NO_NEW_PRIVS, 1, 0, 0, 0)
+        if kernel.unshare(NEW_NET):  # without rights of one's own, in a world of one's own
+            kernel.unshare(NEW_NET | NEW_USER)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LOG_LIMIT, LOG_LIMIT))
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + MEMORY_LIMIT
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def serve(connection: Connection, timeout: float) -> None:
     """Answer until the other side goes. SIGALRM, at its default, ends the process whatever it
     does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
-    with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    confine()
     connection.send_bytes(READY)
-    # what libraries say about broken files
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    with tempfile.TemporaryFile() as log:  # what libraries say about broken files
+        os.dup2(log.fileno(), sys.stderr.fileno())
     with contextlib.suppress(EOFError, OSError):
         while True:
             path, settings = json.loads(connection.recv_bytes())

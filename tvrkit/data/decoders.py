@@ -12,6 +12,7 @@ or lock over from it. Their limit is the kernel's alarm, which holds even if thi
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import files, version
 from importlib.util import find_spec
 from multiprocessing.connection import Pipe
 from pathlib import Path
@@ -35,6 +36,8 @@ DECODERS = ("auto", "decord", "pyav")
 TIMEOUT = 20.0  # seconds
 READY = b"ready"
 START_LIMIT = 120.0  # seconds a worker may take to import its libraries
+# of the environment, which may hold secrets; decord looks at PATH
+KEPT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
 WINDOW = 64  # results that may wait for an earlier, slower one: bounds memory
 
 
@@ -54,9 +57,10 @@ class FrameSettings:
         quality: of the JPEG files, 1 to 100; None gives .npy files of (H, W, 3) uint8 RGB.
         decoder: "auto" is decord where it is installed and right about the file, PyAV elsewhere;
             "decord" refuses files that it may be wrong about; "pyav" reads every file.
+        window: seconds of the video that are read, (start, end); None for all of it.
 
     Raises:
-        ValueError: unknown sampling or decoder.
+        ValueError: unknown sampling or decoder, or an empty window.
     """
 
     frames: int
@@ -64,6 +68,7 @@ class FrameSettings:
     sampling: str = "uniform"
     quality: int | None = 90
     decoder: str = "auto"
+    window: tuple[float, float] | None = None
 
     def __post_init__(self):
         for kind, name, known in (
@@ -72,6 +77,8 @@ class FrameSettings:
         ):
             if name not in known:
                 raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+        if self.window and not 0 <= self.window[0] < self.window[1]:
+            raise ValueError(f"window {self.window}: expected 0 <= start < end, in seconds")
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class VideoInfo:
         duration: seconds.
         width, height: of the video as it is shown.
         decoder: that read it.
+        why: that one, see `decode_worker.choose_decoder`.
         reason: "" where all is well; a damaged file that gave frames says what is wrong with it.
     """
 
@@ -92,6 +100,7 @@ class VideoInfo:
     width: int = 0
     height: int = 0
     decoder: str = ""
+    why: str = ""
     reason: str = ""
 
 
@@ -99,18 +108,23 @@ Result = tuple[VideoInfo, list[bytes]]
 
 
 def decoder_versions(decoder: str = FrameSettings.decoder) -> str:
-    """What reads files under this setting, for cards and stores: "decord 0.6.0, PyAV 18.1.0".
+    """What reads files under this setting, for cards and stores: "PyAV 18.1.0 (libavcodec 62.28)",
+    with the version of FFmpeg's library that comes with each.
 
     Raises:
         ValueError: "decord" where it is not installed.
     """
-    versions = {"PyAV": version("av")}
-    if find_spec("decord"):
-        versions = {"decord": version("decord"), **versions}
-    elif decoder == "decord":
-        raise ValueError("decoder 'decord' is not installed: expected 'auto' or 'pyav'")
-    used = [name for name in versions if decoder in ("auto", name.lower())]
-    return ", ".join(f"{name} {versions[name]}" for name in used)
+    packages = {"decord": "decord", "PyAV": "av"}
+    used = [n for n, p in packages.items() if decoder in ("auto", n.lower()) and find_spec(p)]
+    if not used:
+        raise ValueError(f"decoder {decoder!r} is not installed: expected 'auto' or 'pyav'")
+    return ", ".join(f"{name} {_version(packages[name])}" for name in used)
+
+
+def _version(package: str) -> str:
+    names = (file.name for file in files(package) or () if file.name.startswith("libavcodec"))
+    library = re.search(r"\d+\.\d+\.\d+", next(names, ""))
+    return f"{version(package)} (libavcodec {library[0] if library else 'of this machine'})"
 
 
 def read_frames(path: Path | str, settings: FrameSettings, timeout: float = TIMEOUT) -> np.ndarray:
@@ -185,6 +199,8 @@ class DecodePool:
             result = (
                 None if self._closing else worker.read(path, replace(settings, decoder=decoder))
             )
+            if result and decoder != settings.decoder:
+                result = replace(result[0], why="decord hangs or crashes"), result[1]
             if result:
                 return result
             status = self._workers.pop(get_ident()).close()
@@ -244,6 +260,7 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with the package to be found and one thread for each worker."""
+    """What a worker needs: where libraries and the package are, and one thread."""
     path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

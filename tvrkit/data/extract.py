@@ -7,29 +7,31 @@ goes on with the same result as an unbroken one.
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 import sys
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
 import lmdb
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from tvrkit.data import store as stores
 from tvrkit.data.decoders import TIMEOUT, DecodePool, FrameSettings, VideoInfo, decoder_versions
 from tvrkit.settings import choose
 
-NO_FILE = "no file found"
+NO_FILE, CHANGED = "no file found", "it changed while it was read: read again next time"
+END = 1 << 16  # bytes of head and of tail that a file is known by
 FIRST_MAP = 1 << 28  # bytes of address space to begin with: doubled when full, no disk is taken
 COMMIT = 64  # videos per transaction
 PROBES = 4  # videos read for the estimate of the store's size
@@ -49,8 +51,8 @@ def extract(
 ) -> pd.DataFrame:
     """Read every video into the frame store.
 
-    Called again it goes on where it was stopped. On a finished store it adds what is new, reads
-    again what has changed, and tries once more what had failed.
+    Called again it goes on where it was stopped. On a finished store it adds what is new, and reads
+    again what has changed, had failed or was damaged. No file stops the others.
 
     Args:
         files: video id -> file, or None where there is none.
@@ -62,8 +64,10 @@ def extract(
 
     Returns:
         A row per video in the order of `files`: video_id, file (relative to the store's folder
-        where it lies inside it), status "ok" or "failed", reason, requested, frames, fps, duration
-        (s), width, height, decoder, bytes. A damaged file that gave frames is "ok" with a reason.
+        where it lies inside it, escaped, see `store.escape`), status "ok" or "failed", reason,
+        requested, frames, fps, duration (s), width, height, decoder, why, bytes. A damaged file
+        that gave frames is "ok" with a reason. One that has another size, time, head or tail after
+        it was read than before gave none.
 
     Raises:
         ValueError: an unusable id, or the store was built with other settings; the message says
@@ -72,50 +76,88 @@ def extract(
             stays), or another process is at work on this store.
     """
     store = Path(store)
-    built_with = asdict(settings) | {"layout": choose("layout", layout, stores.LAYOUTS)}
+    built_with = {**asdict(settings), "layout": choose("layout", layout, stores.LAYOUTS)}
     built_with["decoder"] = decoder_versions(settings.decoder)
-    there = {i: Path(path) for i, path in files.items() if stores.check_id(i) and path}
-    there = {i: path for i, path in there.items() if path.is_file()}
-    if not store.exists() or _reopen(store, there, built_with):
-        with _writing(store, built_with) as environment, DecodePool(workers, timeout) as pool:
-            with environment.begin() as transaction:
-                rows = stores.read_rows(transaction)
-            new = {i: there[i] for i in sorted(there) if not _is_current(rows.get(i), there[i])}
-            _check_space(store, list(new.values()), settings, pool)
-            results = zip(new.items(), pool.run(new.values(), settings), strict=True)
-            entries: Iterator[tuple[dict, list[bytes]]] = (
-                (_row(video_id, path, settings.frames, store, info), frames)
-                for (video_id, path), (info, frames) in results
-            )
-            done, title = len(files) - len(new), f"extracting {store.name}"
-            entries = iter(tqdm(entries, title, len(files), unit="video", initial=done))
-            while batch := list(islice(entries, COMMIT)):
-                _commit(environment, layout, batch)
-        os.replace(stores.partial(store), store)
-    rows, lost = _rows(store), VideoInfo(reason=NO_FILE)
-    return pd.DataFrame([rows.get(i) or _row(i, None, settings.frames, store, lost) for i in files])
+    built_with = json.loads(json.dumps(built_with))  # as it is read back
+    known = {i: Path(path) for i, path in files.items() if stores.check_id(i) and path}
+    there = {i: path for i, path in known.items() if os.path.isfile(path)}
+    if not store.exists() or _left(_finished(store, built_with), there):
+        lock = FileLock(store.with_name(f".{store.name}.lock"), timeout=0)
+        store.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with lock:
+                _build(there, store, settings, built_with, DecodePool(workers, timeout))
+        except Timeout:
+            raise OSError(f"another process is extracting into {store}") from None
+    rows, lost = _finished(store, built_with), VideoInfo(reason=NO_FILE)
+    table = [rows.get(i) or _row(i, None, 0, settings.frames, store, lost) for i in files]
+    return pd.DataFrame(table).drop(columns="state", errors="ignore")
 
 
-def _reopen(store: Path, files: Mapping[str, Path], built_with: dict) -> bool:
-    """Take a finished store back to being built, if there is anything to do."""
-    _compare(store, stores.FrameStore(store).settings, built_with)
-    rows = _rows(store)
-    good = {i for i in files if _is_current(rows.get(i), files[i]) and rows[i]["status"] == "ok"}
-    if len(good) == len(files):
-        return False
-    if stores.partial(store).exists():
-        both = f"{store} and {stores.partial(store).name} both exist"
-        raise ValueError(f"{both}: delete the one that is not wanted")
-    os.replace(store, stores.partial(store))
-    with _writing(store, built_with) as environment, environment.begin(write=True) as transaction:
-        for video_id in files.keys() - good:
-            if rows.get(video_id, {}).get("status") == "failed":
-                transaction.delete(stores.ROW + video_id.encode())
-    return True
+def _finished(store: Path, built_with: dict) -> dict[str, dict]:
+    """The rows of a finished store of these settings."""
+    read = stores.FrameStore(store)
+    _compare(store, read.settings, built_with)
+    with read.begin() as transaction:
+        return stores.read_rows(transaction)
 
 
-def _rows(store: Path) -> dict[str, dict]:
-    return {row["video_id"]: row for row in stores.FrameStore(store).rows().to_dict("records")}
+def _left(rows: Mapping[str, dict], files: Mapping[str, Path]) -> dict[str, Path]:
+    """The files that no row tells all is well of, in the order in which they are read."""
+    good = {i: row["state"] for i, row in rows.items() if row["frames"] and not row["reason"]}
+    return {i: files[i] for i in sorted(files) if i not in good or good[i] != _state(files[i])}
+
+
+def _state(file: Path) -> list | None:
+    """What a file is known by, wherever it lies: size, time of the last change (ns), a hash of head
+    and tail. None where it can't be read."""
+    try:
+        with open(file, "rb") as opened:
+            stat, ends = os.fstat(opened.fileno()), opened.read(END)
+            opened.seek(max(0, stat.st_size - END))
+            return [stat.st_size, stat.st_mtime_ns, sha256(ends + opened.read(END)).hexdigest()]
+    except OSError:
+        return None
+
+
+def _build(
+    files: Mapping[str, Path], store: Path, settings: FrameSettings, built_with: dict, pool
+) -> None:
+    """What is left of the files, into a store that is being built until all are read."""
+    partial = stores.partial(store)
+    if store.exists() and partial.exists():
+        raise ValueError(f"{store} and {partial.name} both exist: delete the one not wanted")
+    if store.exists():
+        os.replace(store, partial)
+    with _writing(store, built_with) as environment, pool:
+        with environment.begin() as transaction:
+            new = _left(stores.read_rows(transaction), files)
+        _check_space(store, list(new.values()), settings, pool)
+        entries: Iterator = _read(new, store, settings, pool)
+        done, title = len(files) - len(new), f"extracting {store.name}"
+        entries = iter(tqdm(entries, title, len(files), unit="video", initial=done))
+        while batch := list(islice(entries, COMMIT)):
+            _commit(environment, built_with["layout"], batch)
+    os.replace(partial, store)
+
+
+def _read(
+    files: Mapping[str, Path], store: Path, settings: FrameSettings, pool: DecodePool
+) -> Iterator[tuple[dict, list[bytes]]]:
+    """A row and the frames of each file. One that is not the same after as before has none."""
+    seen: deque[tuple] = deque()  # what is being read
+
+    def paths() -> Iterator[Path]:
+        for video_id, path in files.items():
+            seen.append((video_id, path, _state(path)))
+            yield path
+
+    for result in pool.run(paths(), settings):
+        (info, frames), (video_id, path, state) = result, seen.popleft()
+        if frames and (state is None or _state(path) != state):
+            info, frames = VideoInfo(reason=CHANGED), []
+        row = _row(video_id, path, state[0] if state else 0, settings.frames, store, info)
+        yield row | {"state": state}, frames
 
 
 def _compare(store: Path, has: dict, wanted: dict) -> None:
@@ -128,13 +170,11 @@ def _compare(store: Path, has: dict, wanted: dict) -> None:
 
 @contextmanager
 def _writing(store: Path, built_with: dict) -> Iterator[lmdb.Environment]:
-    """The environment that is being built, with this process as its only writer."""
+    """The environment that is being built."""
     folder = stores.partial(store)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
+    folder.mkdir(exist_ok=True)
+    stores.release(folder)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        stores.release(folder)
         with lmdb.open(str(folder), map_size=FIRST_MAP, lock=False) as environment:
             with environment.begin(write=True) as transaction:
                 described = json.dumps(built_with, sort_keys=True).encode()
@@ -142,21 +182,11 @@ def _writing(store: Path, built_with: dict) -> Iterator[lmdb.Environment]:
                 has = json.loads(transaction.get(stores.SETTINGS, described))
             _compare(folder, has, built_with)
             yield environment
-    except BlockingIOError:
-        raise OSError(f"another process is extracting into {store}") from None
     except lmdb.Error as error:
         free = shutil.disk_usage(folder).free
         why = f"{store} could not be written: {error}; {free:,} bytes are free"
         advice = "What was finished is safe: make room and run again"
         raise OSError(errno.ENOSPC, f"{why}. {advice}") from None
-    finally:
-        os.close(lock)
-
-
-def _is_current(row: dict | None, file: Path) -> bool:
-    """Whether the row tells of this very file, wherever it lies by now."""
-    known = row and (row["bytes"], Path(row["file"]).name)
-    return known == (file.stat().st_size, file.name)
 
 
 def _check_space(store: Path, paths: list[Path], settings: FrameSettings, pool: DecodePool) -> None:
@@ -192,14 +222,22 @@ def _commit(environment, layout: str, entries: list[tuple[dict, list[bytes]]]) -
         _commit(environment, layout, entries)
 
 
-def _row(video_id: str, file: Path | None, requested: int, store: Path, info: VideoInfo) -> dict:
+def _row(
+    video_id: str, file: Path | None, size: int, requested: int, store: Path, info: VideoInfo
+) -> dict:
     """A line of videos.jsonl."""
-    folder = store.resolve().parent
-    inside = file and file.resolve().is_relative_to(folder)
-    name = file.resolve().relative_to(folder) if file and inside else file or ""
-    status, size = "ok" if info.frames else "failed", file.stat().st_size if file else 0
-    row = {"video_id": video_id, "file": str(name), "status": status, "reason": info.reason}
-    return {**row, "requested": requested, **asdict(info), "bytes": size}
+    name, folder = str(file or ""), store.resolve().parent
+    if file and file.resolve().is_relative_to(folder):
+        name = str(file.resolve().relative_to(folder))
+    status, told = "ok" if info.frames else "failed", asdict(info)
+    row = {"video_id": video_id, "file": stores.escape(name), "status": status}
+    return {**row, "reason": info.reason, "requested": requested, **told, "bytes": size}
+
+
+def who_read(rows: pd.DataFrame) -> dict[str, int]:
+    """How many videos each decoder read, by why it was that one; empty for a store of others."""
+    read = rows[rows["frames"] > 0].reindex(columns=["decoder", "why"]).dropna()
+    return (read["decoder"] + ": " + read["why"]).value_counts().sort_index().to_dict()
 
 
 def find_videos(root: Path | str, ids: Iterable[str] | None = None) -> dict[str, Path]:
@@ -224,8 +262,11 @@ def find_videos(root: Path | str, ids: Iterable[str] | None = None) -> dict[str,
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder of videos at {root}")
-    paths = sorted(root.rglob("*"))
-    files = [path for path in paths if path.is_file() and not _is_hidden(path, root)]
+    walk = os.walk(root, onerror=lambda error: warnings.warn(str(error), stacklevel=3))
+    paths = sorted(Path(folder, name) for folder, _, names in walk for name in names)
+    # links to nowhere have a row too
+    paths = [path for path in paths if path.is_file() or not path.exists()]
+    files = [path for path in paths if not _is_hidden(path, root)]
     if ids is None:
         return _name_all(files, root)
     files.sort(key=lambda file: file.suffix.lower() not in VIDEO_SUFFIXES)
@@ -257,10 +298,8 @@ def _name_all(files: list[Path], root: Path) -> dict[str, Path]:
     stems, names = Counter(file.stem for file in files), Counter(file.name for file in files)
     named: dict[str, Path] = {}
     for file in files:
-        short = file.stem if stems[file.stem] == 1 else file.name
-        video_id = short if names[file.name] == 1 else "__".join(file.relative_to(root).parts)
-        if video_id in named:
-            both = f"{named[video_id]} and {file}"
-            raise ValueError(f"two files would have the id {video_id!r}: {both}")
-        named[video_id] = file
+        path = "__".join(file.relative_to(root).parts)
+        short = [file.stem] * (stems[file.stem] == 1) + [file.name] * (names[file.name] == 1)
+        choices = (stores.make_id(name) for name in (*short, path, f"{path}__{len(named)}"))
+        named[next(name for name in choices if name not in named)] = file
     return named

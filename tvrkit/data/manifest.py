@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tvrkit import __version__, files
-from tvrkit.data.extract import NO_FILE
+from tvrkit.data.extract import NO_FILE, who_read
 from tvrkit.data.records import read_json_lines
 from tvrkit.data.splits import set_hash
 from tvrkit.data.store import FrameStore, check_id
@@ -132,8 +132,8 @@ def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: 
     """Write a prepared data set beside its finished `frames.lmdb`. `card.json` comes last: with it
     the set is whole.
 
-    The card gets counts and hashes of ids and captions per split, the store's settings and the
-    kit's version.
+    The card gets counts and hashes of ids and captions per split, the store's settings, which
+    decoder read how many of the videos and why, and the kit's version.
 
     Raises:
         ValueError: a column is missing, an id is unusable or not unique, or a caption's video has
@@ -154,6 +154,7 @@ def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: 
     files.write_json_lines(root / CAPTIONS, captions.to_dict("records"))
     files.write_json_lines(root / VIDEOS, videos.to_dict("records"))
     card = {**card, **_count(captions, videos), "store": store, "made_by": f"tvrkit {__version__}"}
+    card["decoders"] = who_read(videos)
     files.write_json(root / CARD, card)
     return Manifest.open(root)
 

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from tvrkit.data import manifest, records
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.extract import extract
+from tvrkit.data.store import make_id
 from tvrkit.files import sha256
 from tvrkit.settings import choose
 
@@ -65,7 +66,7 @@ def read_own(path: Path, language: str = "en") -> pd.DataFrame:
     empty = table[table["caption"].str.strip() == ""]
     if len(empty):
         raise ValueError(f"{path.name}: row {empty.index[0] + 1}: the caption is empty")
-    table["video_id"] = ["__".join(PurePosixPath(file).parts) for file in table["file"]]
+    table["video_id"] = [make_id("__".join(PurePosixPath(file).parts)) for file in table["file"]]
     in_two = table.groupby("video_id")[["split", "file"]].nunique().gt(1).any(axis=1)
     if in_two.any():
         raise ValueError(

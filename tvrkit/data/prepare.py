@@ -13,12 +13,14 @@ from tvrkit.data.annotations import load_annotations, resolve
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.extract import NO_FILE, extract, find_videos
 from tvrkit.data.splits import SplitReport, check_splits
-from tvrkit.data.store import FrameStore
+from tvrkit.data.store import FrameStore, apart, escape
 from tvrkit.files import write_json_lines
 
 # HMMC's stores; 64 for paragraphs
 FRAMES = {"msrvtt": 30, "vatex": 30, "chvtt": 48, "didemo": 64, "activitynet": 64}
 FRAMES_ELSEWHERE = 12
+# seconds that are annotated; the loaders that CLIP4Clip and GLSCL released read the same
+WINDOWS = {"didemo": (0.0, 31.0)}
 SHORT_SIDE = 256  # pixels: enough for a random crop to any 224-pixel backbone
 
 
@@ -65,7 +67,9 @@ def prepare(
         found = find_videos(videos, split_of.index)
         count = frames or FRAMES.get(dataset, FRAMES_ELSEWHERE)
         files = {video_id: found.get(video_id) for video_id in split_of.index}
-        settings = FrameSettings(count, short_side, decoder=decoder or FrameSettings.decoder)
+        settings = FrameSettings(
+            count, short_side, decoder=decoder or FrameSettings.decoder, window=WINDOWS.get(dataset)
+        )
         rows = extract(files, out / manifest.STORE, settings, workers=workers)
     rows = rows.assign(split=rows["video_id"].map(split_of))
     return manifest.write(out, captions, rows, _card(report)), report
@@ -87,23 +91,25 @@ def adopt_store(store: Path, out: Path, ids: Iterable[str]) -> pd.DataFrame:
         link.symlink_to(store.resolve())
     if link.resolve() != store.resolve():
         raise ValueError(f"{link} is another store than {store}: choose another folder")
-    source = FrameStore(link)
-    counts = {name: source.count(name) for name in tqdm(ids, desc="counting frames", delay=2)}
-    if not any(counts.values()):
-        expected = f"expected frames of {len(counts)} videos, such as {next(iter(counts))}"
+    rows = apart(_adopt, FrameStore(link), list(ids))
+    most = max(row["frames"] for row in rows)
+    if not most:
+        expected = f"expected frames of {len(rows)} videos, such as {rows[0]['video_id']}"
         raise ValueError(f"{store}: {expected}, found none")
-    rows = [_adopted(source, name, count) for name, count in counts.items()]
     unknown = {"fps": 0.0, "duration": 0.0, "bytes": 0}
-    return pd.DataFrame(rows).assign(
-        **unknown, file=store.resolve().name, requested=max(counts.values())
-    )
+    return pd.DataFrame(rows).assign(**unknown, file=store.resolve().name, requested=most)
 
 
-def _adopted(store: FrameStore, video_id: str, count: int) -> dict:
-    height, width = store.read(video_id, [0]).shape[1:3] if count else (0, 0)
-    status, reason = ("ok", "") if count else ("failed", NO_FILE)
-    row = {"video_id": video_id, "status": status, "reason": reason, "frames": count}
-    return row | {"width": width, "height": height}
+def _adopt(store: FrameStore, ids: Iterable[str]) -> list[dict]:
+    store.check()
+    rows = []
+    for video_id in tqdm(ids, desc="counting frames", delay=2):
+        count = store.count(video_id)
+        height, width = store.read(video_id, [0]).shape[1:3] if count else (0, 0)
+        status, reason = ("ok", "") if count else ("failed", NO_FILE)
+        row = {"video_id": video_id, "status": status, "reason": reason, "frames": count}
+        rows.append(row | {"width": width, "height": height})
+    return rows
 
 
 def _card(report: SplitReport) -> dict:
@@ -144,6 +150,6 @@ def extract_folder(
     out.mkdir(parents=True, exist_ok=True)
     settings = FrameSettings(frames, short_side, decoder=decoder or FrameSettings.decoder)
     rows = extract(files, out / manifest.STORE, settings, workers=workers)
-    rows["file"] = [str(file.relative_to(folder)) for file in files.values()]
+    rows["file"] = [escape(str(file.relative_to(folder))) for file in files.values()]
     write_json_lines(out / manifest.VIDEOS, rows.to_dict("records"))
     return rows

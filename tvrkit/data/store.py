@@ -1,13 +1,19 @@
 """Reading a frame store: every video's frames as JPEG files in LMDB, the kit's own or of HMMC's
 making."""
 
-import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from itertools import count, takewhile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from itertools import count, islice, takewhile
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, unquote_to_bytes
 
 import lmdb
 import numpy as np
@@ -17,12 +23,18 @@ from tqdm import tqdm
 
 from tvrkit.settings import choose
 
+T = TypeVar("T")
 LAYOUTS = {"kit": "{id}/{index:06d}", "hmmc": "{id}_{index}", "chvtt": "Video{id}_{index}"}
 KEYS = {"kit": r"(?s)(.+)/\d{6}", "hmmc": r"(?s)(.+)_\d+", "chvtt": r"(?s)Video(.+)_\d+"}
 # The kit's own entries: no video id holds \0, so they meet no frame's key.
 SETTINGS, ROW = b"\0settings", b"\0row/"
 MAX_ID = 480  # bytes; LMDB's keys have 511
 UNUSABLE_ID = re.compile(r"^\.|[/\\\x00-\x1f\x7f\ud800-\udfff]")
+# control characters, marks that turn text around, what is no text, and what looks like an escape
+UNSAFE = re.compile(
+    r"[\\\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|%(?=[0-9A-Fa-f]{2})"
+)
+MAX_PIXELS = 1 << 26  # of a frame
 # LMDB opens a file once per process: (device, inode) -> (process, environment)
 _ENVIRONMENTS: dict[tuple[int, int], tuple[int, lmdb.Environment]] = {}
 
@@ -41,6 +53,26 @@ def check_id(video_id: str) -> str:
             "that holds no slash or control character and does not begin with a dot"
         )
     return video_id
+
+
+def escape(name: str) -> str:
+    """A file's name as text for tables and terminals: `%0A` for what is no text or moves the
+    cursor. `unescape` gives back the name, whatever it is."""
+    return UNSAFE.sub(lambda match: quote(os.fsencode(match[0]), safe=""), name)
+
+
+def unescape(text: str) -> str:
+    """The inverse of `escape`."""
+    return os.fsdecode(unquote_to_bytes(os.fsencode(text)))
+
+
+def make_id(name: str) -> str:
+    """A usable id of a file's name: escaped, and shortened where it is too long."""
+    text = escape(name)
+    if len(text.encode()) <= MAX_ID:
+        return text
+    digest = sha256(os.fsencode(name)).hexdigest()
+    return text.encode()[: MAX_ID - len(digest)].decode(errors="ignore") + digest
 
 
 class FrameStore:
@@ -69,7 +101,7 @@ class FrameStore:
     @property
     def settings(self) -> dict:
         """What the store was built with; empty for a store of other making."""
-        with self._begin() as transaction:
+        with self.begin() as transaction:
             return json.loads(bytes(transaction.get(SETTINGS, b"{}")))
 
     def read(self, video_id: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -82,7 +114,7 @@ class FrameStore:
             KeyError: the store has no such frame.
             ValueError: no index, a frame is no JPEG file, or the frames differ in size.
         """
-        with self._begin() as transaction:
+        with self.begin() as transaction:
             images = [self._image(transaction, video_id, int(index)) for index in indices]
         sizes = sorted({image.shape for image in images})
         if len(sizes) != 1:
@@ -92,7 +124,7 @@ class FrameStore:
 
     def count(self, video_id: str) -> int:
         """Stored frames of a video, 0 for an unknown one."""
-        with self._begin() as transaction:
+        with self.begin() as transaction:
             return stored(transaction, self.layout, video_id)
 
     def video_ids(self) -> list[str]:
@@ -103,15 +135,21 @@ class FrameStore:
     def rows(self) -> pd.DataFrame:
         """A row per video that was tried, as `extract` returns them; none in a store of other
         making."""
-        with self._begin() as transaction:
+        with self.begin() as transaction:
             return pd.DataFrame(list(read_rows(transaction).values()))
 
     def verify(self) -> list[str]:
-        """Read everything.
+        """Read everything, in a process of its own.
 
         Returns:
             What is wrong with the store, a line each; nothing where it is whole.
         """
+        try:
+            return apart(self._verify)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # of damaged entries
+            return [f"can't be read: {type(error).__name__} {error}"]
+
+    def _verify(self) -> list[str]:
         problems, counts = [], {video_id: self.count(video_id) for video_id in self.video_ids()}
         title = f"verifying {self.path.name}"
         for video_id, frames in tqdm(counts.items(), title, unit="video", delay=2):
@@ -129,24 +167,54 @@ class FrameStore:
             problems.append(f"{len(counts)} videos without a row: {', '.join(list(counts)[:3])}")
         return problems
 
+    def check(self) -> None:
+        """Touch the end of every entry. Where the file is damaged, this may end the process, see
+        `apart`."""
+        for _, value in self._entries():
+            bytes(value[-1:])
+
     def _image(self, transaction, video_id: str, index: int) -> np.ndarray:
         data = transaction.get(frame_key(self.layout, video_id, index))
         if data is None:
             raise KeyError(f"{self.path} has no frame {index} of video {video_id!r}")
         try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            if height * width > MAX_PIXELS:  # a few bytes can claim billions
+                raise ValueError(f"{width} x {height} pixels, expected at most {MAX_PIXELS:,}")
             return simplejpeg.decode_jpeg(data)
         except ValueError as error:
             broken = f"frame {index} of {video_id!r} is broken"
             raise ValueError(f"{self.path}: {broken}: {error}") from None
 
     def _keys(self) -> Iterator[str]:
-        with self._begin() as transaction:
-            for key in transaction.cursor().iternext(values=False):
-                if bytes(key[:1]) != b"\0":
-                    yield bytes(key).decode(errors="replace")
+        """Of frames."""
+        for key, _ in self._entries():
+            if bytes(key[:1]) != b"\0":
+                yield bytes(key).decode(errors="replace")
 
-    def _begin(self) -> lmdb.Transaction:
-        return _environment(self.path).begin(buffers=True)
+    def _entries(self) -> Iterator[tuple]:
+        with self.begin() as transaction:
+            # no more than there are: those of a damaged file may go in circles
+            yield from islice(transaction.cursor(), _environment(self.path).stat()["entries"])
+
+    @contextmanager
+    def begin(self) -> Iterator[lmdb.Transaction]:
+        """A transaction that reads; a damaged file is a ValueError."""
+        try:
+            with _environment(self.path).begin(buffers=True) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise ValueError(f"{self.path} is damaged: {error}") from None
+
+
+def apart(function: Callable[..., T], *arguments) -> T:
+    """What the function returns or raises, from a process of its own: a damaged LMDB file can end
+    the one that reads it, which is a ValueError here."""
+    with ProcessPoolExecutor(1, get_context("fork")) as process:
+        try:
+            return process.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise ValueError("it ends the process that reads it: the file is damaged") from None
 
 
 def frame_key(layout: str, video_id: str, index: int) -> bytes:
@@ -176,7 +244,7 @@ def partial(store: Path) -> Path:
 def release(store: Path) -> None:
     """Close the store in this process, if it is there and open, so that it can be opened for
     writing."""
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         stat = (store / "data.mdb").stat()
         if (stat.st_dev, stat.st_ino) in _ENVIRONMENTS:
             _ENVIRONMENTS.pop((stat.st_dev, stat.st_ino))[1].close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import NonNegativeInt
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -29,7 +28,7 @@ class CLIP4ClipSettings:
     """
 
     head: Literal["meanP", "seqTransf"] = "seqTransf"
-    layers: NonNegativeInt = 4
+    layers: int = 4
     fidelity: Literal["released", "corrected"] = "corrected"
 
 

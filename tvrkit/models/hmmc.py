@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,10 +38,10 @@ class EncoderSettings:
             and 38 repaired.
     """
 
-    temporal_layers: NonNegativeInt = 4
-    temporal_heads: PositiveInt | None = None
-    max_frames: PositiveInt = 48
-    top_frames: PositiveInt = 2
+    temporal_layers: int = 4
+    temporal_heads: int | None = None
+    max_frames: int = 48
+    top_frames: int = 2
     fidelity: Literal["released", "corrected"] = "corrected"
 
 
@@ -55,8 +54,8 @@ class HMMCSettings(EncoderSettings):
         frame_weight: of FTM.
     """
 
-    video_weight: NonNegativeFloat = 0.85
-    frame_weight: NonNegativeFloat = 0.15
+    video_weight: float = 0.85
+    frame_weight: float = 0.15
 
 
 class HMMC(Method):

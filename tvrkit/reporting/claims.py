@@ -9,7 +9,7 @@ from tvrkit import files
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.reporting import sweeps, tables
 from tvrkit.settings import parse, settings
-from tvrkit.training.runs import Run, sound
+from tvrkit.training.runs import Run
 
 UNTESTED = "not tested"
 
@@ -49,7 +49,8 @@ class Claim:
 
 
 def _by_seed(folder: str) -> dict[int, Run]:
-    return {run.seed: run for run in sound(sorted(files.run(folder).glob("seed*")))}
+    cards = sorted(files.run(folder).glob("seed*/run.json"))
+    return {run.seed: run for run in (Run(card.parent) for card in cards)}
 
 
 def load() -> list[Claim]:
