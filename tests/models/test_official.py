@@ -118,7 +118,7 @@ def test_the_language_is_checked_against_the_tower_that_is_found():
     with pytest.raises(ValueError, match="unknown language 'chinese': expected one of en, zh"):
         official.load_official("hmmc", english, language="chinese")
     glscl = released(make_glscl(), GLSCL_NAMES)
-    with pytest.raises(ValueError, match="released glscl checkpoint: .* of zh, got en"):
+    with pytest.raises(ValueError, match=r"released glscl checkpoint: .* of zh, got en"):
         official.load_official("glscl", glscl, language="zh")
 
 
