@@ -7,7 +7,7 @@ H', W') uint8, which is then fitted to S x S. Draws come from torch's global gen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,54 +44,43 @@ def rand_augment(clip: Tensor, size: int) -> Tensor:
     """RandAugment (Cubuk et al., 2020) as GLSCL trains with it, rand-m7-n4-mstd0.5-inc1, one draw
     for all frames: four of `OPERATIONS`, each with probability 1/2 and of a strength that is
     N(7, 0.5) out of 10. Frames turned or shifted are interpolated linearly, in GLSCL cubically."""
-    names = list(OPERATIONS)
-    for index in torch.randint(len(names), (LAYERS,)).tolist():
+    operations = list(OPERATIONS.values())
+    for index in torch.randint(len(operations), (LAYERS,)).tolist():
         applied, positive = (torch.rand(2) < PROBABILITY).tolist()
         if applied:
-            level = min(max(torch.normal(MAGNITUDE, SPREAD, ()).item() / 10, 0.0), 1.0)
-            clip = OPERATIONS[names[index]](clip, level, 1 if positive else -1)
+            level = torch.normal(MAGNITUDE, SPREAD, ()).clamp(0, 10).item() / 10
+            clip = operations[index](clip, level, 1 if positive else -1)
     return clip
 
 
-def _affine(
-    clip: Tensor,
-    angle: float = 0.0,
-    shift: Sequence[float] = (0, 0),
-    shear: Sequence[float] = (0, 0),
-) -> Tensor:
-    """Turned and shifted in the plane; a shear leaves the upper left corner where it is."""
-    centre = [0.0, 0.0] if any(shear) else None
+def _move(clip: Tensor, angle: float = 0.0, shift=(0, 0), shear=(0.0, 0.0)) -> Tensor:
+    """Turned by degrees about the middle, shifted by shares of the size, or sheared about the upper
+    left corner."""
+    pixels = [round(part * size) for part, size in zip(shift, clip.shape[:-3:-1], strict=True)]
     degrees = [math.degrees(math.atan(part)) for part in shear]
-    moved = {"translate": [round(part) for part in shift], "scale": 1.0, "shear": degrees}
-    look = {"interpolation": InterpolationMode.BILINEAR, "fill": FILL, "center": centre}
-    return F.affine(clip, angle, **moved, **look)
+    look = {"interpolation": InterpolationMode.BILINEAR, "fill": FILL}
+    return F.affine(
+        clip, angle, pixels, 1.0, degrees, center=[0, 0] if any(shear) else None, **look
+    )
 
 
-# (clip, level in [0, 1], sign) -> clip; those of "inc1" grow with the level
+# of (clip, level in [0, 1], sign); those of "inc1" grow with the level
 OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "AutoContrast": lambda clip, level, sign: F.autocontrast(clip),
     "Equalize": lambda clip, level, sign: F.equalize(clip),
     "Invert": lambda clip, level, sign: F.invert(clip),
-    "Rotate": lambda clip, level, sign: _affine(clip, sign * 30 * level),
     "PosterizeIncreasing": lambda clip, level, sign: F.posterize(clip, 4 - int(4 * level)),
     "SolarizeIncreasing": lambda clip, level, sign: F.solarize(clip, min(255, 256 - 256 * level)),
-    "SolarizeAdd": lambda clip, level, sign: torch.where(clip < 128, clip + int(110 * level), clip),
+    "SolarizeAdd": lambda clip, level, _: torch.where(clip < 128, clip + int(110 * level), clip),
     "ColorIncreasing": lambda clip, level, sign: F.adjust_saturation(clip, 1 + sign * 0.9 * level),
     "ContrastIncreasing": lambda clip, level, sign: F.adjust_contrast(clip, 1 + sign * 0.9 * level),
-    "BrightnessIncreasing": lambda clip, level, sign: F.adjust_brightness(
-        clip, 1 + sign * 0.9 * level
-    ),
-    "SharpnessIncreasing": lambda clip, level, sign: F.adjust_sharpness(
-        clip, 1 + sign * 0.9 * level
-    ),
-    "ShearX": lambda clip, level, sign: _affine(clip, shear=(sign * 0.3 * level, 0)),
-    "ShearY": lambda clip, level, sign: _affine(clip, shear=(0, sign * 0.3 * level)),
-    "TranslateXRel": lambda clip, level, sign: _affine(
-        clip, shift=(sign * 0.45 * level * clip.shape[-1], 0)
-    ),
-    "TranslateYRel": lambda clip, level, sign: _affine(
-        clip, shift=(0, sign * 0.45 * level * clip.shape[-2])
-    ),
+    "BrightnessIncreasing": lambda clip, x, sign: F.adjust_brightness(clip, 1 + sign * 0.9 * x),
+    "SharpnessIncreasing": lambda clip, x, sign: F.adjust_sharpness(clip, 1 + sign * 0.9 * x),
+    "Rotate": lambda clip, level, sign: _move(clip, sign * 30 * level),
+    "ShearX": lambda clip, level, sign: _move(clip, shear=(sign * 0.3 * level, 0.0)),
+    "ShearY": lambda clip, level, sign: _move(clip, shear=(0.0, sign * 0.3 * level)),
+    "TranslateXRel": lambda clip, level, sign: _move(clip, shift=(sign * 0.45 * level, 0)),
+    "TranslateYRel": lambda clip, level, sign: _move(clip, shift=(0, sign * 0.45 * level)),
 }
 AUGMENTATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "hmmc": hmmc,

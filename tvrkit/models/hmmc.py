@@ -108,11 +108,11 @@ class HMMC(Method):
             `frame_text` (B, F): cosine of each frame with the sentence, 0 where padded;
             `frame_counted` (B, F) bool: the best frames that count in the score.
         """
-        scores = torch.cosine_similarity(video.frames, text.sentence[:, None], dim=-1)
-        ranked = scores.masked_fill(~video.mask, -torch.inf)
-        best = ranked.topk(min(self.settings.top_frames, scores.shape[1]), dim=1).indices
+        maps = super().explain(text, video)
+        ranked = maps["frame_text"].masked_fill(~video.mask, -torch.inf)
+        best = ranked.topk(min(self.settings.top_frames, ranked.shape[1]), dim=1).indices
         counted = torch.zeros_like(video.mask).scatter(1, best, True) & video.mask
-        return {"frame_text": scores * video.mask, "frame_counted": counted}
+        return maps | {"frame_counted": counted}
 
 
 def cosine(text: Tensor, video: Tensor) -> Tensor:

@@ -94,12 +94,15 @@ class HMMCPretraining(HMMC):
         text = super().encode_text(batch)
         if not self.training:
             return text
+        seed = batch.seed
+        if seed is None:  # no loader made this batch
+            seed = torch.randint(2**62, (len(batch),), device=batch.tokens.device)
         title = (batch.tokens, batch.token_mask, text.sentence)
-        text.extras |= self._contrasted("title", *title, batch.seed)
+        text.extras |= self._contrasted("title", *title, seed)
         if "tag_tokens" in batch.extras:
             tokens, mask = batch.extras["tag_tokens"], batch.extras["tag_mask"]
             sentence = self.backbone.encode_text(tokens, mask)[1]
-            text.extras |= self._contrasted("tag", tokens, mask, sentence, batch.seed + 1)
+            text.extras |= self._contrasted("tag", tokens, mask, sentence, seed + 1)
         return text
 
     def _contrasted(
@@ -134,14 +137,17 @@ class HMMCPretraining(HMMC):
         # here and not in `encode_video`: BatchNorm sees the rows of all chunks and processes
         projected = _on_valid(nn.Sequential(self.projector, self.predictor), video.frames, mask)
         with torch.no_grad():
-            keys = _on_valid(self.slow["projector"], video.extras["frame_keys"], mask)
-        frames = projected, keys, negatives["projected"], mask
+            projected_keys = _on_valid(self.slow["projector"], video.extras["frame_keys"], mask)
+        frames = projected, projected_keys, negatives["projected"], mask
         fam = neighbour_frames(*frames, temperature=choice.temperature)
         texts: list[str] = [name for name in ("title", "tag") if name in text.extras]
         by_text = [self._text_losses(name, text.extras, video, negatives) for name in texts]
         vtm, ftm, mlm = (sum(losses) / len(texts) for losses in zip(*by_text, strict=True))
-        self.queues["projected"].push(keys[mask])
-        self._push(texts, text, video)
+        keys = {"video": video.extras["video_key"], "frames": video.extras["frame_keys"][mask]}
+        keys |= {"projected": projected_keys[mask]}
+        keys |= {name: text.extras[f"{name}_key"] for name in texts}
+        for name, key in keys.items():
+            self.queues[name].push(key)
         loss = choice.neighbour_weight * fam + choice.video_weight * vtm
         loss = loss + choice.frame_weight * ftm + choice.language_weight * mlm
         return {"loss": loss, "fam": fam, "vtm": vtm, "ftm": ftm, "mlm": mlm}
@@ -156,13 +162,6 @@ class HMMCPretraining(HMMC):
         ftm = frame_text(*frames, *words, self.counted(video.mask), **cold)
         mlm = self.word_head.loss(text[f"{name}_masked"], text[f"{name}_labels"])
         return to_text + to_video, ftm, mlm
-
-    def _push(self, texts: list[str], text: TextFeatures, video: VideoFeatures) -> None:
-        mask = self.counted(video.mask)
-        self.queues["video"].push(video.extras["video_key"])
-        self.queues["frames"].push(video.extras["frame_keys"][mask])
-        for name in texts:
-            self.queues[name].push(text.extras[f"{name}_key"])
 
 
 class WordHead(nn.Module):
