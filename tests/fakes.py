@@ -9,6 +9,7 @@ from tvrkit.data.manifest import Split
 from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.settings import EvalConfig
 from tvrkit.training import runs
+from tvrkit.training.card import write_card
 
 DATA = {
     "protocol": "shapes",
@@ -87,7 +88,8 @@ def finished_run(
     evaluation.save(folder)
     about = {"seed": seed, "data": DATA | dict(data), "selection": "last", "device": "CPU"}
     cost = {"parameters": 1234567, "train_seconds": 10.0 + seed, "peak_memory_mb": 900 + seed}
-    files.write_json(folder / "run.json", about | cost | {"torch_threads": 1} | dict(card))
+    files.write_text(folder / "config.yaml", "")
+    write_card(folder, about | cost | {"torch_threads": 1} | dict(card))
     return runs.Run(folder)
 
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tvrkit"
 # From the ground up: a room imports from its own floor only within itself, and from lower ones.
 FLOORS = (
-    ("__init__", "_torchvision", "settings", "files"),
+    ("__init__", "_torchvision", "files"),
+    ("settings",),
     ("data",),
     ("shapes", "losses"),
     ("models",),

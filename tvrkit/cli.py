@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +21,10 @@ app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 data_app = typer.Typer(help="Prepare, check and look at data sets.", no_args_is_help=True)
+report_app = typer.Typer(help="Pages of runs.", invoke_without_command=True)
 backbone_app = typer.Typer(help="The embedded tiny CLIP.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(report_app, name="report")
 app.add_typer(backbone_app, name="backbone")
 INTERRUPTED = 130
 LISTED = 10  # ids printed of those that are missing
@@ -183,14 +186,28 @@ def recipes():
         print(name, *(line.lstrip("# ") for line in lines if line.startswith("#")), sep="\n  ")
 
 
-@app.command()
-def report():
+@report_app.callback()
+def report(context: typer.Context):
     """Write the pages of every run, and reports/index.html over all, from the run folders."""
+    if context.invoked_subcommand:
+        return
     from tvrkit.reporting import pages
 
     for name in pages.run_names():
         print(pages.write_index(name))
     print(pages.write_leaderboard())
+
+
+@report_app.command("verify")
+def report_verify(folder: Annotated[Path, Argument(help="a run, or a folder of runs")]):
+    """Compare every file of every run with its run card; exit 1 with what is damaged."""
+    from tvrkit.training import runs
+
+    found = runs.check_all(folder)
+    damaged = [f"{run.folder}: {reason}" for run, reason in found.items() if reason]
+    if damaged or not found:
+        raise ValueError("; ".join(damaged) or f"{folder}: no finished run in it")
+    print(f"{folder}: {len(found)} runs, every file as it was written")
 
 
 @app.command()
@@ -352,6 +369,7 @@ def backbone_pretrain(
 
 def main() -> None:
     """Run the command line; an expected error is one line on stderr, Ctrl-C says how to go on."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         app()
     except SystemExit as stop:

@@ -10,20 +10,27 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Collection
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
+
+from tvrkit.files import NAME, shown
 
 LISTED = 40  # choices that a message names
 T = TypeVar("T")
+Share = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(ge=1)]  # of cosines
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]  # of a folder; leads nowhere else
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def settings(cls: type[T]) -> type[T]:
-    """The decorator of every settings class, the methods' included: frozen, strict about types."""
-    decorate: Any = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+    """The decorator of every settings class, the methods' included: frozen, strict about types, and
+    each number finite; its range is that of its type."""
+    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    decorate: Any = dataclass(frozen=True, config=strict)
     return decorate(cls)
 
 
@@ -47,7 +54,7 @@ class DataConfig:
             "hmmc-per-frame" as released), "randaugment" (GLSCL), or none.
     """
 
-    prepared: str
+    prepared: Name
     language: Literal["en", "zh"] = "en"
     max_words: PositiveInt = 32
     max_frames: PositiveInt = 12
@@ -105,17 +112,17 @@ class TrainConfig:
     epochs: NonNegativeInt = 5
     batch_size: PositiveInt = 128
     optimizer: Literal["adamw", "bertadam"] = "adamw"
-    lr: float = 1.0e-4
-    clip_lr: float = 1.0e-7
-    text_lr: float | None = None
-    weight_decay: float = 0.2
+    lr: NonNegativeFloat = 1.0e-4
+    clip_lr: NonNegativeFloat = 1.0e-7
+    text_lr: NonNegativeFloat | None = None
+    weight_decay: NonNegativeFloat = 0.2
     decay_all: bool = False
-    warmup: float = 0.1
-    max_grad_norm: float = 1.0
-    max_logit_scale: float = 100.0
+    warmup: Share = 0.1
+    max_grad_norm: PositiveFloat = 1.0
+    max_logit_scale: Scale = 100.0
     chunk_size: PositiveInt | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
-    workers: int = 2
+    workers: NonNegativeInt = 2
     save_every: PositiveInt | None = None
     start_from: str | None = None
     select: Literal["last", "val", "test"] = "last"
@@ -140,9 +147,9 @@ class EvalConfig:
     batch_size: PositiveInt = 128
     ties: Literal["pessimistic", "optimistic", "mean"] = "pessimistic"
     postprocess: list[Literal["dsl", "qbnorm"]] = dataclasses.field(default_factory=list)
-    qbnorm_t2v_beta: float = 20.0
+    qbnorm_t2v_beta: PositiveFloat = 20.0
     qbnorm_t2v_theta: PositiveInt = 1
-    qbnorm_v2t_beta: float = 20.0
+    qbnorm_v2t_beta: PositiveFloat = 20.0
     qbnorm_v2t_theta: PositiveInt = 1
     bootstrap: PositiveInt = 2000
 
@@ -187,7 +194,7 @@ class Profile:
     notebooks: list[Notebook]
     recipes: list[str]
     inspect: list[str]
-    seeds: list[int]
+    seeds: list[NonNegativeInt]
     overrides: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -208,7 +215,7 @@ def choose(kind: str, name: Any, choices: Collection[str]) -> str:
     expected = f"expected one of {', '.join(known[:LISTED])}"
     expected += f" and {len(known) - LISTED:,} more" if len(known) > LISTED else ""
     expected += f"; near it: {', '.join(near)}" if near else ""
-    raise ValueError(f"unknown {kind} {name!r}: {expected}")
+    raise ValueError(f"unknown {kind} {shown(name)}: {expected}")
 
 
 def parse(cls: type[T], values: dict, section: str) -> T:
@@ -226,4 +233,4 @@ def _explain(problem: Any, cls: Any, section: str) -> str:
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)"
     elif problem["type"] == "unexpected_keyword_argument":
         hint = f"; known keys: {', '.join(field.name for field in dataclasses.fields(cls))}"
-    return f"{key}: {problem['msg']}, got {problem['input']!r}{hint}"
+    return f"{key}: {problem['msg']}, got {shown(problem['input'])}{hint}"

@@ -22,7 +22,7 @@ def make_batch(rows=6, words=10, frames=4, seed=0, tags=False):
     pixels = torch.randn(rows, frames, 3, 2, 2, generator=random)
     extras = {"tag_tokens": tokens.flip(0), "tag_mask": token_mask.flip(0)} if tags else {}
     order, words = torch.arange(rows), (tokens * token_mask, token_mask, token_mask.long())
-    return TextVideoBatch(*words, pixels, frame_mask, order, order, extras, seed=order)
+    return TextVideoBatch(*words, pixels, frame_mask, order, order, extras)
 
 
 def make(cls=HMMC, **changes):

@@ -38,6 +38,17 @@ def test_masking_takes_real_words_only_in_the_stated_shares():
     )
 
 
+def test_what_is_masked_is_of_the_item():
+    """Whatever batch it is in; only a batch without seeds draws from torch's generator."""
+    method, batch = make(HMMCPretraining), make_batch(tags=True)
+    own = dataclasses.replace(batch, seed=torch.tensor([5, 3, 9, 5, 1, 0]))
+    whole, part = method.encode_text(own), method.encode_text(own[2:4])
+    for name in ("title_labels", "tag_labels"):
+        assert torch.equal(whole.extras[name][2:4], part.extras[name])
+    again = [method.encode_text(batch).extras["title_labels"] for _ in range(2)]
+    assert not torch.equal(*again)
+
+
 def test_pretraining_ignores_padding_when_corrected():
     batch = make_batch()
     for fidelity, same in (("corrected", True), ("released", False)):

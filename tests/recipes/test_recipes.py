@@ -50,6 +50,41 @@ def test_a_wrong_override_is_one_clear_line(override, message):
     assert "\n" not in str(caught.value)
 
 
+ALIASES = "\n".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"a0: &a0 [x]\n{ALIASES}", r"the alias \*a0: write the value out"),
+        ("data: &d {prepared: *d}", r"the alias \*d"),
+        ("data: {prepared: a, prepared: b}", r"a key twice among \['prepared'\]"),
+        ("train: {lr: 1.0}\ntrain: {lr: 2.0}", r"a key twice among \['train'\]"),
+        ("[" * 10**4, "expected YAML: maximum recursion"),
+        ("data: !!python/object/apply:os.system [id]", "could not determine a constructor"),
+        ("data: !!timestamp x", "expected YAML"),
+        ("data: !!int ''", "expected YAML"),
+        (b"\xff\xfe", "expected UTF-8 text"),
+        ("data: 3", "expected sections of keys, got {'data': 3}"),
+        ("x", "expected sections of keys, got 'x'"),
+    ],
+)
+def test_a_hostile_file_is_one_clear_line(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=rf"mine\.yaml: .*{message}") as caught:
+        recipes.load_recipe(str(path))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["..yaml", ".hidden.yaml", "a b.yaml", "a\n.yaml"])
+def test_a_recipe_is_named_as_a_folder_can_be(tmp_path, name):
+    (tmp_path / name).write_bytes((files.RECIPES / "clip4clip_shapes.yaml").read_bytes())
+    with pytest.raises(ValueError, match=r"recipe name .*: expected letters"):
+        recipes.load_recipe(str(tmp_path / name))
+
+
 def test_unknown_recipe_and_profile_list_the_choices():
     with pytest.raises(
         ValueError, match=r"unknown recipe 'clip4chip_shapes': expected one of .*clip4clip_shapes"

@@ -17,6 +17,7 @@ from tests.fakes import finished_run
 from tvrkit import files
 from tvrkit.files import write_json
 from tvrkit.reporting import claims, pages, tables
+from tvrkit.training.card import write_card
 
 
 def page(path):
@@ -199,6 +200,54 @@ def test_what_is_not_finished_is_named_and_in_no_table(home):
     index = page(pages.write_index("mine"))
     assert "Not finished, and in no table: alpha/seed1" in index.text
     assert rows(index("table")[1])[0]["seeds"] == "1"
+
+
+@pytest.mark.filterwarnings("ignore:.* is damaged and left out")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", b"{"),
+        ("metrics.json", None),
+        ("ranks.npz", b"PK"),
+        ("run.json", b"[]"),
+        ("run.json", b"\xff"),
+        ("config.yaml", b"recipe: [\n"),
+    ],
+)
+def test_a_damaged_run_is_named_and_stops_nobody_else(home, name, content):
+    finished_run("alpha")
+    for run in ("mine", "mine/ablations/margin/0.1"):
+        path = finished_run("<b>beta</b>", run).folder / name
+        path.unlink() if content is None else path.write_bytes(content)
+    index = page(pages.write_index("mine"))
+    assert [row["recipe"] for row in rows(index("table")[1])] == ["alpha"]
+    damaged = next(paragraph for paragraph in index("p") if "Damaged" in paragraph.text)
+    listed = [item.text for item in damaged.find_next("ul")("li")]
+    assert len(listed) == 2
+    assert f"<b>beta</b>/seed0: {name}" in listed[0].replace(str(home), "")
+    assert index.find("b") is None
+    board = page(pages.write_leaderboard())
+    assert [row["recipe"] for table in board("table") for row in rows(table)] == ["alpha"]
+
+
+def test_a_leaderboard_cannot_be_edited(home):
+    """R@1 of 99 in metrics.json, with or without its hash, and ranks of ones stand nowhere."""
+    honest, edited, forged, ones = (finished_run(name) for name in ("a", "b", "c", "d"))
+    for run in (edited, forged):
+        files.write_json(run.folder / "metrics.json", run.metrics | {"t2v R@1": 99.0})
+    write_card(forged.folder, forged.card)
+    ranks = {key: np.ones_like(value) if value.ndim else value for key, value in ones.ranks.items()}
+    np.savez_compressed(ones.folder / "ranks.npz", **ranks)
+    with pytest.warns(UserWarning, match="left out") as caught:
+        board = page(pages.write_leaderboard())
+    assert [row["recipe"] for row in rows(board.table)] == [honest.recipe]
+    reasons = "\n".join(sorted({str(warning.message) for warning in caught}))
+    assert re.fullmatch(
+        r".*/b/seed0 .*metrics.json: not as it was written.*\n"
+        r".*/c/seed0 .*metrics.json: t2v R@1 is 99.0, ranks.npz gives .*\n"
+        r".*/d/seed0 .*: ranks.npz: not as it was written.*",
+        reasons,
+    )
 
 
 def test_a_run_without_results_is_refused_and_left_out(home):

@@ -11,12 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.fakes import DATA
 from tvrkit import cli, files
 from tvrkit.evaluation import statistics
-from tvrkit.evaluation.ranks import retrieval_metrics
+from tvrkit.evaluation.ranks import metrics_of_directions
 from tvrkit.recipes import load_recipe, to_dict
 from tvrkit.reporting import sweeps
 from tvrkit.training import runs
+from tvrkit.training.card import write_card
 
 pytestmark = pytest.mark.slow
 
@@ -75,14 +77,14 @@ def write_run(task, ranks, seconds=10.0, counts=3):
     videos = np.arange(len(ranks)) // 2
     arrays = {"t2v": np.array(ranks), "v2t": np.full(videos[-1] + 1, 11)}
     np.savez(task.folder / "ranks.npz", video_of_caption=videos, **arrays)
-    measured = retrieval_metrics(np.array(ranks))
-    metrics = {f"t2v {name}": value for name, value in measured.items()}
-    metrics |= {f"v2t {name}": 0.0 for name in measured} | {"rsum": measured["R@1"]}
+    metrics = metrics_of_directions(arrays) | {"split": "test", "language": "en", "videos": 9}
+    metrics |= {"ties": "pessimistic", "complete": True, "missing": []}
     ends = {"t2v R@1 low": 0.0, "t2v R@1 high": 100.0, "v2t R@1 low": 0.0, "v2t R@1 high": 0.0}
     card = {"seed": task.seed, "train_seconds": seconds, "peak_memory_mb": 700, "torch_threads": 1}
     files.write_json(task.folder / "metrics.json", metrics | ends)
     files.write_json(task.folder / "sweep.json", {"jobs": 2})
-    files.write_json(task.folder / "run.json", {**card, "data": {"videos": counts}})
+    card |= {"selection": "last", "device": "CPU", "parameters": 9}
+    write_card(task.folder, {**card, "data": {**DATA, "videos": counts}})
 
 
 # What is run
@@ -328,6 +330,7 @@ def test_runs_of_other_settings_or_other_data_are_refused(recipes):
     write_run(tasks[1], [1, 2])
     config = tasks[1].folder / "config.yaml"
     config.write_text(config.read_text().replace('"meanP"', '"seqTransf"'))
+    write_card(config.parent, runs.Run(config.parent).card)
     with pytest.raises(ValueError, match=r"is a run without method\.head=meanP: remove the folder"):
         sweeps.results("parts", "test")
 

@@ -2,9 +2,9 @@
 off."""
 
 import json
-import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,10 +16,13 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.fakes import finished_run
 from tvrkit import files
 from tvrkit.evaluation.evaluate import evaluate
+from tvrkit.models import checkpoints
 from tvrkit.reporting import pages as report
 from tvrkit.training import runs
+from tvrkit.training.card import ARTEFACTS, write_card
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +117,79 @@ def test_a_run_without_its_weights_is_not_taken_for_whole(home):
     moved.rename(kept)
 
 
+@pytest.fixture
+def copied(home, tmp_path):
+    """A copy of the finished run, for damaging."""
+    return runs.Run(shutil.copytree(home.folder, tmp_path / "clip4clip_shapes" / "seed0"))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", [*ARTEFACTS, "run.json"])
+def test_a_flipped_bit_in_any_file_is_noticed_when_it_is_read(copied, name):
+    assert copied.damage(every=True) == ""
+    flip(copied.folder / name)
+    again = runs.Run(copied.folder)
+    assert name in again.damage(every=True)
+    assert runs.check_all(copied.folder.parents[1]) == {again: again.damage(every=True)}
+    read = {
+        "config.yaml": lambda: again.config,
+        "history.csv": lambda: again.history,
+        "curve.csv": lambda: again.curve,
+        "mined.csv.gz": lambda: again.mined,
+        "metrics.json": lambda: again.metrics,
+        "ranks.npz": lambda: again.ranks,
+        "similarity.npz": lambda: again.evaluation,
+        "checkpoint.safetensors": lambda: again.method(),
+        "run.json": lambda: again.card,
+    }
+    if name in read:
+        with pytest.raises(ValueError, match=rf"{name}: |damaged file"):
+            read[name]()
+
+
+def test_weights_of_another_run_are_not_believed_but_equal_ones_in_another_file_are(copied):
+    path, method = copied.folder / "checkpoint.safetensors", copied.method()
+    before = path.read_bytes()
+    checkpoints.save(method, path)  # without the name of the recipe: other bytes
+    assert path.read_bytes() != before
+    assert copied.damage(every=True) == ""
+    next(method.parameters()).data += 1
+    checkpoints.save(method, path)
+    assert copied.damage(every=True).startswith("checkpoint.safetensors: not as it was written")
+    with pytest.raises(ValueError, match="has another SHA-256"):
+        copied.method()
+
+
+def test_metrics_that_were_edited_with_their_hash_are_counted_again(copied):
+    metrics = copied.metrics
+    files.write_json(copied.folder / "metrics.json", metrics | {"t2v R@1": 99.0})
+    write_card(copied.folder, copied.card)
+    with pytest.raises(ValueError, match=r"t2v R@1 is 99.0, ranks.npz gives"):
+        _ = runs.Run(copied.folder).metrics
+
+
+def test_a_damaged_run_is_not_taken_for_finished(home):
+    path = home.folder / "ranks.npz"
+    before = path.read_bytes()
+    flip(path)
+    with pytest.raises(ValueError, match=r"seed0 is damaged: ranks.npz: .*: choose another run"):
+        runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="test")
+    path.write_bytes(before)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"seed": 0}', "\xff", "null", "[" * 10**5])
+def test_a_run_card_of_anything_is_one_line(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    damage = runs.Run(tmp_path).damage()
+    assert damage.startswith("run.json")
+    assert "\n" not in damage
+
+
 def test_other_settings_in_the_same_folder_are_refused_by_name(home):
     overrides = [*OVERRIDES, "train.lr=0.5"]
     with pytest.raises(
@@ -132,19 +208,6 @@ def test_a_wrong_split_is_refused_before_anything_is_trained(home):
     overrides = [*OVERRIDES, "eval.split=tset"]
     with pytest.raises(ValueError, match=r"unknown split 'tset': expected one of test, train, val"):
         runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="split")
-
-
-def _ensure(_):
-    runs.ensure("clip4clip_shapes", run="mine")
-
-
-def test_a_worker_that_imports_an_unguarded_script_is_told_so():
-    """It would wait for ever for the lock that the process it works for holds."""
-    with (
-        multiprocessing.get_context("spawn").Pool(1) as pool,
-        pytest.raises(RuntimeError, match="__main__"),
-    ):
-        pool.map(_ensure, [0])
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/abs", "a/../b", "a//b", "a b"])
@@ -169,9 +232,10 @@ def test_an_interrupted_run_is_not_found_and_continues_to_the_same_numbers(home,
     with pytest.raises(KeyboardInterrupt):
         ensure()
     assert runs.find("cut") == []
-    cut = runs.Run(files.run("cut/clip4clip_shapes/seed0"))
-    pd.testing.assert_frame_equal(cut.history, home.history)  # killed when the last was scored
-    assert cut.curve["epoch"].tolist() == [1]
+    cut = files.run("cut/clip4clip_shapes/seed0")
+    # killed when the last was scored
+    pd.testing.assert_frame_equal(pd.read_csv(cut / "history.csv"), home.history)
+    assert pd.read_csv(cut / "curve.csv")["epoch"].tolist() == [1]
     monkeypatch.setattr(runs, "evaluate", evaluate)
     again = ensure()
     assert (again.evaluation.similarity == home.evaluation.similarity).all()
@@ -214,11 +278,11 @@ def test_a_refused_run_leaves_no_folder_behind(home, overrides, options, message
 
 def test_runs_are_found_by_recipe_and_number_of_the_seed(tmp_path, monkeypatch):
     monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
-    folder = files.run("many/clip4clip_shapes")
-    for name in ("seed10", "seed2", "seed2.old", "seedling", "seed3"):
-        (folder / name).mkdir(parents=True)
-        if name != "seed3":  # not finished
-            (folder / name / "run.json").write_text("{}")
+    for seed in (10, 2):
+        made = finished_run("clip4clip_shapes", "many", seed)
+    for name in ("seed2.old", "seedling"):
+        shutil.copytree(made.folder, made.folder.with_name(name))
+    made.folder.with_name("seed3").mkdir()  # not finished
     assert [run.folder.name for run in runs.find("many")] == ["seed2", "seed10"]
 
 

@@ -48,7 +48,7 @@ def read_json(path: Path, kind: Any):
         ValueError: malformed, a key twice in one object, NaN, a missing field or a wrong type; says
             where.
     """
-    return _checked(_parse(read_text(path), path.name), kind, path.name)
+    return checked(_parse(read_text(path), path.name), kind, path.name)
 
 
 def read_json_lines(path: Path, kind: Any) -> list:
@@ -56,7 +56,7 @@ def read_json_lines(path: Path, kind: Any) -> list:
     `read_json`."""
     lines = enumerate(read_lines(path), start=1)
     rows = [_parse(line, f"{path.name} line {number}") for number, line in lines if line.strip()]
-    return _checked(rows, list[kind], path.name)
+    return checked(rows, list[kind], path.name)
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -120,13 +120,13 @@ def read_pickle(path: Path, kind: Any):
     except Exception as error:  # as the pickle module documents, a damaged file may raise anything
         expected = "expected a pickle of builtin types"
         raise ValueError(f"{path.name}: {expected}, got {error!r:.200}") from None
-    return _checked(value, kind, path.name)
+    return checked(value, kind, path.name)
 
 
 def _check_plain(data: bytes) -> None:
     """ValueError unless all instructions are `PLAIN`, and only text is used twice: 300 bytes of
     lists of one list write out as terabytes."""
-    kept: dict[int, bool] = {}  # place in the pickle's memory -> whether text is there
+    kept: dict[Any, bool] = {}  # place in the pickle's memory -> whether text is there
     is_text = False  # what was made last
     for opcode, argument, position in pickletools.genops(data):
         if opcode.name not in PLAIN:
@@ -157,7 +157,8 @@ def _parse(text: str, where: str):
     return parse_json(text, where, object_pairs_hook=unique, parse_constant=refuse)
 
 
-def _checked(value, kind, where: str):
+def checked(value, kind, where: str):
+    """`value`, if it is of the type `kind`; else a ValueError that says where it is not."""
     try:
         return TypeAdapter(kind).validate_python(value, strict=True)
     except ValidationError as error:

@@ -25,6 +25,7 @@ from tvrkit.models.method import Method
 from tvrkit.settings import Config, EvalConfig, TrainConfig
 
 V2T_CONVENTION = "max over captions"  # the published one; "first hit" is reported beside it
+LARGEST = 2**32  # bytes of arrays that a file may unpack to
 BOUNDS = ("optimistic", "pessimistic")
 AS_GIVEN = ("zero-shot", "untrained", "as given")  # selections of what was not trained here
 
@@ -143,9 +144,17 @@ class Evaluation:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file by name."""
-    with np.load(path) as file:
-        return dict(file)
+    """All arrays of an .npz file by name.
+
+    Raises:
+        ValueError: another file, a damaged one, or one of more than `LARGEST` bytes.
+    """
+    files.check_zip(path, LARGEST)
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except Exception as error:  # whatever a damaged file raises
+        raise ValueError(f"{path}: expected an .npz file of arrays, got {error!r:.200}") from None
 
 
 def _measure(scores: dict, owner: np.ndarray, settings: EvalConfig) -> tuple[dict, dict]:

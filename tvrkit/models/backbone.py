@@ -25,7 +25,7 @@ from torch.nn.functional import pad
 
 from tvrkit import files
 from tvrkit.data.preprocessing import Preprocessing
-from tvrkit.models import hub
+from tvrkit.models import hub, towers
 from tvrkit.models.patches import PatchAttention, lacks_patches, patch_attention
 from tvrkit.settings import BackboneConfig, choose
 
@@ -78,8 +78,8 @@ class Backbone(nn.Module):
 
     def __init__(self, clip: Any, tokenizer: Any, name: str, pretrained: str | None = None):
         super().__init__()
-        text, towers = getattr(clip, "text", None), TextTransformer | HFTextEncoder
-        if not isinstance(clip, CustomTextCLIP | CoCa) or not isinstance(text, towers):
+        text, known = getattr(clip, "text", None), TextTransformer | HFTextEncoder
+        if not isinstance(clip, CustomTextCLIP | CoCa) or not isinstance(text, known):
             expected = f"expected an image and a text tower, got {type(clip).__name__}"
             raise ValueError(f"backbone {name}: {expected}")
         height, width = to_2tuple(clip.visual.image_size)
@@ -168,7 +168,7 @@ class Backbone(nn.Module):
             attend = attend.expand(len(mask), -1, -1).masked_fill(~mask[:, None], -torch.inf)
             heads = text.transformer.resblocks[0].attn.num_heads
             attend = attend.repeat_interleave(heads, dim=0)
-        words = text.ln_final(text.transformer(x, attn_mask=attend))
+        words = text.ln_final(towers.run(text.transformer, x, attend))
         if isinstance(text.text_projection, nn.Linear):
             words = text.text_projection(words)
         elif text.text_projection is not None:
@@ -189,7 +189,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: frames of another size.
         """
-        features = self.clip.visual(self.normalise(frames.flatten(0, 1)))
+        features = towers.encode_images(self.clip.visual, self.normalise(frames.flatten(0, 1)))
         if isinstance(features, tuple):  # CoCa's: the tokens for its decoder come second
             features = features[0]
         return features.unflatten(0, frames.shape[:2])

@@ -50,7 +50,7 @@ def digest(state: State) -> str:
     whole = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
@@ -142,7 +142,7 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         ValueError: anything but plain tensors of real numbers, a damaged file, or one whose
             weights are not those that it was saved with.
     """
-    path, metadata = Path(path), {}
+    path, metadata = Path(path), dict[str, str]()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:

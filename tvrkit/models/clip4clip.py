@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import NonNegativeInt
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -28,7 +29,7 @@ class CLIP4ClipSettings:
     """
 
     head: Literal["meanP", "seqTransf"] = "seqTransf"
-    layers: int = 4
+    layers: NonNegativeInt = 4
     fidelity: Literal["released", "corrected"] = "corrected"
 
 

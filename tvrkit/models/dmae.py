@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,8 +49,8 @@ class DMAESettings(TPMSettings):
     second_frame: bool = True
     textual_attention: bool = True
     head: Literal["meanP", "seqTransf"] = "seqTransf"
-    temporal_layers: int = 4
-    negative_weight: float = 0.5
+    temporal_layers: NonNegativeInt = 4
+    negative_weight: NonNegativeFloat = 0.5
     mining_margin: float = 0.0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, positives
@@ -21,7 +22,7 @@ from tvrkit.models.backbone import Backbone
 from tvrkit.models.method import Method, Tensors
 from tvrkit.models.similarity import concept_similarity, conditioned_pooling
 from tvrkit.models.temporal import TemporalTransformer
-from tvrkit.settings import settings
+from tvrkit.settings import Share, settings
 
 Side = Literal["text", "video"]
 
@@ -47,19 +48,19 @@ class GLSCLSettings:
             and 38 repaired.
     """
 
-    queries: int = 8
-    decoder_layers: int = 3
-    decoder_heads: int = 8
-    feedforward: int = 2048
-    dropout: float = 0.1
+    queries: PositiveInt = 8
+    decoder_layers: PositiveInt = 3
+    decoder_heads: PositiveInt = 8
+    feedforward: PositiveInt = 2048
+    dropout: Share = 0.1
     shared_queries: bool = True
     shared_decoder: bool = True
-    temporal_layers: int = 4
-    temperature: float = 3.0
-    local_weight: float = 0.5
-    diversity_weight: float = 1.0e-4
+    temporal_layers: NonNegativeInt = 4
+    temperature: PositiveFloat = 3.0
+    local_weight: NonNegativeFloat = 0.5
+    diversity_weight: NonNegativeFloat = 1.0e-4
     diversity_margin: float = 0.1
-    consistency_weight: float = 0.005
+    consistency_weight: NonNegativeFloat = 0.005
     consistency_target: float = 0.75
     fidelity: Literal["released", "corrected"] = "corrected"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,10 +39,10 @@ class EncoderSettings:
             and 38 repaired.
     """
 
-    temporal_layers: int = 4
-    temporal_heads: int | None = None
-    max_frames: int = 48
-    top_frames: int = 2
+    temporal_layers: NonNegativeInt = 4
+    temporal_heads: PositiveInt | None = None
+    max_frames: PositiveInt = 48
+    top_frames: PositiveInt = 2
     fidelity: Literal["released", "corrected"] = "corrected"
 
 
@@ -54,8 +55,8 @@ class HMMCSettings(EncoderSettings):
         frame_weight: of FTM.
     """
 
-    video_weight: float = 0.85
-    frame_weight: float = 0.15
+    video_weight: NonNegativeFloat = 0.85
+    frame_weight: NonNegativeFloat = 0.15
 
 
 class HMMC(Method):

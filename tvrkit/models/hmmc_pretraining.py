@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from open_clip.tokenizer import HFTokenizer
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from tvrkit.models.hmmc import HMMC, EncoderSettings
 from tvrkit.models.method import Tensors
 from tvrkit.models.momentum import NegativeQueue, freeze_copy, momentum_update
 from tvrkit.models.temporal import mean_frame
-from tvrkit.settings import settings
+from tvrkit.settings import Share, settings
 
 MASK_CHARACTER = "*</w>"  # CLIP's vocabulary has no [MASK]; captions hardly use this one
 UNMASKED = -100  # label of tokens that are not to be predicted
@@ -40,16 +41,16 @@ class HMMCPretrainingSettings(EncoderSettings):
         mask_share: share of the words that MLM predicts.
     """
 
-    neighbour_weight: float = 0.05
-    video_weight: float = 0.45
-    frame_weight: float = 0.45
-    language_weight: float = 0.05
-    momentum: float = 0.99
-    temperature: float = 0.07
-    queue_size: int = 1024
-    frame_queue_size: int = 4096
-    projector_width: int = 4096
-    mask_share: float = 0.15
+    neighbour_weight: NonNegativeFloat = 0.05
+    video_weight: NonNegativeFloat = 0.45
+    frame_weight: NonNegativeFloat = 0.45
+    language_weight: NonNegativeFloat = 0.05
+    momentum: Share = 0.99
+    temperature: PositiveFloat = 0.07
+    queue_size: PositiveInt = 1024
+    frame_queue_size: PositiveInt = 4096
+    projector_width: PositiveInt = 4096
+    mask_share: Share = 0.15
 
 
 class HMMCPretraining(HMMC):

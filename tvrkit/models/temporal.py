@@ -5,22 +5,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import torch
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from tvrkit.models import towers
 from tvrkit.models.backbone import Backbone
 
 HEAD_WIDTH = 64  # of CLIP's attention heads
 LAYER_NORM_EPS = 1e-12  # inside the root, as in the released code
 MASKED_KEY = -1e6  # added to the attention logits of padded frames
-
-
-class QuickGELU(nn.Module):
-    """CLIP's activation, x sigmoid(1.702 x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
 
 
 class ResidualBlock(nn.Module):
@@ -37,9 +31,7 @@ class ResidualBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
-        normed = self.ln_1(x)
-        x = x + self.attn(normed, normed, normed, key_padding_mask=key_bias, need_weights=False)[0]
-        return x + self.mlp(self.ln_2(x))
+        return towers.block(self, x, key_bias[:, None, None])
 
 
 class TemporalTransformer(nn.Module):

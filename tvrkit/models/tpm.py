@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrkit.models.method import Tensors
 from tvrkit.models.similarity import MaskFill, token_weight
-from tvrkit.settings import choose, settings
+from tvrkit.settings import Share, choose, settings
 
 Margin = Literal["sentence_video", "grounded_video", "grounded_text"]
 # name: (the full score, the partial one); t sentence, g words weighed by the video, v video,
@@ -51,10 +52,10 @@ class TPMSettings:
 
     partial_order: list[Margin] = field(default_factory=lambda: list(MARGINS))
     partial_margin: float = 0.6
-    masking_threshold: float = 0.6
+    masking_threshold: Share = 0.6
     predictor: Predictor = "linear"
-    max_words: int = 32
-    max_frames: int = 12
+    max_words: PositiveInt = 32
+    max_frames: PositiveInt = 12
     fidelity: Literal["released", "corrected"] = "corrected"
 
 

@@ -44,12 +44,9 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), profile: str | None 
         path = files.RECIPES / f"{choose('recipe', recipe, recipe_names())}.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"recipe {path}: no such file")
-    raw = _yaml(path.read_text(encoding="utf-8"), f"recipe {path}") or {}
-    if not isinstance(raw, dict) or not all(isinstance(part, dict | None) for part in raw.values()):
-        raise ValueError(f"recipe {path}: expected sections of keys, got {raw!r:.80}")
-    raw.pop(
-        "departures", None
-    )  # from the authors' scripts: for readers, and held against the table
+    raw = read_sections(path)
+    # from the authors' scripts: for readers, and held against the table
+    raw.pop("departures", None)
     applied = [*(load_profile(profile).overrides if profile else []), *overrides]
     for override in applied:
         _apply(raw, override)
@@ -58,7 +55,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), profile: str | None 
 
 def load_profile(name: str) -> Profile:
     """A profile of `recipes/profiles.yaml`."""
-    profiles = _yaml((files.RECIPES / "profiles.yaml").read_text(encoding="utf-8"), "profiles.yaml")
+    profiles = yaml.safe_load(files.read_text(files.RECIPES / "profiles.yaml"))
     return parse(Profile, profiles[choose("profile", name, profiles)], f"profile {name}")
 
 
@@ -66,6 +63,7 @@ def build(raw: dict, recipe: str) -> Config:
     """A `Config` from the nested dict that a recipe file holds."""
     from tvrkit.models import METHODS, method_class  # loads torch: only where a method is needed
 
+    files.check_name("recipe", recipe)
     for section in raw:
         choose("section", section, [*SECTIONS, "method"])
     method = dict(raw.get("method") or {})
@@ -100,8 +98,37 @@ def _apply(raw: dict, override: str) -> None:
     raw[last] = _yaml(value, f"override {override!r}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: each key once, and nothing twice by reference (800 bytes of aliases of
+    aliases are written out as gigabytes)."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"the alias *{self.peek_event().anchor}: write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise ValueError(f"a key twice among {files.shown(list(mapping))}")
+        return mapping
+
+
 def _yaml(text: str, where: str):
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: expected YAML: {' '.join(str(error).split())}") from None
+        return yaml.load(text, _Loader)
+    except Exception as error:  # PyYAML raises AttributeError, IndexError and others too
+        got = " ".join(str(error).split())
+        raise ValueError(f"{where}: expected YAML: {got:.300}") from None
+
+
+def read_sections(path: Path) -> dict:
+    """The sections of keys that a YAML file holds.
+
+    Raises:
+        ValueError: anything else; the file is named.
+    """
+    raw = _yaml(files.read_text(path), str(path)) or {}
+    if not isinstance(raw, dict) or not all(isinstance(part, dict | None) for part in raw.values()):
+        raise ValueError(f"{path}: expected sections of keys, got {files.shown(raw)}")
+    return raw

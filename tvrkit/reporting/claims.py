@@ -9,7 +9,7 @@ from tvrkit import files
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.reporting import sweeps, tables
 from tvrkit.settings import parse, settings
-from tvrkit.training.runs import Run
+from tvrkit.training.runs import Run, sound
 
 UNTESTED = "not tested"
 
@@ -49,8 +49,7 @@ class Claim:
 
 
 def _by_seed(folder: str) -> dict[int, Run]:
-    cards = sorted(files.run(folder).glob("seed*/run.json"))
-    return {run.seed: run for run in (Run(card.parent) for card in cards)}
+    return {run.seed: run for run in sound(sorted(files.run(folder).glob("seed*")))}
 
 
 def load() -> list[Claim]:

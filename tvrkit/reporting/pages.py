@@ -8,7 +8,6 @@ sweeps and other sub-runs on sweeps.html. reports/index.html has all runs.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import textwrap
@@ -25,7 +24,7 @@ from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.reporting import claims
 from tvrkit.reporting.tables import differences_figure, interval, number, protocol_of, results
-from tvrkit.training.runs import Run
+from tvrkit.training.runs import Run, sound
 
 ABSENT = "–"
 NUMBERED = "[0-9][0-9]_*"  # what a notebook leaves begins with its number
@@ -45,13 +44,18 @@ Tables = list[tuple[str, pd.DataFrame]]  # (what all rows share, texts and links
 
 def sections(run: str) -> dict[str, list[Run]]:
     """The finished runs below reports/<run>/: its own under "", sub-runs under "released" or
-    "ablations/<sweep>"."""
+    "ablations/<sweep>"; damaged ones as `runs.sound`."""
     root = files.run(run)
-    runs: dict[str, list[Run]] = {}
-    for card in sorted(root.rglob("seed*/run.json")):
-        inner = card.parents[2].relative_to(root).parts
-        runs.setdefault("/".join(inner[:2]), []).append(Run(card.parent))
-    return dict(sorted(runs.items()))
+    found: dict[str, list[Run]] = {}
+    for each in sound(_begun(root)):
+        inner = each.folder.parents[1].relative_to(root).parts
+        found.setdefault("/".join(inner[:2]), []).append(each)
+    return dict(sorted(found.items()))
+
+
+def _begun(root: Path) -> list[Path]:
+    """The folders below `root` that runs are written to: <recipe>/seed<k>."""
+    return sorted(folder for folder in root.glob("**/*/seed*") if folder.is_dir())
 
 
 def run_names() -> list[str]:
@@ -86,6 +90,7 @@ def write_index(run: str) -> Path:
     _write(root / "details.html", title=f"{run}: all columns", sections=details, **back)
     _write(root / "sweeps.html", title=f"{run}: sub-runs", sections=below, **back)
     values = {"title": run, "unfinished": _unfinished(root), "has_sweeps": bool(parts)}
+    values |= {"damaged": _damaged(root)}
     values |= {"claims": claims.shown(tested), "figure": _claims_figure(tested, root)}
     values |= {"tables": _few(tables, OF_RUN), "notebooks": _by_notebook(root, f"{NUMBERED}.html")}
     values |= {"figures": _by_notebook(root, f"figures/{NUMBERED}.png")}
@@ -138,8 +143,8 @@ def _tables(runs: Sequence[Run], page: Path, section: str = "") -> Tables:
     """A table per protocol of the runs in `section`, for a page in the folder `page`."""
     tables = []
     for protocol, group in itertools.groupby(sorted(runs, key=protocol_of), protocol_of):
-        rows = results(list(group)).to_dict("records")
-        tables.append((protocol, pd.DataFrame([_row(row, page, section) for row in rows])))
+        rows = [_row(row, page, section) for row in results(list(group)).to_dict("records")]
+        tables.append((protocol, pd.DataFrame(rows, dtype=object)))  # as text, links were escaped
     return tables
 
 
@@ -184,7 +189,7 @@ def _diagnostics(runs: Sequence[Run]) -> Tables:
     numbers: dict[str, dict[str, dict]] = {}
     for run in runs:
         for file in sorted(run.folder.glob("diagnostics_*.json")):
-            for title, value in json.loads(file.read_text(encoding="utf-8")).items():
+            for title, value in files.read_json(file).items():
                 numbers.setdefault(title, {})[f"{run.recipe}, seed {run.seed}"] = value
     rows = [{"number": title, **_written(row)} for title, row in numbers.items()]
     columns = ["number", *sorted({column for row in numbers.values() for column in row})]
@@ -214,9 +219,14 @@ def _claims_figure(tested: pd.DataFrame, root: Path) -> str | None:
 
 
 def _unfinished(root: Path) -> list[str]:
-    begun = sorted(config.parent for config in root.rglob("seed*/config.yaml"))
-    absent = [folder for folder in begun if not (folder / "run.json").exists()]
+    absent = [folder for folder in _begun(root) if not (folder / "run.json").exists()]
     return [folder.relative_to(root).as_posix() for folder in absent]
+
+
+def _damaged(root: Path) -> list[str]:
+    finished = [Run(folder) for folder in _begun(root) if (folder / "run.json").exists()]
+    reasons = {run.folder.relative_to(root).as_posix(): run.damage() for run in finished}
+    return [f"{folder}: {reason}" for folder, reason in reasons.items() if reason]
 
 
 def _by_notebook(root: Path, pattern: str) -> dict[str, dict[str, list[tuple[str, str]]]]:

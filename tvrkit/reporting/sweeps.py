@@ -10,7 +10,6 @@ they share the folder of the first of them in the file.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -333,7 +332,7 @@ def results(name: str, run: str) -> pd.DataFrame:
     done, reference = finished(name, run), load(name).reference
     rows = []
     for variant, seeds in done.items():
-        notes = [json.loads((each.folder / "sweep.json").read_text()) for each in seeds.values()]
+        notes = [files.read_json(each.folder / "sweep.json") for each in seeds.values()]
         row = {"variant": variant, **tables.summary([*seeds.values()])}
         row["threads"] = _listed(each.card["torch_threads"] for each in seeds.values())
         row["jobs"] = _listed(note["jobs"] for note in notes)

@@ -1,6 +1,8 @@
-"""Seeds, and the run card that says how a number came to be."""
+"""Seeds, and the run card that says how a number came to be, and of which files."""
 
 import contextlib
+import hashlib
+import json
 import os
 import platform
 import random
@@ -9,14 +11,84 @@ import resource
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from tvrkit import files
+from tvrkit.data import records
+from tvrkit.models import checkpoints
 
 PACKAGES = ["tvrkit", "torch", "torchvision", "open_clip_torch", "accelerate"]
 PACKAGES += ["decord", "av", "spacy", "numpy"]
+CHECKPOINT = "checkpoint.safetensors"
+SCORES = ("metrics.json", "ranks.npz")  # what tables are made from
+TABLES = ("history.csv", "curve.csv", "mined.csv.gz")
+ARTEFACTS = ("config.yaml", "train.log", *TABLES, *SCORES, "similarity.npz", CHECKPOINT)
+
+
+class DataCard(TypedDict):
+    """What a run card says of its data, among other things."""
+
+    protocol: str
+    counts: dict[str, dict[str, int]]
+    split_hash: dict[str, str]
+
+
+class Card(TypedDict):
+    """What everybody may read of run.json, among other things.
+
+    Attributes:
+        artefacts: the SHA-256 of each file of the run, of a checkpoint that of its tensors.
+        sha256: of everything else in the card.
+    """
+
+    seed: int
+    data: DataCard
+    selection: str
+    device: str
+    torch_threads: int
+    parameters: int
+    train_seconds: float
+    peak_memory_mb: float
+    artefacts: dict[str, str]
+    sha256: str
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write run.json: the card, the SHA-256 of the artefacts that are there, and its own."""
+    there = (name for name in ARTEFACTS if (folder / name).exists())
+    card = card | {"artefacts": {name: sha256(folder / name) for name in there}}
+    files.write_json(folder / "run.json", card | {"sha256": _card_sha256(card)})
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What `write_card` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, was changed, or is of tvrkit 0.1, which did not hash its files.
+    """
+    path = folder / "run.json"
+    card = records.read_json(path, dict[str, Any])
+    records.checked(card, Card, path.name)
+    if card["sha256"] != _card_sha256(card):
+        raise ValueError("run.json: not as it was written: its own SHA-256 differs")
+    return card
+
+
+def _card_sha256(card: dict[str, Any]) -> str:
+    rest = {key: value for key, value in card.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content: of a checkpoint's tensors, or of all bytes of another file."""
+    if path.name != CHECKPOINT:
+        return files.sha256(path)
+    return checkpoints.digest(checkpoints.read_tensors(path)[0])
 
 
 def seed_everything(seed: int) -> None:

@@ -2,20 +2,20 @@
 
 `reports/<run>/<recipe>/seed<k>/` holds config.yaml, train.log, history.csv, curve.csv,
 mined.csv.gz, metrics.json, ranks.npz, similarity.npz, checkpoint.safetensors, run.json and
-figures/. run.json is written last: a folder without it is unfinished.
+figures/. run.json is written last: a folder without it is unfinished. It has the SHA-256 of the
+others, with which they are compared whenever they are read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-import json
-import multiprocessing
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,25 +33,27 @@ from tvrkit.data import loader, processes
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.evaluation.evaluate import Evaluation, evaluate, read_arrays, selection_label
 from tvrkit.evaluation.postprocess import NEEDS_BANK
-from tvrkit.evaluation.ranks import RSUM
+from tvrkit.evaluation.ranks import RSUM, metrics_of_directions
 from tvrkit.models import checkpoints, method_class, weights
 from tvrkit.models.backbone import create_backbone
 from tvrkit.models.method import Method
-from tvrkit.recipes import build, load_recipe, to_dict
-from tvrkit.settings import Config
+from tvrkit.recipes import build, load_recipe, read_sections, to_dict
+from tvrkit.settings import Config, choose
 from tvrkit.shapes.dataset import PREFIX, prepare_shapes
+from tvrkit.training import card as cards
 from tvrkit.training import distributed
-from tvrkit.training.card import peak_memory_mb, resolve_device, run_card, seed_everything
+from tvrkit.training.card import CHECKPOINT, SCORES, peak_memory_mb, resolve_device, run_card
 from tvrkit.training.resume import States, write_table
 from tvrkit.training.trainer import State, Trainer
 
-CHECKPOINT = "checkpoint.safetensors"
+LABELS = {"split", "language", "ties", "complete", "missing", "videos"}  # of metrics.json
 PATIENCE = 2.0  # seconds that a lock is waited for without a word
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; its tables are read when asked for.
+    """A finished run; its files are read, and checked, when asked for: a ValueError says which one
+    is not as it was written.
 
     Attributes:
         folder: reports/<run>/<recipe>/seed<k>.
@@ -70,24 +72,51 @@ class Run:
         return self.card["seed"]
 
     @cached_property
-    def card(self) -> dict:
-        """run.json: code, versions, device, data, rules, time and memory."""
-        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+    def card(self) -> dict[str, Any]:
+        """run.json: code, versions, device, data, rules, time, memory, and hashes of the files."""
+        return cards.read_card(self.folder)
+
+    def artefact(self, name: str) -> Path:
+        """The path of one of the run's files, once it is known to be as it was written.
+
+        Raises:
+            FileNotFoundError: it is not there; git keeps no weights, for one.
+            ValueError: it is not the file whose SHA-256 is in run.json.
+        """
+        path = self.folder / name
+        if not path.exists():
+            raise FileNotFoundError(f"{name}: not in {_shown(self.folder)}")
+        if cards.sha256(path) != self.card["artefacts"].get(name):
+            raise ValueError(f"{name}: not as it was written: run.json has another SHA-256")
+        return path
+
+    def damage(self, every: bool = False) -> str:
+        """What is wrong with the files that tables are made from, or with `every` file that is
+        there; "" where nothing is."""
+        try:
+            there = [name for name in self.card["artefacts"] if (self.folder / name).exists()]
+            for name in there if every else ["config.yaml"]:
+                self.artefact(name)
+            choose("split", self.metrics["split"], self.card["data"]["counts"])
+        except Exception as error:  # whatever a stranger's file raises: it must stop nobody else
+            return str(error) if isinstance(error, ValueError | OSError) else repr(error)
+        return ""
 
     @cached_property
     def config(self) -> Config:
         """The recipe with all overrides, as it ran."""
+        self.artefact("config.yaml")
         return read_config(self.folder)
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per step: step, epoch, lr, logit_scale, loss and its parts."""
-        return pd.read_csv(self.folder / "history.csv")
+        return pd.read_csv(self.artefact("history.csv"))
 
     @cached_property
     def curve(self) -> pd.DataFrame:
         """One row per epoch: epoch, split, score (rsum), t2v and v2t R@1/5/10."""
-        return pd.read_csv(self.folder / "curve.csv")
+        return pd.read_csv(self.artefact("curve.csv"))
 
     @cached_property
     def mined(self) -> pd.DataFrame:
@@ -97,18 +126,26 @@ class Run:
         Raises:
             FileNotFoundError: the data set has no such split.
         """
-        return pd.read_csv(self.folder / "mined.csv.gz")
+        return pd.read_csv(self.artefact("mined.csv.gz"))
 
     @cached_property
     def metrics(self) -> dict:
-        """metrics.json alone, which is there even where the similarity matrix was not kept."""
-        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        """metrics.json alone, which is there even where the similarity matrix was not kept; its
+        raw scores are counted again from `ranks`."""
+        metrics = files.read_json(self.artefact("metrics.json"))
+        for name, value in metrics_of_directions(self.ranks).items():
+            if metrics.get(name) != value:
+                got = f"ranks.npz gives {value}"
+                raise ValueError(f"metrics.json: {name} is {metrics.get(name)}, {got}")
+        if absent := LABELS - metrics.keys():
+            raise ValueError(f"metrics.json: no {', '.join(sorted(absent))}")
+        return metrics
 
     @cached_property
     def ranks(self) -> dict[str, np.ndarray]:
         """ranks.npz alone: of each query by direction, ids and `video_of_caption`; there as
         `metrics` is."""
-        return read_arrays(self.folder / "ranks.npz")
+        return read_arrays(self.artefact("ranks.npz"))
 
     @property
     def video_of_caption(self) -> np.ndarray:
@@ -118,6 +155,8 @@ class Run:
     @cached_property
     def evaluation(self) -> Evaluation:
         """Ranks, metrics and similarity matrix on the recipe's evaluation split."""
+        for name in (*SCORES, "similarity.npz"):
+            self.artefact(name)
         return Evaluation.load(self.folder)
 
     @cached_property
@@ -133,7 +172,7 @@ class Run:
     def method(self, device: str = "cpu") -> Method:
         """The trained method, in evaluation mode."""
         method = build_method(self.config)
-        checkpoints.load(method, self.folder / CHECKPOINT)
+        checkpoints.load(method, self.artefact(CHECKPOINT))
         return method.to(device).eval()
 
 
@@ -148,6 +187,7 @@ def start_file(start_from: str) -> Path:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is not as the run has written it.
     """
     if Path(start_from).is_file():
         return Path(start_from)
@@ -157,20 +197,34 @@ def start_file(start_from: str) -> Path:
     if not (folder / CHECKPOINT).exists():
         missing = f"{_shown(folder)} has no {CHECKPOINT}"
         raise FileNotFoundError(f"train.start_from: {missing}: train it first")
-    return folder / CHECKPOINT
+    return Run(folder).artefact(CHECKPOINT)
 
 
 def read_config(folder: Path) -> Config:
     """The config.yaml of a run folder."""
-    raw = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return build(raw, folder.parent.name)
+    return build(read_sections(folder / "config.yaml"), folder.parent.name)
 
 
 def find(run: str) -> list[Run]:
-    """The finished runs under reports/<run>/, by recipe and seed."""
+    """The finished runs under reports/<run>/, by recipe and seed; damaged ones as `sound`."""
     recipes = sorted(folder for folder in files.run(run).glob("*") if folder.is_dir())
-    seeds = [folder for recipe in recipes for folder in _seed_folders(recipe)]
-    return [Run(folder) for folder in seeds if (folder / "run.json").exists()]
+    return sound(folder for recipe in recipes for folder in _seed_folders(recipe))
+
+
+def sound(folders: Iterable[Path]) -> list[Run]:
+    """The finished runs among the folders; of one that is damaged a warning says why it is left
+    out."""
+    finished = [Run(folder) for folder in folders if (folder / "run.json").exists()]
+    damaged = {run: reason for run in finished if (reason := run.damage())}
+    for run, reason in damaged.items():
+        warnings.warn(f"{_shown(run.folder)} is damaged and left out: {reason}", stacklevel=3)
+    return [run for run in finished if run not in damaged]
+
+
+def check_all(folder: Path) -> dict[Run, str]:
+    """Every finished run in a folder, however deep, and `Run.damage` of all its files."""
+    cards = sorted(folder.rglob("run.json"))
+    return {run: run.damage(every=True) for run in (Run(card.parent) for card in cards)}
 
 
 def _seed_folders(recipe: Path) -> list[Path]:
@@ -233,14 +287,9 @@ def ensure(
 
     Raises:
         ValueError: the folder holds a run with other settings (of any seed); each differing key is
-            named. Or it holds a finished run without its weights or scores, as committed.
-        RuntimeError: this is a worker process that runs an unguarded script again.
+            named. Or it holds a finished run without its weights or scores, as committed. Or it
+            is damaged.
     """
-    if multiprocessing.parent_process() is not None:
-        raise RuntimeError(
-            "runs.ensure in a worker process: put the script's own code under "
-            "`if __name__ == '__main__':`"
-        )
     config = load_recipe(recipe, overrides, profile)
     folder = files.run(run) / config.recipe / f"seed{seed}"
     place = distributed.start(resolve_device(device))
@@ -272,6 +321,8 @@ def _finished(folder: Path, config: Config) -> bool:
             f"{_shown(folder)} is a finished run without {' and '.join(lost)}, which git does not "
             "keep: choose another run name"
         )
+    if damage := Run(folder).damage(every=True):
+        raise ValueError(f"{_shown(folder)} is damaged: {damage}: choose another run name")
     return True
 
 
@@ -307,7 +358,7 @@ class _Task:
         self.train: Any = self._split("train") if needs_train else None
         self.reported, self.selection = self._split(config.eval.split), self._selection()
         self.code = run_card(seed, self.device)  # now: the checkout may change in the meantime
-        seed_everything(seed)
+        cards.seed_everything(seed)
         self.method = build_method(config).to(self.device)
         start = config.train.start_from
         self.weights = weights.start(self.method, start_file(start)).card if start else None
@@ -362,7 +413,7 @@ class _Task:
         if not self.trainer:
             self.note_as_given(result, folder)
         checkpoints.save(self.method, folder / CHECKPOINT, self.config)
-        files.write_json(folder / "run.json", self.card(seconds, folder))
+        cards.write_card(folder, self.card(seconds))
         States(folder).remove()
 
     def score(self, state: State, folder: Path) -> dict:
@@ -398,8 +449,8 @@ class _Task:
         preprocessing = backbone.preprocessing.card(self.reported)
         return names | {"preprocessing": preprocessing, "lacks": backbone.lacks}
 
-    def card(self, seconds: tuple[float, float], folder: Path) -> dict:
-        """What run.json holds."""
+    def card(self, seconds: tuple[float, float]) -> dict:
+        """What run.json holds, less the hashes."""
         config = self.config
         return {
             "recipe": config.recipe,
@@ -414,7 +465,6 @@ class _Task:
             "train_seconds": round(seconds[0], 1),
             "eval_seconds": round(seconds[1], 1),
             "peak_memory_mb": round(peak_memory_mb(self.device)),
-            "checkpoint_sha256": files.sha256(folder / CHECKPOINT),
         }
 
 

@@ -1,0 +1,124 @@
+"""CLIP's transformers in fewer passes over memory than open_clip's modules, with the same weights
+and the same numbers to rounding. A tower that is built in another way goes open_clip's way.
+
+Four things are done otherwise: attention is one projection and one call; CLIP's activation
+x sigmoid(1.702 x) is silu, its factor in the weights around it; the patch embedding is a matrix
+product; and of the last image block only the class token is computed, as no other is read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip.transformer import (
+    LayerNorm,
+    LayerNormFp32,
+    QuickGELU,
+    ResidualAttentionBlock,
+    Transformer,
+    VisionTransformer,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KNOWN = {VisionTransformer, Transformer, ResidualAttentionBlock, LayerNorm, LayerNormFp32}
+KNOWN |= {nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.Linear}
+KNOWN |= {nn.Conv2d, QuickGELU, nn.GELU, nn.Identity, nn.ModuleList, nn.Sequential}
+FACTOR = 1.702  # of CLIP's activation
+
+
+def encode_images(visual: nn.Module, images: Tensor) -> Tensor:
+    """(N, D) what `visual(images)` returns.
+
+    Args:
+        visual: the image tower of an open_clip model.
+        images: (N, 3, S, S) normalised float.
+    """
+    if not (isinstance(visual, VisionTransformer) and _fits(visual) and visual.pool_type == "tok"):
+        return visual(images)
+    x = visual.ln_pre(_embed(visual, images))
+    *blocks, last = visual.transformer.resblocks
+    for each in blocks:
+        x = block(each, x)
+    return visual.ln_post(block(last, x, first=1)[:, 0]) @ visual.proj
+
+
+def run(transformer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, L, D) what a text tower's `transformer(x, mask)` returns.
+
+    Args:
+        transformer: of open_clip.
+        x: (B, L, D) float.
+        mask: (L, L) or (B heads, L, L) float, added to the attention logits, or None.
+    """
+    if not _fits(transformer):
+        return transformer(x, attn_mask=mask)
+    blocks: Any = transformer.resblocks
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unflatten(0, (-1, blocks[0].attn.num_heads))
+    for each in blocks:
+        x = block(each, x, mask)
+    return x
+
+
+def block(module: Any, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
+    """Pre-norm block: y = x + attention(norm(x)), then y + mlp(norm(y)).
+
+    Args:
+        module: ln_1, attn, ln_2 and mlp, named as CLIP's are.
+        x: (B, L, D) float.
+        mask: added to the attention logits (B, heads, L, L), of any shape that spreads to it.
+        first: how many of the tokens are asked for; None = all. All are attended to.
+
+    Returns:
+        (B, first, D).
+    """
+    x, normed = x[:, :first], module.ln_1(x)
+    x = x + attention(module.attn, normed, mask, first)
+    return x + _mlp(module.mlp, module.ln_2(x))
+
+
+def attention(
+    module: nn.MultiheadAttention, x: Tensor, mask: Tensor | None = None, first: int | None = None
+) -> Tensor:
+    """Self-attention with the weights of torch's module; arguments and result as of `block`."""
+    width = x.shape[2]
+    weight, bias = module.in_proj_weight, module.in_proj_bias
+    query = F.linear(x[:, :first], weight[:width], bias[:width])
+    key, value = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
+    query, key, value = (
+        side.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for side in (query, key, value)
+    )
+    mask = None if mask is None else mask.to(query.dtype)
+    read = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
+    return module.out_proj(read)
+
+
+def _mlp(module: Any, x: Tensor) -> Tensor:
+    """W2 act(W1 x + b1) + b2; x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
+    if not isinstance(module.gelu, QuickGELU):
+        return module(x)
+    inner, outer = module.c_fc, module.c_proj
+    inside = F.silu(F.linear(x, FACTOR * inner.weight, FACTOR * inner.bias))
+    return F.linear(inside, outer.weight / FACTOR, outer.bias)
+
+
+def _embed(visual: Any, images: Tensor) -> Tensor:
+    """(N, 1 + patches, D) class token and patches, with their positions."""
+    (rows, columns), (height, width) = visual.grid_size, visual.patch_size
+    images = images[..., : rows * height, : columns * width]
+    patches = images.unflatten(3, (columns, width)).unflatten(2, (rows, height))
+    patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    x = F.linear(patches, visual.conv1.weight.flatten(1))
+    token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    return torch.cat([token, x], dim=1) + visual.positional_embedding.to(x.dtype)
+
+
+def _fits(tower: Any) -> bool:
+    """Whether it is made of nothing but what is known here, and nobody listens to its modules."""
+    stack = tower.transformer if isinstance(tower, VisionTransformer) else tower
+    return not stack.grad_checkpointing and all(
+        type(module) in KNOWN and not module._forward_hooks and not module._forward_pre_hooks
+        for module in tower.modules()
+    )
