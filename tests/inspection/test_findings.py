@@ -15,7 +15,7 @@ from tvrkit.settings import BackboneConfig
 from tvrkit.shapes.stills import sample_captions
 
 PAIRS, FRAMES, WORDS = 24, 8, 32
-STATED = [1, 12, 19, 21, 33, 35, 37]
+STATED = [1, 12, 19, 21, 28, 33, 35, 37]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,6 @@ def case():
         (23, 100.0, 14.2),
         (25, 0.0255, 0.319),
         (26, 34, 0),
-        (28, 0.5, 1.0),
         (30, 5.0, 0),
         (31, 1.0, 0.013),
         (38, np.log(2), 0),
@@ -147,8 +146,8 @@ def test_the_table_has_every_finding_with_values_and_source(case):
     assert (table.released != table.corrected).all()
     assert findings.table(case).equals(table)
     assert table.source.str.contains(r"\w+/[\w-]+@[0-9a-f]{7} \S+|issue 7|no author").all()
-    text = "".join(measure.__doc__ for measure in findings.FINDINGS.values())
-    assert text.count("eleased") >= 30
+    silent = [n for n, each in findings.FINDINGS.items() if "eleased" not in each.__doc__]
+    assert silent == [27]  # named BertAdam there
 
 
 def test_the_stated_counts_are_those_of_modules_of_these_sizes():

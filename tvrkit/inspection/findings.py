@@ -484,21 +484,6 @@ def bert_adam(case: Case) -> Values:
     return [f"{run[0]:.2f}, {max(run):.2f}, {run[-1]:.2f}" for run in runs]
 
 
-@finding(28)
-def halved_gradient(case: Case) -> Values:
-    """2 ranks learn as 1 does. Released: a rank passes on its own rows' gradient, DDP averages."""
-    text, video = case.features["hmmc"]
-    sentence, target = text.sentence[:16], F.normalize(video.video[:16], dim=-1)
-    weight, first = torch.eye(sentence.shape[1], requires_grad=True), torch.arange(16)[:, None] < 8
-    slopes: list[Tensor] = []
-    for own in (first | True, first, ~first):
-        seen = F.normalize(sentence @ weight, dim=-1)
-        scores = torch.where(own, seen, seen.detach()) @ target.T
-        slopes += torch.autograd.grad(info_nce(scores, logit_scale=100.0), weight)
-    ratio = ((slopes[1] + slopes[2]).norm() / slopes[0].norm()).item()
-    return ratio / 2, ratio
-
-
 def ranks_by_position(scores: np.ndarray) -> np.ndarray:
     """Released ranks: all places of the sorted row that equal the own score. Ties give a query
     several, NaN none."""
