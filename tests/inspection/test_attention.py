@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import fakes
 from tvrkit import inspection
 from tvrkit.data.batch import TextFeatures, VideoFeatures
 from tvrkit.models.method import Method
@@ -72,9 +73,6 @@ def truth():
     return Truth(pd.DataFrame(videos), pd.DataFrame(captions))
 
 
-IDS = (["a0", "a1", "e0"], list("abcde"), np.array([0, 0, 4]))
-
-
 @given(st.lists(st.text("abc,é圆", min_size=1), min_size=2))
 def test_word_spans_cut_where_blanks_are(words):
     caption = "  ".join(words)
@@ -102,7 +100,9 @@ def test_token_values_are_summed_over_the_word_they_belong_to():
 
 
 def test_kinds_of_pairs(truth):
-    kinds = inspection.pair_kinds(truth, *IDS)
+    captions = pd.DataFrame({"caption_id": ["a0", "a1", "e0"]})
+    split = fakes.split("test", captions, list("abcde"), np.array([0, 0, 4]))
+    kinds = inspection.kinds_of_pairs(split, truth)
     named = [
         [next(kind for kind in kinds if kinds[kind][row, column]) for column in range(5)]
         for row in range(3)

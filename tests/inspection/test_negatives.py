@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests import fakes
 from tvrkit import inspection
 from tvrkit.losses.contrastive import info_nce, neg_nce
 from tvrkit.losses.miners import margin_negatives
@@ -116,9 +117,12 @@ def test_likeness_is_the_largest_cosine_of_counted_ngrams(size, monkeypatch):
 
 
 def test_kinds_by_text_are_a_partition():
-    likeness = np.array([[1, 0.95, 0.2], [0.5, 1, 0.9]])
-    kinds = inspection.text_kinds(likeness, np.array([0, 1]), 0.9)
-    assert kinds["near-duplicate caption"].tolist() == [[False, True, False], [False, False, True]]
+    texts = ["a small red dot goes left", "a red dot", "A small red dot goes left, up", "a dog"]
+    captions = pd.DataFrame({"caption": texts})
+    split = fakes.split("test", captions, list("xyz"), np.array([0, 0, 1, 2]))
+    kinds = inspection.kinds_of_pairs(split, None)
+    near = [[False, True, False], [False] * 3, [True, False, False], [False] * 3]
+    assert kinds["near-duplicate caption"].tolist() == near
     assert (sum(mask.astype(int) for mask in kinds.values()) == 1).all()
 
 

@@ -124,22 +124,16 @@ def _draw_strip(ax: Axes, strip: Strip, frames: np.ndarray) -> None:
     bottom = height * (1.04 + strip.bars().max()) - 0.5
     smooth = "nearest" if width < SMALL else "antialiased"
     ax.imshow(side_by_side(frames), interpolation=smooth)
-    informative = np.ones(count, bool) if strip.informative is None else strip.informative
-    for x, bar, shows in zip(left, strip.bars() * height, informative, strict=True):
-        colour = RIGHT if shows else NEUTRAL
-        ax.add_patch(Rectangle((x, bottom - bar), width, bar, linewidth=0, color=colour))
+    shows = np.ones(count, bool) if strip.informative is None else strip.informative
+    bars, colours = strip.bars() * height, np.where(shows, RIGHT, NEUTRAL)
+    ax.bar(left, bars, width, bottom - bars, align="edge", color=colours)
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
     for index, mark in (strip.marks or {}).items():
         ax.text(left[index] + 3, 3, mark, fontsize=8, va="top", bbox=box)
     if strip.colour:
-        border: Options = {
-            "fill": False,
-            "edgecolor": strip.colour,
-            "linewidth": 3,
-            "clip_on": False,
-        }
-        ax.add_patch(Rectangle((-0.5, -0.5), count * (width + 2), height, **border))
-    ax.set_ylim(bottom, -0.5)
+        border: Options = {"fill": False, "edgecolor": strip.colour, "linewidth": 3}
+        ax.add_patch(Rectangle((-0.5, -0.5), count * (width + 2), height, clip_on=False, **border))
+    ax.set(xlim=(-0.5, count * (width + 2) - 0.5), ylim=(bottom, -0.5))
     ax.set_xticks(left + width / 2, [str(index) for index in range(count)], fontsize=9)
     ax.set_yticks([])
     ax.set_ylabel(strip.label, rotation=0, ha="right", va="center")

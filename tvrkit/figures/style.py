@@ -98,9 +98,8 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 def save(figure: Figure, folder: Path | str, name: str) -> Figure:
     """Write `figure` as `<name>.png` and `<name>.pdf`, each only when whole; returns the figure."""
-    folder = Path(folder)
     options: dict[str, dict] = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
     for suffix, details in options.items():
-        with files.replacing(folder / f"{name}.{suffix}") as partial:
-            figure.savefig(partial, bbox_inches="tight", **details)
+        with files.replacing(Path(folder) / f"{name}.{suffix}") as part:
+            figure.savefig(part, format=suffix, bbox_inches="tight", **details)
     return figure

@@ -29,27 +29,6 @@ LIKE = 0.8  # likeness from which a caption counts as a near duplicate
 SIDES = ("InfoNCE", "NegNCE adds")
 
 
-def with_rest(kinds: Masks) -> dict[str, np.ndarray]:
-    """The kinds, and "other": what is none of them."""
-    return {**kinds, "other": ~np.any(list(kinds.values()), axis=0)}
-
-
-def text_kinds(
-    likeness: np.ndarray, video_of_caption, threshold: float = LIKE
-) -> dict[str, np.ndarray]:
-    """Kinds of pairs where nothing is known but the texts: "match", "near-duplicate caption" and
-    "other".
-
-    Args:
-        likeness: (N_t, N_v) of `caption_likeness`.
-        video_of_caption: (N_t,) int.
-        threshold: a likeness of this or more makes a near duplicate: perhaps the video fits, nobody
-            has looked.
-    """
-    match = np.asarray(video_of_caption)[:, None] == np.arange(likeness.shape[1])[None, :]
-    return with_rest({"match": match, "near-duplicate caption": ~match & (likeness >= threshold)})
-
-
 def caption_likeness(captions: Sequence[str], video_of_caption, *, size: int = 3) -> np.ndarray:
     """How like each caption is to the captions of each video: the largest cosine of their n-gram
     counts.

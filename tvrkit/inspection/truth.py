@@ -14,7 +14,7 @@ from tvrkit.evaluation.ranks import retrieval_metrics
 from tvrkit.evaluation.statistics import ALPHA, bootstrap_metrics, interval
 from tvrkit.inspection.attention import attention_lift, overlapping, word_spans
 from tvrkit.inspection.diagnostics import Diagnostics, auc
-from tvrkit.inspection.negatives import caption_likeness, text_kinds, with_rest
+from tvrkit.inspection.negatives import LIKE, caption_likeness
 from tvrkit.shapes.scenes import FACTORS
 from tvrkit.shapes.truth import Truth
 
@@ -24,27 +24,26 @@ VIVID, PALE = 70, 190
 NEEDED = {"order": {"motion", "then"}}
 
 
-def pair_kinds(truth: Truth, caption_ids, video_ids, video_of_caption) -> dict[str, np.ndarray]:
-    """Kinds of text-video pairs by what is true of them, (N_t, N_v) bool each.
-
-    "match" is the caption's own video; "same meaning" another one of which all is true that the
-    caption says (a duplicate, or a neighbour that differs in what the caption leaves out); "one
-    factor apart" one that differs in one factor, which the caption names; "other" the rest.
-    """
-    match = np.asarray(video_of_caption)[:, None] == np.arange(len(video_ids))[None, :]
-    fits = truth.relevance(caption_ids, video_ids) == 1
-    near = truth.differing_factors(caption_ids, video_ids) == 1
-    return with_rest(
-        {"match": match, "same meaning": ~match & fits, "one factor apart": ~match & ~fits & near}
-    )
-
-
 def kinds_of_pairs(split: Split, truth: Truth | None) -> dict[str, np.ndarray]:
-    """`pair_kinds` where truth is on record, else `text_kinds`, (N_t, N_v) bool each."""
-    captions, owner = split.captions, split.video_of_caption
+    """Kinds of text-video pairs, (N_t, N_v) bool each: every pair is of one.
+
+    "match" is the caption's own video. Where truth is on record, "same meaning" is another one of
+    which all is true that the caption says (a duplicate, or a neighbour that differs in what the
+    caption leaves out), and "one factor apart" one that differs in one factor, which the caption
+    names. Where nothing is known but the texts, "near-duplicate caption" is one with a likeness of
+    `LIKE` or more: perhaps it fits, nobody has looked. "other" is the rest.
+    """
+    texts, videos, owner = split.captions, split.video_ids, split.video_of_caption
+    match = owner[:, None] == np.arange(len(videos))
     if truth is None:
-        return text_kinds(caption_likeness(captions["caption"].tolist(), owner), owner)
-    return pair_kinds(truth, captions["caption_id"], split.video_ids, owner)
+        likeness = caption_likeness(texts["caption"].tolist(), owner)
+        kinds = {"match": match, "near-duplicate caption": ~match & (likeness >= LIKE)}
+    else:
+        fits = truth.relevance(texts["caption_id"], videos) == 1
+        near = truth.differing_factors(texts["caption_id"], videos) == 1
+        kinds = {"match": match, "same meaning": ~match & fits}
+        kinds["one factor apart"] = ~match & ~fits & near
+    return kinds | {"other": ~np.any([*kinds.values()], axis=0)}
 
 
 def contradicting_words(truth: Truth, caption_id: str, caption: str, video_id: str) -> np.ndarray:
