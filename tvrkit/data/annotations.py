@@ -6,8 +6,6 @@ in `attrs["notes"]`. Which protocols, languages and splits there are, `assets/pr
 """
 # ruff: noqa: UP013  the records of the files are a table, a line each
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -55,13 +53,14 @@ class TaggedTitle(Title):
 
 @dataclass(frozen=True)
 class Request:
-    """What a reader is asked for; it appends to `notes` whatever it leaves out or mends, and to
-    `sources` what each video was cut from, where a file tells."""
+    """What a reader is asked for, `splits` with the names of their lists; it appends to `notes`
+    whatever it leaves out or mends, and to `sources` what each video was cut from, where a file
+    tells."""
 
     root: Path
     protocol: str
     language: str
-    splits: tuple[str, ...]
+    splits: dict[str, str]
     notes: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
 
@@ -102,9 +101,9 @@ class Request:
         return ((split, video, caption) for video in ids for caption in captions.get(video, ()))
 
     def by_lists(self, captions: Texts) -> Iterator[Row]:
-        """`by_list` of {split}_list.txt for each split."""
-        for split in self.splits:
-            yield from self.by_list(split, self.ids(f"{split}_list.txt"), captions)
+        """`by_list` of each split's own list."""
+        for split, name in self.splits.items():
+            yield from self.by_list(split, self.ids(name), captions)
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> Texts:
@@ -115,19 +114,13 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> Texts:
 
 
 _JSFUSION = "MSRVTT_JSFUSION_test.csv"
-_MSRVTT_LISTS = {
-    "msrvtt/1k-A": {"train": "MSRVTT_train.9k.csv", "test": _JSFUSION},
-    "msrvtt/7k": {"train": "MSRVTT_train.7k.csv", "test": _JSFUSION},
-    "msrvtt/full": {split: f"MSRVTT_{split}.full.csv" for split in ("train", "val", "test")},
-}
 
 
 def _msrvtt(request: Request) -> Iterator[Row]:
     """Ids from csv lists, captions from MSRVTT_data.json or {split}.jsonl; the 1k-A test csv holds
     both."""
     read = cache(request.json)  # one file for all splits
-    for split in request.splits:
-        name = _MSRVTT_LISTS[request.protocol][split]
+    for split, name in request.splits.items():
         if name == _JSFUSION and request.has(name):
             for row in records.read_csv(request.path(name), ["video_id", "sentence"]):
                 yield split, row["video_id"], row["sentence"]
@@ -205,10 +198,10 @@ def _didemo(request: Request) -> Iterator[Row]:
     under the listed one counts, so that paragraphs are its; a video is called by its stem, as
     containers change.
     """
-    for split in request.splits:
+    for split, list_name in request.splits.items():
         moments = request.json(f"{split}_data.json", list[Moment])
-        ids = {name: _stem(name) for name in request.ids(f"{split}_list.txt")}
-        records.check_unique(f"{split}_list.txt", "name without its ending", list(ids.values()))
+        ids = {name: _stem(name) for name in request.ids(list_name)}
+        records.check_unique(list_name, "name without its ending", list(ids.values()))
         without = {row["video"]: _stem(row["video"]) for row in moments}  # a list without endings
         ids |= {name: stem for name, stem in without.items() if stem in ids}
         parts = [(row["video"], [row["description"]], row.get("times", [])) for row in moments]
@@ -221,9 +214,8 @@ def _stem(name: str) -> str:
 
 def _activitynet(request: Request) -> Iterator[Row]:
     """train.json and, as test, val_1.json; order and choice by train_ids.json and val_ids.json."""
-    files = {"train": ("train.json", "train_ids.json"), "test": ("val_1.json", "val_ids.json")}
-    for split in request.splits:
-        name, list_name = files[split]
+    for split, list_name in request.splits.items():
+        name = {"train": "train.json", "test": "val_1.json"}[split]
         events = request.json(name, dict[str, Events])
         ids = {video: video for video in request.ids(list_name)}
         parts = [(video, row["sentences"], row["timestamps"]) for video, row in events.items()]
@@ -235,18 +227,11 @@ def _activitynet(request: Request) -> Iterator[Row]:
         yield from _paragraphs(request, split, ids, parts)
 
 
-_LSMDC_FILES = {
-    "train": "LSMDC16_annos_training.csv",
-    "val": "LSMDC16_annos_val.csv",
-    "test": "LSMDC16_challenge_1000_publictect.csv",
-}
-
-
 def _lsmdc(request: Request) -> Iterator[Row]:
     """Tab-separated. `lsmdc` keeps every sentence of a repeated clip, `lsmdc/last-sentence` its
     last."""
-    for split in request.splits:
-        table = records.read_table(request.path(_LSMDC_FILES[split]), columns=6)
+    for split, name in request.splits.items():
+        table = records.read_table(request.path(name), columns=6)
         rows = [(row[0], row[5]) for row in table]
         if request.protocol == "lsmdc/last-sentence":
             rows = list(dict(rows).items())
@@ -271,12 +256,6 @@ def _vatex(request: Request) -> Iterator[Row]:
     return request.by_lists({video: row[key] for video, row in videos.items() if key in row})
 
 
-_CHVTT_QUERIES = {
-    "train": "query_data_train_bilingual.json",
-    "test": "query_data_val_bilingual.json",
-}
-
-
 def _chvtt(request: Request) -> Iterator[Row]:
     """`chvtt` trains on titles with tags, `chvtt/query` on queries; both are tested on the
     validation queries.
@@ -285,16 +264,15 @@ def _chvtt(request: Request) -> Iterator[Row]:
     video only.
     """
     ending = {"zh": "", "en": "_eng"}[request.language]
-    for split in request.splits:
-        if split == "train" and request.protocol == "chvtt":
-            name = "videoinfo_bilingual.json"
+    for split, name in request.splits.items():
+        if name == "videoinfo_bilingual.json":
             videos = request.json_lines(TaggedTitle, name)
             records.check_unique(name, "docid", [video["docid"] for video in videos])
             for video in videos:
                 texts = video["title" + ending], video["tag" + ending]
                 yield split, f"Video{video['docid']}", *texts
             continue
-        for row in request.json_lines(Query, _CHVTT_QUERIES[split]):
+        for row in request.json_lines(Query, name):
             for video in row["videolist"] if split == "train" else row["videolist"][:1]:
                 yield split, f"Video{video['docid']}", row["query" + ending]
 
@@ -380,9 +358,9 @@ def load_annotations(
     """
     name, protocol = resolve(dataset, protocol)
     known = expected_counts().query("protocol == @protocol")
-    languages, of_protocol = list(known["language"].unique()), list(known["split"].unique())
-    language = choose("language", language or languages[0], languages)
-    wanted = tuple(choose("split", split, of_protocol) for split in splits or of_protocol)
+    language = choose("language", language or known["language"].iloc[0], set(known["language"]))
+    lists = dict(zip(known["split"], known["list"], strict=True))
+    wanted = {choose("split", split, lists): lists[split] for split in splits or lists}
     if not Path(root).is_dir():
         raise FileNotFoundError(f"annotations of {name}: expected a folder at {root}, found none")
     request, layout = Request(Path(root), protocol, language, wanted), DATASETS[name]

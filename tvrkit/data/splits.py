@@ -1,8 +1,6 @@
 """Is this the protocol it says it is? Counts, id hashes, overlaps and shared sources, against a
 table."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,8 +20,8 @@ def set_hash(lines: Iterable[str]) -> str:
 
 
 def expected_counts() -> pd.DataFrame:
-    """A row per protocol, language and split: videos, captions, ids_sha256, source; empty where not
-    known."""
+    """A row per protocol, language and split: list, the file that says which videos it has; videos,
+    captions, ids_sha256 and source, empty where not known."""
     types = {"videos": "Int64", "captions": "Int64"}
     return pd.read_csv(PROTOCOL_TABLE, dtype=types, comment="#").fillna({"ids_sha256": ""})
 

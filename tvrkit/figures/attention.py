@@ -1,7 +1,5 @@
 """Attention drawn on words, frames and patches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib

@@ -1,7 +1,5 @@
 """Film strips: the frames of videos side by side, with what is said and known about them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher

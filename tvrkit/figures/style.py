@@ -4,8 +4,6 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; what a colou
 label or a position says too. Figures are built without pyplot, so none stays open in a long run.
 """
 
-from __future__ import annotations
-
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator

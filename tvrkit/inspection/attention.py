@@ -3,8 +3,6 @@
 Arrays in, numbers and tables out; figures are in `tvrkit.figures`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Numbers that judge a picture, each with its interval, and the collection of them for a run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a picture of retrieved videos shows: frames, a caption, and the words that do not fit."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

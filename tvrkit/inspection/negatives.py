@@ -5,8 +5,6 @@ Masks are (N_t, N_v) bool over captions and videos; every number comes with a 95
 low, high), for which videos are resampled with all their captions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

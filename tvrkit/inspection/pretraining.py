@@ -1,8 +1,6 @@
 """What HMMC's pre-training holds: its batches, the keys of its queues, its momentum encoder, and
 the words that it guesses."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise

@@ -1,7 +1,5 @@
 """Scored on the truth of shapes: kinds of pairs, swapped factors, contradicting words, pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ A caption is put together as pieces (text, factor) from the templates and word t
 known.
 """
 
-from __future__ import annotations
-
 from string import Formatter
 
 import numpy as np

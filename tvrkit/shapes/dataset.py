@@ -5,8 +5,6 @@ Real .mp4 files, decoded and stored like any other video. The data set is a func
 seed.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -4,8 +4,6 @@ What a rendering adds to a scene (exact position, tint, rotation, grain) is rand
 scene has many renderings.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

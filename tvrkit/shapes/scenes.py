@@ -3,8 +3,6 @@
 A scene is its meaning: ten named factors. A family of scenes differs in exactly one of them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields, replace
 
 import numpy as np

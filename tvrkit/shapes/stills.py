@@ -1,7 +1,5 @@
 """What the tiny backbone is pre-trained on: single frames, and captions without any motion."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tvrkit.shapes.captions import mention, tell
