@@ -171,17 +171,20 @@ def test_numbers_as_ids_stay_text(prepared, tables):
     [
         (
             lambda c, v: (c.drop(columns="language"), v),
-            "captions lack language: expected the columns caption_id, ",
+            r"captions.jsonl: at 0\.language: Field required",
         ),
-        (lambda c, v: (c, v.drop(columns=["split", "bytes"])), "videos lack split, bytes"),
+        (
+            lambda c, v: (c, v.drop(columns=["split", "bytes"])),
+            r"videos.jsonl: at 0\.split: Field required",
+        ),
         (
             lambda c, v: (pd.concat([c, c.iloc[:2]]), v),
-            "captions: 2 ids are not unique: other-en-0, other-en-1",
+            "captions: 2 ids are not unique: 'other-en-0', 'other-en-1'",
         ),
-        (lambda c, v: (c, pd.concat([v, v.iloc[:1]])), "videos: 1 ids are not unique: good"),
+        (lambda c, v: (c, pd.concat([v, v.iloc[:1]])), "videos: 1 ids are not unique: 'good'"),
         (
             lambda c, v: (c.replace({"good": "new"}), v),
-            "captions of 1 videos that have no row: new",
+            "captions of 1 videos that have no row: 'new'",
         ),
         (lambda c, v: (c, v.replace({"good": "../good"})), "unusable video id '../good'"),
     ],
@@ -191,6 +194,41 @@ def test_unusable_tables_are_refused_before_anything_is_written(prepared, tables
     with pytest.raises(ValueError, match=message):
         write(prepared.root, *change(*tables[1:]), {})
     assert {path.name: path.read_bytes() for path in prepared.root.glob("*.json*")} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("videos", {"video_id": "../../../tmp/x"}, "unusable video id '../../../tmp/x'"),
+        ("videos", {"video_id": "a\x1b[2J"}, r"unusable video id 'a\\x1b\[2J'"),
+        ("videos", {"video_id": "short"}, "videos: 1 ids are not unique: 'short'"),
+        ("videos", {"video_id": "new"}, "captions of 1 videos that have no row"),
+        ("videos", {"frames": "9"}, r"videos.jsonl: at \d+\.frames: .*integer, got '9'"),
+        ("videos", {"frames": -1}, r"videos.jsonl: at \d+\.frames: .*equal to 0, got -1"),
+        ("videos", {"status": None}, r"videos.jsonl: at \d+\.status: .*'ok' or 'failed'"),
+        ("captions", {"caption_id": "good-en-0"}, "captions: 1 ids are not unique: 'good-en-0'"),
+        ("captions", {"caption": 3}, r"captions.jsonl: at \d+\.caption: .*string, got 3"),
+        ("captions", {"video_id": "../x"}, r"captions of 1 videos that have no row: '\.\./x'"),
+        ("captions", {"caption": "\x1b[2J"}, "card.json says captions_hash"),
+    ],
+)
+def test_a_folder_of_a_stranger_is_checked_as_what_is_written(prepared, name, change, message):
+    path = prepared.root / f"{name}.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    at = next(number for number, line in enumerate(lines) if '"other' in line)
+    lines[at] = json.dumps(json.loads(lines[at]) | change)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        Manifest.open(prepared.root)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\xff"])
+def test_a_card_of_anything_is_one_line(prepared, text):
+    (prepared.root / "card.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"card.json") as caught:
+        Manifest.open(prepared.root)
+    assert "\n" not in str(caught.value)
 
 
 def test_lines_are_one_json_object_each(prepared):

@@ -70,6 +70,20 @@ def test_strips_with_and_without_a_caption_stand_below_each_other(frames):
     np.testing.assert_allclose(first.get_position().height, second.get_position().height, rtol=0.01)
 
 
+@pytest.mark.parametrize("letter", ["word ", "词", "x"])
+def test_a_caption_of_a_megabyte_is_shortened_in_a_figure(frames, letter):
+    caption = letter * (10**6 // len(letter))
+    highlight = [True] * len(caption.split() if " " in caption else caption)
+    videos = [(1, 0.5, False, frames, caption, None), (2, 0.5, False, frames, caption, highlight)]
+    figure = figures.top_videos(caption, videos)
+    for axes in figure.axes:
+        shown = "".join(word for word, _ in words(axes))
+        assert 300 < len(shown) <= 401
+        assert shown.endswith("…")
+    assert figure.get_suptitle().count("\n") < 6
+    assert figure.get_suptitle().endswith("[...]")
+
+
 def test_dollars_and_braces_in_a_caption_are_text(frames):
     caption = r"it costs $5 {or} $6_a^b \alpha"
     figure = figures.top_videos(caption, [(1, 0.5, True, frames, caption, None)])

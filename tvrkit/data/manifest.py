@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, NotRequired
 
 import numpy as np
 import pandas as pd
+from pydantic import NonNegativeInt
+from typing_extensions import TypedDict
 
 from tvrkit import __version__, files
 from tvrkit.data.extract import NO_FILE, who_read
-from tvrkit.data.records import read_json_lines
+from tvrkit.data.records import checked, read_json_lines
 from tvrkit.data.splits import set_hash
 from tvrkit.data.store import FrameStore, check_id
+from tvrkit.files import shown
 from tvrkit.settings import choose
 
+
+class CaptionRow(TypedDict):
+    """A line of captions.jsonl. `tags` is a second text of the video; there may be more."""
+
+    caption_id: str
+    video_id: str
+    caption: str
+    language: str
+    split: str
+    tags: NotRequired[str]
+
+
+class VideoRow(TypedDict):
+    """A line of videos.jsonl, see `tvrkit.data.extract.extract`; there may be more in it."""
+
+    video_id: str
+    split: str
+    file: str
+    status: Literal["ok", "failed"]
+    reason: str
+    requested: NonNegativeInt
+    frames: NonNegativeInt
+    fps: float
+    duration: float
+    width: NonNegativeInt
+    height: NonNegativeInt
+    bytes: NonNegativeInt
+
+
 CAPTION_FIELDS = ["caption_id", "video_id", "caption", "language", "split"]
-VIDEO_FIELDS = ["video_id", "split", "file", "status", "reason", "requested", "frames"]
-VIDEO_FIELDS += ["fps", "duration", "width", "height", "bytes"]
 CAPTIONS, VIDEOS, STORE, CARD = "captions.jsonl", "videos.jsonl", "frames.lmdb", "card.json"
 
 
@@ -83,10 +113,9 @@ class Manifest:
         lost = [name for name in (CAPTIONS, VIDEOS, STORE, CARD) if not (root / name).exists()]
         if lost:
             raise FileNotFoundError(f"{root} is half-built, it has no {', '.join(lost)}: {command}")
-        captions, videos = (
-            pd.DataFrame(read_json_lines(root / name, dict)) for name in (CAPTIONS, VIDEOS)
-        )
-        manifest = cls(root, captions, videos, json.loads((root / CARD).read_text("utf-8")))
+        rows = [read_json_lines(root / name, dict) for name in (CAPTIONS, VIDEOS)]
+        captions, videos = _checked(*rows)
+        manifest = cls(root, captions, videos, files.read_json(root / CARD))
         for key, value in (_count(captions, videos) | {"store": manifest.frames.settings}).items():
             if manifest.card.get(key) != value:
                 expected = f"{CARD} says {key} {manifest.card.get(key)}"
@@ -136,19 +165,11 @@ def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: 
     decoder read how many of the videos and why, and the kit's version.
 
     Raises:
-        ValueError: a column is missing, an id is unusable or not unique, or a caption's video has
-            no row.
+        ValueError: a column is missing or of another type, an id is unusable or not unique, or a
+            caption's video has no row.
     """
     root = Path(root)
-    _check_table("captions", captions, CAPTION_FIELDS)
-    _check_table("videos", videos, VIDEO_FIELDS)
-    for video_id in videos["video_id"]:
-        check_id(video_id)
-    alone = sorted(set(captions["video_id"]) - set(videos["video_id"]))
-    if alone:
-        raise ValueError(
-            f"captions of {len(alone)} videos that have no row: {', '.join(map(str, alone[:3]))}"
-        )
+    captions, videos = _checked(captions.to_dict("records"), videos.to_dict("records"))
     store = FrameStore(root / STORE).settings
     (root / CARD).unlink(missing_ok=True)
     files.write_json_lines(root / CAPTIONS, captions.to_dict("records"))
@@ -159,16 +180,29 @@ def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: 
     return Manifest.open(root)
 
 
-def _check_table(name: str, table: pd.DataFrame, fields: list[str]) -> None:
-    """All `fields` are there, and the first is different in each row."""
-    if absent := [field for field in fields if field not in table]:
-        raise ValueError(
-            f"{name} lack {', '.join(absent)}: expected the columns {', '.join(fields)}"
-        )
-    twice = table[fields[0]][table[fields[0]].duplicated()]
-    if len(twice):
-        named = ", ".join(map(str, twice[:3]))
-        raise ValueError(f"{name}: {len(twice)} ids are not unique: {named}")
+def _checked(captions: list[dict], videos: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of these rows, if they are of their types, each id is there once, a video's is fit
+    for file names, and every caption's video has a row."""
+    checked(captions, list[CaptionRow], CAPTIONS)
+    checked(videos, list[VideoRow], VIDEOS)
+    tables = (
+        pd.DataFrame(captions, columns=None if captions else CAPTION_FIELDS),
+        pd.DataFrame(videos, columns=None if videos else [*VideoRow.__annotations__]),
+    )
+    _check_ids(*tables)
+    return tables
+
+
+def _check_ids(captions: pd.DataFrame, videos: pd.DataFrame) -> None:
+    for name, ids in (("captions", captions["caption_id"]), ("videos", videos["video_id"])):
+        if len(twice := ids[ids.duplicated()]):
+            named = ", ".join(map(shown, twice[:3]))
+            raise ValueError(f"{name}: {len(twice)} ids are not unique: {named}")
+    for video_id in videos["video_id"]:
+        check_id(video_id)
+    if alone := sorted(set(captions["video_id"]) - set(videos["video_id"])):
+        named = ", ".join(map(shown, alone[:3]))
+        raise ValueError(f"captions of {len(alone)} videos that have no row: {named}")
 
 
 def coverage(videos: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 
 from tvrkit.figures.style import LINE, NEUTRAL, RIGHT, WIDTH, WRONG, Options, styled
 
+LONGEST = 400  # characters of a caption in a figure
 SMALL = 100  # pixels; narrower frames are enlarged, and stay sharp without smoothing
 
 
@@ -88,8 +89,10 @@ def top_videos(query: str, videos: Sequence[tuple], note: str = "") -> Figure:
 
 
 def split_words(caption: str) -> list[str]:
-    """The caption's words; its characters where it has no blanks (Chinese)."""
-    return caption.split() if " " in caption else list(caption)
+    """The words of a caption's first `LONGEST` characters; its characters where it has no blanks
+    (Chinese)."""
+    shown = caption if len(caption) <= LONGEST else f"{caption[:LONGEST]}…"
+    return shown.split() if " " in shown else list(shown)
 
 
 def differing_words(caption: str, reference: str) -> list[bool]:
@@ -138,7 +141,7 @@ def _draw_strip(ax: Axes, strip: Strip, frames: np.ndarray) -> None:
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     words = split_words(strip.caption)
-    highlight = [False] * len(words) if strip.highlight is None else strip.highlight
+    highlight = [False] * len(words) if strip.highlight is None else strip.highlight[: len(words)]
     looks = [{"color": WRONG, "fontweight": "bold"} if marked else {} for marked in highlight]
     draw_words(ax, words, looks)
 

@@ -79,7 +79,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def _add_title(figure: Figure, title: str) -> None:
     """Make the figure higher by a bold title, broken into lines."""
-    lines = textwrap.wrap(title, round(TITLE * figure.get_figwidth() / WIDTH))
+    lines = textwrap.wrap(title, round(TITLE * figure.get_figwidth() / WIDTH), max_lines=6)
     figure.set_figheight(figure.get_figheight() + 0.25 * len(lines))
     figure.suptitle("\n".join(lines), x=0.01, ha="left")
 
