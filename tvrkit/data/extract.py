@@ -236,7 +236,7 @@ def _row(
 
 def who_read(rows: pd.DataFrame) -> dict[str, int]:
     """How many videos each decoder read, by why it was that one; empty for a store of others."""
-    read = rows[rows["frames"] > 0].reindex(columns=["decoder", "why"]).dropna()
+    read = rows[rows["frames"] > 0].reindex(columns=["decoder", "why"]).dropna().astype(str)
     return (read["decoder"] + ": " + read["why"]).value_counts().sort_index().to_dict()
 
 
