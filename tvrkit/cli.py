@@ -114,6 +114,7 @@ def evaluate(
     checkpoint: Annotated[
         Path | None, Option(help="weights of the kit, or of released code; else zero-shot")
     ] = None,
+    features: Annotated[Path | None, Option(help="folder of `embed`, of this backbone")] = None,
     split: Annotated[str | None, Option(help="in place of the recipe's")] = None,
     run: RunName = "cli",
     seed: int = 0,
@@ -124,7 +125,29 @@ def evaluate(
     from tvrkit.training.evaluate import evaluate
 
     options: dict[str, Any] = {"profile": profile, "run": run, "seed": seed, "device": device}
-    _print_numbers(evaluate(recipe, checkpoint, split=split, overrides=overrides or (), **options))
+    _print_numbers(
+        evaluate(
+            recipe, checkpoint, features=features, split=split, overrides=overrides or (), **options
+        )
+    )
+
+
+@app.command()
+def embed(
+    recipe: Recipe,
+    out: Annotated[Path, Option(help="folder to write")],
+    overrides: Overrides = None,
+    split: OnlySplits = None,
+    device: Device = "cpu",
+    profile: ProfileName = None,
+):
+    """Write word, sentence and frame features of a recipe's backbone, for `--features`."""
+    from tvrkit.training.evaluate import embed
+
+    chosen: dict[str, Any] = {"overrides": overrides or (), "splits": split or ()}
+    card = embed(recipe, out, device=device, profile=profile, **chosen)
+    splits = ", ".join(card["splits"])
+    print(f"{out}  {splits}  {card['width']} wide, weights {card['weights'][:12]}")
 
 
 def _print_numbers(done: Run) -> None:

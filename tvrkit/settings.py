@@ -49,6 +49,8 @@ class DataConfig:
         captions: "one" random caption per video and epoch, "all" captions once per epoch, or
             "tagged": as "one", with the video's tags as a second text (HMMC pre-training; CHVTT and
             shapes have tags).
+        features: folder of `tvrkit embed`, read in place of frames and captions, for a frozen
+            backbone or for evaluation.
         keyword_masking: drop words of low TF-IDF from training captions (DMAE).
         augmentation: of training clips, see `tvrkit.data.augmentation`: "hmmc" (its pre-training;
             "hmmc-per-frame" as released), "randaugment" (GLSCL), or none.
@@ -61,6 +63,7 @@ class DataConfig:
     train_sampling: str = "segment-random"
     eval_sampling: str = "uniform"
     captions: Literal["one", "all", "tagged"] = "one"
+    features: str | None = None
     keyword_masking: bool = False
     augmentation: Literal[False, "hmmc", "hmmc-per-frame", "randaugment"] = False
 
@@ -99,6 +102,7 @@ class TrainConfig:
         chunk_size: rows that a process encodes at a time with the gradient replayed (large batches
             on one device); None = all.
         precision: "fp32", or "bf16" where the device has it.
+        freeze_backbone: both towers stay as they are, without dropout; heads and logit scale learn.
         workers: loader processes.
         save_every: steps after which the state is saved, to go on from after a kill; None = every
             three minutes.
@@ -122,6 +126,7 @@ class TrainConfig:
     max_logit_scale: Scale = 100.0
     chunk_size: PositiveInt | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    freeze_backbone: bool = False
     workers: NonNegativeInt = 2
     save_every: PositiveInt | None = None
     start_from: str | None = None

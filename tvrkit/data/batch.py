@@ -66,12 +66,13 @@ class TextVideoBatch(_Tensors):
     side.
 
     Attributes:
-        tokens: (B, L) int64 token ids of the backbone's tokenizer, or None.
+        tokens: (B, L) int64 token ids of the backbone's tokenizer, or None; or their features (B,
+            1 + L, D) float, the sentence's first.
         token_mask: (B, L) bool, True on real tokens (SOT and EOT included).
         token_weight: (B, L) int64 in {0, 1, 2}: 0 padding, 2 noun/verb/adjective that is no stop
             word, else 1.
         frames: (B, F, 3, H, W) uint8, normalised by the backbone on the device; float32 counts as
-            normalised.
+            normalised; or their features (B, F, D) float.
         frame_mask: (B, F) bool, True on real frames.
         video_index: (B,) int64 row of the video in the split. Equal indices are positives of each
             other.

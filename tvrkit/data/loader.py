@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tvrkit.data import processes
 from tvrkit.data.augmentation import AUGMENTATIONS
 from tvrkit.data.batch import TextVideoBatch
+from tvrkit.data.features import Features, padded
 from tvrkit.data.manifest import Split
 from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.data.sampling import SAMPLERS, sample
@@ -38,6 +39,7 @@ class Clips:
         preprocessing: of the backbone's weights.
         sampling: name, see `tvrkit.data.sampling.sample`.
         augment: a key of `AUGMENTATIONS`, where the clips are to be changed.
+        features: in place of the frames.
     """
 
     split: Split
@@ -45,6 +47,7 @@ class Clips:
     preprocessing: Preprocessing
     sampling: str
     augment: str | None = None
+    features: Features | None = None
 
     def read(
         self, rows: Sequence[int] | np.ndarray, draws: Sequence[np.random.Generator | None]
@@ -52,18 +55,17 @@ class Clips:
         """Clips of the videos `rows`, each with its own random draw.
 
         Returns:
-            frames (B, F, 3, S, S) uint8, mask (B, F) bool.
+            frames (B, F, 3, S, S) uint8, or their features (B, F, D) float; mask (B, F) bool.
         """
-        size = self.preprocessing.size
-        frames = torch.zeros(len(rows), self.length, 3, size, size, dtype=torch.uint8)
-        mask = torch.zeros(len(rows), self.length, dtype=torch.bool)
-        for position, (row, draw) in enumerate(zip(rows, draws, strict=True)):
-            indices = sample(self.sampling, self.split.frame_counts[row], self.length, draw)
-            images = self.split.frames.read(self.split.video_ids[row], indices)
-            clip = self._fit(torch.from_numpy(images).permute(0, 3, 1, 2), draw)
-            frames[position, : len(clip)] = clip
-            mask[position, : len(clip)] = True
-        return frames, mask
+        clips = [self._clip(int(row), draw) for row, draw in zip(rows, draws, strict=True)]
+        return padded(clips, self.length)
+
+    def _clip(self, row: int, draw: np.random.Generator | None) -> Tensor:
+        indices = sample(self.sampling, self.split.frame_counts[row], self.length, draw)
+        if self.features is not None:
+            return self.features.item("videos", row)[indices]
+        images = self.split.frames.read(self.split.video_ids[row], indices)
+        return self._fit(torch.from_numpy(images).permute(0, 3, 1, 2), draw)
 
     def _fit(self, clip: Tensor, draw: np.random.Generator | None) -> Tensor:
         if draw is not None and self.augment:
@@ -78,7 +80,12 @@ def _clips(
 ) -> Clips:
     """The clips of a recipe's `data` section: `max_frames`, or what the longest video has."""
     length = min(data.max_frames, max(split.frame_counts))
-    return Clips(split, length, how, choose("sampling", sampling, SAMPLERS), augment)
+    name = choose("sampling", sampling, SAMPLERS)
+    return Clips(split, length, how, name, augment, _features(split, data))
+
+
+def _features(split: Split, data: DataConfig) -> Features | None:
+    return None if data.features is None else Features(data.features, split.name)
 
 
 def tags(split: Split) -> list[str]:
@@ -111,7 +118,7 @@ class TrainData(Dataset):
             split, data, backbone.preprocessing, data.train_sampling, data.augmentation or None
         )
         self.captions = split.captions["caption"].tolist()
-        self.texts = _texts(split, data, self.tokenizer)
+        self.texts, self.features = _texts(split, data, self.tokenizer), _features(split, data)
         if data.captions == "tagged":
             tokens, mask, _ = tokenise(tags(split), self.tokenizer, data.max_words)
             self.texts.extras = {"tag_tokens": tokens, "tag_mask": mask}
@@ -133,6 +140,8 @@ class TrainData(Dataset):
         captions = [self._caption(item, draw) for (_, item), draw in zip(items, draws, strict=True)]
         batch = self.texts[torch.tensor(captions)]
         videos = self.split.video_of_caption[captions]
+        if self.features is not None:
+            batch.tokens = self.features.texts(captions, self.data.max_words)
         if self.masker is not None:
             texts = [
                 self.masker(self.split.video_ids[video], self.captions[caption], draw)
@@ -220,10 +229,15 @@ def text_loader(split: Split, config: Config, backbone) -> DataLoader:
     caption_index. Shared out as of `video_loader`."""
     texts = _texts(split, config.data, backbone.tokenizer)
     rows: Any = range(len(texts))  # what the loader draws batches from
-    batches = _own_batches(len(texts), config)
-    return DataLoader(
-        rows, batch_sampler=batches, collate_fn=lambda drawn: texts[torch.tensor(drawn)]
-    )
+    batches, features = _own_batches(len(texts), config), _features(split, config.data)
+
+    def collate(drawn: list[int]) -> TextVideoBatch:
+        batch = texts[torch.tensor(drawn)]
+        if features is not None:
+            batch.tokens = features.texts(drawn, config.data.max_words)
+        return batch
+
+    return DataLoader(rows, batch_sampler=batches, collate_fn=collate)
 
 
 def _own_batches(count: int, config: Config) -> list[list[int]]:

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Self
 
 import open_clip
 import torch
@@ -91,13 +91,24 @@ class Backbone(nn.Module):
         clip.logit_bias = None
         self.preprocessing = Preprocessing.of(height, clip.visual.preprocess_cfg)
         self.image_size, self.context_length = height, clip.context_length
-        self.is_hf = isinstance(text, HFTextEncoder)
+        self.is_hf, self.frozen = isinstance(text, HFTextEncoder), False
         self.text_width = text.transformer.config.hidden_size if self.is_hf else text.width
         self.width = text.output_dim
         self.whole_context = not self.is_hf and (text.attn_mask is None or text.cls_emb is not None)
         for key in ("mean", "std"):  # of RGB values in [0, 1]; not part of checkpoints
             values = torch.tensor(getattr(self.preprocessing, key)).view(3, 1, 1)
             self.register_buffer(key, values, persistent=False)
+
+    def freeze(self) -> None:
+        """Leave both towers as they are, in evaluation mode; the logit scale still learns."""
+        self.frozen = True
+        self.clip.text.requires_grad_(False)
+        self.clip.visual.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, unless it is frozen."""
+        return super().train(mode and not self.frozen)
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -140,7 +151,8 @@ class Backbone(nn.Module):
         tower is causal, or a transformers tower is given the mask.
 
         Args:
-            tokens: (B, L) int64 of the backbone's tokenizer.
+            tokens: (B, L) int64 of the backbone's tokenizer; features (B, 1 + L, D) float, see
+                `TextVideoBatch`, pass through.
             mask: (B, L) bool, True on real tokens.
             mask_padding: CLIP's tower masks padded keys besides what is causal. Only the padded
                 rows of `words` differ (GLSCL's released decoders read them).
@@ -153,6 +165,10 @@ class Backbone(nn.Module):
         Raises:
             ValueError: L exceeds the context length.
         """
+        if tokens.is_floating_point():
+            if mask_padding:
+                raise ValueError("features hold no padded words, which released GLSCL reads")
+            return tokens[:, 1:], tokens[:, 0]
         text, length, longest = self.clip.text, tokens.shape[1], self.context_length
         if length > longest:
             raise ValueError(f"{self.name}: expected at most {longest} tokens, got {length}")
@@ -184,11 +200,13 @@ class Backbone(nn.Module):
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """(B, F, D) float features, not normalised, of frames (B, F, 3, S, S), uint8 or normalised
-        float.
+        float; features pass through.
 
         Raises:
             ValueError: frames of another size.
         """
+        if frames.dim() == 3:
+            return frames
         features = towers.encode_images(self.clip.visual, self.normalise(frames.flatten(0, 1)))
         if isinstance(features, tuple):  # CoCa's: the tokens for its decoder come second
             features = features[0]

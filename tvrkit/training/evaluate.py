@@ -1,4 +1,5 @@
-"""From any weights to a number: a recipe scored without training, as an ordinary run."""
+"""From any weights to a number: a recipe scored without training, as an ordinary run; and features
+that are made once."""
 
 from __future__ import annotations
 
@@ -12,13 +13,16 @@ import yaml
 
 from tvrkit.models import method_class, weights
 from tvrkit.recipes import load_recipe
-from tvrkit.training.runs import Run, ensure
+from tvrkit.training import features as features_
+from tvrkit.training.card import resolve_device, seed_everything
+from tvrkit.training.runs import Run, build_method, ensure, prepared, start_file
 
 
 def evaluate(
     recipe: str,
     checkpoint: Path | str | None = None,
     *,
+    features: Path | str | None = None,
     split: str | None = None,
     profile: str | None = None,
     overrides: Sequence[str] = (),
@@ -36,6 +40,8 @@ def evaluate(
     Args:
         recipe: name or path of a recipe: data, backbone and method.
         checkpoint: of the kit, or of released code: GLSCL, HMMC, DMAE, CLIP4Clip.
+        features: folder that `embed` wrote for the same backbone and data, read in place of frames
+            and captions.
         split: in place of the recipe's `eval.split`.
         profile, overrides, run, seed, device: see `runs.ensure`.
 
@@ -44,7 +50,9 @@ def evaluate(
         ValueError: what `runs.ensure` and `weights.start` refuse, a checkpoint of another method,
             or one that is not what the finished run was made from.
     """
-    given = ["train.epochs=0"] + ([] if split is None else [f"eval.split={split}"])
+    chosen = {"eval.split": split, "data.features": features}
+    given = [f"{key}={json.dumps(str(value))}" for key, value in chosen.items() if value]
+    given.append("train.epochs=0")
     options: dict[str, Any] = {"profile": profile, "run": run, "seed": seed, "device": device}
     if checkpoint is None:
         return ensure(recipe, overrides=[*overrides, *given], **options)
@@ -61,3 +69,36 @@ def evaluate(
     if done.card["weights"]["sha256"] != origin.sha256:
         raise ValueError(f"{done.folder} is of other weights than {checkpoint}: another run name")
     return done
+
+
+def embed(
+    recipe: str,
+    out: Path | str,
+    *,
+    splits: Sequence[str] = (),
+    profile: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Write word, sentence and frame features of a recipe's backbone into a folder; its card.
+
+    They stand for frames and captions in `evaluate(features=)` and in training with
+    `data.features` and `train.freeze_backbone`.
+
+    Args:
+        recipe: name or path of a recipe; `train.start_from` may bring other weights.
+        out: the folder.
+        splits: of the prepared data set; all of them where empty.
+        profile, overrides, device: see `runs.ensure`.
+        seed: of random weights.
+    """
+    config, where = load_recipe(recipe, overrides, profile), resolve_device(device)
+    manifest = prepared(config)
+    names = splits or sorted(set(manifest.captions["split"]))
+    seed_everything(seed)
+    method = build_method(config).to(where)
+    if config.train.start_from:
+        weights.start(method, start_file(config.train.start_from))
+    chosen = [manifest.split(name, config.data.language) for name in names]
+    return features_.write(method, config, chosen, Path(out), where)

@@ -41,7 +41,7 @@ from tvrkit.recipes import build, load_recipe, read_sections, to_dict
 from tvrkit.settings import Config, choose
 from tvrkit.shapes.dataset import PREFIX, prepare_shapes
 from tvrkit.training import card as cards
-from tvrkit.training import distributed
+from tvrkit.training import distributed, features
 from tvrkit.training.card import CHECKPOINT, SCORES, peak_memory_mb, resolve_device, run_card
 from tvrkit.training.resume import States, write_table
 from tvrkit.training.trainer import State, Trainer
@@ -362,6 +362,11 @@ class _Task:
         self.method = build_method(config).to(self.device)
         start = config.train.start_from
         self.weights = weights.start(self.method, start_file(start)).card if start else None
+        if config.train.freeze_backbone:
+            self.method.backbone.freeze()
+        if config.data.features:
+            read = {each.name: each for each in (self.train, self.reported, self.selection) if each}
+            features.check(self.method, config, list(read.values()))
         self.trainer = self._trainer(seed) if config.train.epochs else None
 
     def _split(self, name: str) -> Split:

@@ -1,0 +1,121 @@
+"""Features in place of frames and captions: a folder of safetensors shards, read row by row.
+
+`SPLIT-videos-00000.safetensors` holds all stored frames of a thousand videos, and
+`SPLIT-texts-...` each caption's sentence and then its words: "rows" (sum of counts, D) float, and
+"ends" (N,) int64, where each video's or caption's rows end. `card.json` is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tvrkit import files
+from tvrkit.data.manifest import Split
+
+CARD, AGAIN = "card.json", "make them again with `tvrkit embed`"
+SHARD = 1000  # videos or captions a file
+KINDS = ("videos", "texts")
+
+
+def content(split: Split) -> str:
+    """Short hash of what rows stand for: videos, their numbers of frames, captions."""
+    captions = split.captions[["caption_id", "video_id", "caption"]].to_numpy().tolist()
+    whole = json.dumps([split.video_ids, split.frame_counts, captions])
+    return hashlib.sha256(whole.encode()).hexdigest()[:12]
+
+
+def write_shards(folder: Path, name: str, items: Iterable[Tensor]) -> None:
+    """Write (n, D) features, an item each, as `name`-00000.safetensors and on."""
+    held: list[Tensor] = []
+    number = 0
+    for item in items:
+        held.append(item)
+        if len(held) == SHARD:
+            _write_shard(_shard(folder, name, number), held)
+            held, number = [], number + 1
+    if held:
+        _write_shard(_shard(folder, name, number), held)
+
+
+def _write_shard(path: Path, items: list[Tensor]) -> None:
+    ends = torch.tensor([len(item) for item in items]).cumsum(0)
+    with files.replacing(path) as temporary:
+        save_file({"rows": torch.cat(items), "ends": ends}, temporary)
+
+
+def _shard(folder: Path, name: str, number: int) -> Path:
+    return folder / f"{name}-{number:05d}.safetensors"
+
+
+class Features:
+    """The features of one split, as `tvrkit embed` wrote them.
+
+    Args:
+        folder: with its card.
+        split: its name.
+
+    Attributes:
+        card: what they were made with.
+
+    Raises:
+        FileNotFoundError: no such folder, or it is half written.
+        ValueError: the split is not in it.
+    """
+
+    def __init__(self, folder: Path | str, split: str):
+        self.folder, self.split = Path(folder), split
+        if not (self.folder / CARD).is_file():
+            state = "is half written" if self.folder.is_dir() else "is not there"
+            raise FileNotFoundError(f"features {self.folder}: the folder {state}: {AGAIN}")
+        self.card: dict[str, Any] = files.read_json(self.folder / CARD)
+        if split not in self.card["splits"]:
+            there = ", ".join(self.card["splits"])
+            raise ValueError(
+                f"features {self.folder}: expected split {split}, got {there}: {AGAIN}"
+            )
+
+    def item(self, kind: str, row: int) -> Tensor:
+        """(n, D) float: the frames of a video ("videos"), or a caption's sentence and words
+        ("texts").
+
+        Raises:
+            ValueError: its shard is missing or damaged.
+        """
+        number, place = divmod(row, SHARD)
+        path = _shard(self.folder, f"{self.split}-{kind}", number)
+        try:
+            file, ends = _opened(path, path.stat().st_mtime_ns)
+            start = ends[place - 1] if place else 0
+            return file.get_slice("rows")[start : ends[place]]
+        except (OSError, SafetensorError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}: expected row {place}, got: {reason}: {AGAIN}") from None
+
+    def texts(self, rows: Iterable[int], length: int) -> Tensor:
+        """(B, 1 + length, D) float: sentence first, words padded with zeros."""
+        return padded([self.item("texts", int(row)) for row in rows], 1 + length)[0]
+
+
+def padded(items: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """(B, length, ...) and the mask (B, length) bool of items (n, ...), n at most `length`."""
+    whole = items[0].new_zeros(len(items), length, *items[0].shape[1:])
+    mask = torch.zeros(len(items), length, dtype=torch.bool)
+    for row, item in enumerate(items):
+        whole[row, : len(item)], mask[row, : len(item)] = item, True
+    return whole, mask
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, version: int) -> tuple[Any, list[int]]:
+    file = safe_open(path, "pt")
+    return file, file.get_tensor("ends").tolist()

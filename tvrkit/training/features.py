@@ -1,0 +1,112 @@
+"""Features of a backbone, written once so that heads train and are scored in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tvrkit import __version__, files
+from tvrkit.data.features import AGAIN, CARD, Features, content, write_shards
+from tvrkit.data.loader import text_loader, video_loader
+from tvrkit.data.manifest import Split
+from tvrkit.models import checkpoints
+from tvrkit.models.method import Method
+from tvrkit.settings import Config
+
+TOWERS = ("clip.text.", "clip.visual.")  # the logit scale is the loss's
+
+
+def identity(method: Method, config: Config) -> dict[str, Any]:
+    """What features depend on: towers by a hash of their weights, tokenizer, preprocessing, and how
+    captions were read."""
+    backbone = method.backbone
+    towers = {k: v for k, v in backbone.state_dict().items() if k.startswith(TOWERS)}
+    return {
+        "backbone": backbone.name,
+        "weights": checkpoints.digest(towers),
+        "tokenizer": backbone.tokenizer_id,
+        "preprocessing": {k: _plain(v) for k, v in asdict(backbone.preprocessing).items()},
+        "language": config.data.language,
+        "max_words": config.data.max_words,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # as JSON has it
+
+
+def check(method: Method, config: Config, splits: Sequence[Split]) -> None:
+    """Whether the features that a recipe names are its own, and can stand for its inputs.
+
+    Raises:
+        FileNotFoundError: no such folder, or it is half written.
+        ValueError: they are of another backbone, other weights or other data; or the recipe changes
+            what it reads in training.
+    """
+    data, train = config.data, config.train
+    changing = {
+        "data.keyword_masking": data.keyword_masking,
+        "data.augmentation": data.augmentation,
+        "data.captions=tagged": data.captions == "tagged",
+        "train.freeze_backbone=false": not train.freeze_backbone,
+    }
+    named = [name for name, on in changing.items() if on and train.epochs]
+    if named:
+        raise ValueError(f"data.features are for a frozen backbone and unchanged inputs: {named}")
+    for split in splits:
+        found = Features(data.features or "", split.name)
+        wanted = {**identity(method, config), f"split {split.name}": content(split)}
+        got = {**found.card, f"split {split.name}": found.card["splits"][split.name]}
+        for key, value in wanted.items():
+            if got.get(key) != value:
+                expected = f"expected {key} {value}, got {got.get(key)}"
+                raise ValueError(f"features {data.features}: {expected}: {AGAIN}")
+
+
+@torch.inference_mode()
+def write(
+    method: Method, config: Config, splits: Sequence[Split], out: Path, device: torch.device
+) -> dict[str, Any]:
+    """Write the features of all stored frames and all captions of `splits` into a folder.
+
+    Returns:
+        The card.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CARD).unlink(missing_ok=True)
+    method.eval()
+    for split in splits:
+        write_shards(out, f"{split.name}-videos", _videos(method, config, split, device))
+        write_shards(out, f"{split.name}-texts", _texts(method, config, split, device))
+    card = {**identity(method, config), "pretrained": config.backbone.pretrained}
+    card |= {"width": method.backbone.width, "made_by": f"tvrkit {__version__}"}
+    card["splits"] = {split.name: content(split) for split in splits}
+    files.write_json(out / CARD, card)
+    return card
+
+
+def _videos(method: Method, config: Config, split: Split, device) -> Iterator[Tensor]:
+    """Of each video the features of all its stored frames, as many at a time as in evaluation."""
+    longest = max(split.frame_counts)
+    size = max(1, config.eval.batch_size * config.data.max_frames // longest)
+    every = replace(config.data, max_frames=longest, features=None)
+    whole = replace(config, data=every, eval=replace(config.eval, batch_size=size))
+    for batch in tqdm(video_loader(split, whole, method.backbone), f"{split.name} videos"):
+        frames = method.backbone.encode_frames(batch.frames.to(device)).float().cpu()
+        yield from (own[mask] for own, mask in zip(frames, batch.frame_mask, strict=True))
+
+
+def _texts(method: Method, config: Config, split: Split, device) -> Iterator[Tensor]:
+    """Of each caption its sentence, then its words."""
+    plain = replace(config, data=replace(config.data, features=None))
+    for batch in tqdm(text_loader(split, plain, method.backbone), f"{split.name} captions"):
+        given = batch.tokens.to(device), batch.token_mask.to(device)
+        words, sentence = (part.float().cpu() for part in method.backbone.encode_text(*given))
+        for row, mask in enumerate(batch.token_mask):
+            yield torch.cat([sentence[row : row + 1], words[row][mask]])
