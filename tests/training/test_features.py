@@ -34,9 +34,12 @@ def test_a_head_trains_to_the_same_numbers_with_and_without_the_cache(folder, re
     plain = runs.ensure(recipe, profile="smoke", overrides=FROZEN, run="plain")
     cache = [*FROZEN, f"data.features={folder}"]
     cached = runs.ensure(recipe, profile="smoke", overrides=cache, run="cached")
-    np.testing.assert_allclose(cached.history["loss"], plain.history["loss"], rtol=2e-4)
+    first = [run.history["loss"][0] for run in (plain, cached)]
+    np.testing.assert_allclose(*first, rtol=1e-5)
+    # AdamW divides by what is small: the rounding of another batch grows over the steps
+    np.testing.assert_allclose(cached.history["loss"], plain.history["loss"], rtol=2e-3)
     scores = [run.evaluation.similarity for run in (plain, cached)]
-    np.testing.assert_allclose(*scores, atol=2e-4)
+    np.testing.assert_allclose(*scores, atol=2e-3)
     for run in (plain, cached):  # only new parts and the scale have moved
         begun, ended = runs.build_method(run.config), run.method()
         towers = [
