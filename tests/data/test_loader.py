@@ -6,7 +6,7 @@ import torch
 
 from tests.data.video_files import indices, write_video
 from tvrkit.data import extract as frames
-from tvrkit.data import processes
+from tvrkit.data import loader, processes
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.loader import text_loader, train_loader, video_loader
@@ -264,3 +264,12 @@ def test_each_video_and_caption_is_of_one_process(prepared, backbone, monkeypatc
             seen["captions"] += batch.caption_index.tolist()
     assert sorted(seen["videos"]) == list(range(len(split.video_ids)))
     assert sorted(seen["captions"]) == list(range(len(split.captions)))
+
+
+def test_words_are_told_apart_only_where_they_are_weighed(prepared, backbone, monkeypatch):
+    monkeypatch.setattr(loader, "tagger", lambda language: pytest.fail("tagged"))
+    for masking in (False, True):
+        settings = config(keyword_masking=masking)
+        parts = prepared.split("train"), settings, backbone
+        for batch in [*train_loader(*parts, seed=0, tagged=False), *text_loader(*parts, False)]:
+            assert torch.equal(batch.token_weight, batch.token_mask.long())

@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvrkit.data.text import KeywordMasker, Tagger, token_spans, tokenise
+from tvrkit.data import text
+from tvrkit.data.text import KeywordMasker, Tagger, token_spans, tokenise, tokenise_masked
 
 # isort: split
 from open_clip.tokenizer import (  # after tvrkit, which mends torchvision for it
@@ -279,3 +281,57 @@ def test_chinese_without_its_extra_says_what_to_install(monkeypatch):
         ValueError, match=r"jieba, which is not installed: pip install 'tvrkit\[zh\]'"
     ):
         Tagger("zh")
+
+
+def test_tags_stay_on_disk_by_content_and_neither_they_nor_the_model_are_made_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    captions = [f"a red ball rolls over stone {number}" for number in range(text.KEPT)]
+    first, second = Tagger("en"), Tagger("en")
+    first.tag(captions[:3])  # too few to keep
+    assert not (tmp_path / "data").exists()
+    first, other = Tagger("en"), Tagger("en")
+    first.tag(captions)
+    second._load = other._load = lambda: pytest.fail("tagged again")
+    second.tag(captions)
+    assert [second.content_spans(caption) for caption in captions] == [
+        first.content_spans(caption) for caption in captions
+    ]
+    assert first.content_spans(captions[0])[:3] == [(2, 5), (6, 10), (11, 16)]
+    other.version = "of another model"
+    with pytest.raises(pytest.fail.Exception, match="tagged again"):
+        other.tag(captions)
+
+
+@pytest.mark.parametrize(
+    ("language", "caption"),
+    [
+        ("en", "in the clip a red ball rolls over the green grass"),
+        ("zh", "一只红色的狗在草地上奔跑"),
+    ],
+)
+def test_a_word_of_a_masked_caption_keeps_its_class(language, caption, english, chinese):
+    tagger = {"en": english, "zh": chinese}[language]
+    spans = tagger.content_spans(caption)
+    masker = KeywordMasker({"a": [caption], "b": [caption[:7]]}, language)
+    seen = set()
+    for seed in range(40):
+        kept, content = masker.mask("a", caption, np.random.default_rng(seed), spans)
+        assert kept == masker("a", caption, np.random.default_rng(seed))
+        words = {kept[start:end] for start, end in content}
+        assert words <= {caption[start:end] for start, end in spans}
+        lost = {caption[start:end] for start, end in spans} - words
+        assert all(word not in kept for word in lost)
+        seen.add(kept)
+    assert len(seen) > 3
+
+
+def test_weights_of_masked_captions_are_those_of_the_whole(english, clip):
+    captions = ["A red ball rolls over the grass", "the ball"]
+    spans = [english.content_spans(clip.clean_fn(caption)) for caption in captions]
+    whole = tokenise(captions, clip, 12, english)
+    masked = tokenise_masked(list(zip(captions, spans, strict=True)), clip, 12)
+    assert all(torch.equal(*pair) for pair in zip(whole, masked, strict=True))
+    part = tokenise_masked([("red rolls over", [(0, 3), (4, 9)])], clip, 12)
+    assert part[2][0, :6].tolist() == [1, 2, 2, 1, 1, 0]

@@ -81,7 +81,7 @@ class FakeMethod(Method):
         return torch.cosine_similarity(text.sentence[:, None], video.video[None], dim=-1)
 
 
-def text_loader(split, config, backbone):
+def text_loader(split, config, backbone, tagged):
     torch.rand(1)  # loaders draw the seed of their workers from the global generator
     first = FIRST_ID[split.name]
     rows = np.array([int(caption.split("-c")[1]) for caption in split.captions["caption_id"]])
@@ -104,7 +104,7 @@ def loaders(monkeypatch):
 
 
 def make_config(select="last", **changes):
-    data, train = SimpleNamespace(language="en"), SimpleNamespace(select=select)
+    data, train = SimpleNamespace(language="en"), SimpleNamespace(select=select, epochs=1)
     return SimpleNamespace(data=data, train=train, eval=replace(SETTINGS, **changes))
 
 

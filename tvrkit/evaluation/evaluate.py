@@ -248,7 +248,7 @@ def _score(
 
     def score(split: Split, *candidates: VideoFeatures) -> list[np.ndarray]:
         """One (captions, videos) matrix for each of `candidates`."""
-        loader = text_loader(split, config, method.backbone)
+        loader = text_loader(split, config, method.backbone, method.weighs_words)
         rows = []
         for batch in tqdm(loader, "captions", leave=False):
             text = method.encode_text(batch.to(device))

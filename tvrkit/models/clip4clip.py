@@ -36,7 +36,7 @@ class CLIP4ClipSettings:
 class CLIP4Clip(Method):
     """One vector per text, one per video, cosine score."""
 
-    Settings = CLIP4ClipSettings
+    Settings, weighs_words = CLIP4ClipSettings, False
 
     def __init__(self, backbone: Backbone, settings: CLIP4ClipSettings):
         super().__init__(backbone, settings)

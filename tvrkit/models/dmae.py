@@ -63,6 +63,7 @@ class DMAE(Method):
     def __init__(self, backbone: Backbone, settings: DMAESettings):
         super().__init__(backbone, settings)
         self.corrected = settings.fidelity == "corrected"
+        self.weighs_words = settings.textual_attention and self.corrected
         self.mask_fill: MaskFill = "exclude" if self.corrected else "zero"
         width, is_weighted = backbone.width, settings.interaction.endswith("wti")
         self.uses_words = settings.interaction.startswith("att")
@@ -86,8 +87,7 @@ class DMAE(Method):
         score."""
         text = super().encode_text(batch)
         words, sentence = F.normalize(text.words, dim=-1), F.normalize(text.sentence, dim=-1)
-        is_boosted = self.settings.textual_attention and self.corrected
-        attention = text.weight * text.mask if is_boosted else text.mask
+        attention = text.weight * text.mask if self.weighs_words else text.mask
         weight = token_weight(words, attention, self.word_weight, renormalise=self.corrected)
         return TextFeatures(sentence, words, text.mask, text.weight, {"word_weight": weight})
 

@@ -69,7 +69,7 @@ class GLSCL(Method):
     """The method; see the module and `GLSCLSettings`. Concepts depend on one side only: they are
     features."""
 
-    Settings = GLSCLSettings
+    Settings, weighs_words = GLSCLSettings, False
 
     def __init__(self, backbone: Backbone, settings: GLSCLSettings):
         super().__init__(backbone, settings)

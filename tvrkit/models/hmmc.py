@@ -63,6 +63,7 @@ class HMMC(Method):
     """Fine-tuning, and the score of both."""
 
     Settings: ClassVar[type] = HMMCSettings
+    weighs_words = False
 
     def __init__(self, backbone: Backbone, settings: EncoderSettings):
         super().__init__(backbone, settings)

@@ -24,6 +24,7 @@ class Method(nn.Module):
 
     Settings: ClassVar[type]
     backbone: Backbone
+    weighs_words: bool = True  # reads `token_weight`; captions are tagged for it, which takes time
 
     def __init__(self, backbone: Backbone, settings: Any):
         super().__init__()

@@ -374,7 +374,8 @@ class _Task:
 
     def _trainer(self, seed: int) -> Trainer:
         config, method = self.config, self.method
-        batches = loader.train_loader(self.train, config, method.backbone, seed=seed)
+        read, tagged = (self.train, config, method.backbone), method.weighs_words
+        batches = loader.train_loader(*read, seed=seed, tagged=tagged)
         return Trainer(method, batches, config.train, self.device, self.name_rows)
 
     def _selection(self) -> Split | None:

@@ -1,0 +1,65 @@
+"""A training step of the quick profile as it is and with open_clip's own way through the towers.
+
+CPU seconds of this process on one thread, which other work on the machine hardly changes; loss and
+gradients are checked against each other, times are not.
+"""
+
+import time
+
+import pytest
+import torch
+
+from tvrkit.data.batch import TextVideoBatch
+from tvrkit.models import towers
+from tvrkit.recipes import load_recipe
+from tvrkit.training import runs
+from tvrkit.training.large_batch import backward
+
+BATCH, WORDS, FRAMES = 64, 32, 8
+RECIPES = ["clip4clip_shapes", "dmae_shapes", "glscl_shapes", "hmmc_shapes"]
+
+
+def batch():
+    random = torch.Generator().manual_seed(0)
+    mask = torch.arange(WORDS) < torch.randint(8, 24, (BATCH, 1), generator=random)
+    tokens = torch.randint(1, 1000, (BATCH, WORDS), generator=random) * mask
+    tokens[torch.arange(BATCH), mask.sum(1) - 1] = 1299
+    frames = torch.randint(256, (BATCH, FRAMES, 3, 64, 64), dtype=torch.uint8, generator=random)
+    rows = torch.arange(BATCH)
+    frame_mask = torch.ones(BATCH, FRAMES, dtype=torch.bool)
+    return TextVideoBatch(tokens, mask, mask.long(), frames, frame_mask, rows, rows)
+
+
+@pytest.fixture
+def step():
+    torch.set_num_threads(1)
+
+    def make(recipe):
+        torch.manual_seed(0)
+        method = runs.build_method(load_recipe(recipe, ["data.prepared=none"])).eval()
+        rows = batch()
+
+        def take():
+            method.zero_grad()
+            parts, _ = backward(method, rows)
+            return parts["loss"].item(), [p.grad for p in method.parameters()]
+
+        return take
+
+    return make
+
+
+@pytest.mark.parametrize("way", ["open_clip", "kit"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def bench_step(benchmark, step, recipe, way, monkeypatch):
+    benchmark.group = f"a step of {recipe}, batch {BATCH} x {FRAMES} frames, CPU seconds"
+    take = step(recipe)
+    expected = take()
+    if way == "open_clip":
+        monkeypatch.setattr(towers, "_fits", lambda tower: False)
+    found = take()
+    assert found[0] == pytest.approx(expected[0], abs=1e-4)
+    for one, other in zip(expected[1], found[1], strict=True):
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+    benchmark.pedantic(take, rounds=5)
