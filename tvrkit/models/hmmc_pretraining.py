@@ -58,9 +58,10 @@ class HMMCPretraining(HMMC):
 
     A batch's text is the title. A second text, the tags, comes as `batch.extras["tag_tokens"]` and
     `batch.extras["tag_mask"]` (B, L) where the recipe has `data.captions: tagged`; its losses are
-    averaged with the title's, and without it the queue of tags stays as it is. Keys and masked
-    words are made in training mode only, as features, so that the loss, which also pushes the keys,
-    has the rows of all processes.
+    averaged with the title's, and without it the queue of tags stays as it is. (The released code
+    counts tags for one data set's name only, other sets train as with `data.captions: one`: finding
+    33.) Keys and masked words are made in training mode only, as features, so that the loss, which
+    also pushes the keys, has the rows of all processes.
     """
 
     Settings = HMMCPretrainingSettings
