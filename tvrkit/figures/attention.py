@@ -28,16 +28,16 @@ def caption_weights(
     truth = truth or [[False] * len(words) for words in captions]
     heat = ScalarMappable(cmap=matplotlib.colormaps["YlOrBr"])
     heat.set_clim(0, max(float(np.max(row)) for row in weights))
-    rows = [1 + len(" ".join(words)) // LINE for words in captions]
-    figure = Figure(figsize=(WIDTH, 0.32 * sum(rows) + 0.3 * len(rows) + 0.8), layout="constrained")
-    grid = figure.add_gridspec(len(rows), 1, height_ratios=rows)
-    for index, words in enumerate(captions):
-        ax = figure.add_subplot(grid[index])
-        pairs = zip(weights[index], truth[index], strict=True)
-        looks = [_heated(heat, *pair) for pair in pairs]
+    heights = [1 + len(" ".join(words)) // LINE for words in captions]
+    size = (WIDTH, 0.32 * sum(heights) + 0.3 * len(heights) + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    rows = zip(axes, captions, weights, truth, labels, strict=True)
+    for ax, words, values, framed, label in rows:
+        looks = [_heated(heat, *pair) for pair in zip(values, framed, strict=True)]
         draw_words(ax, words, looks, corner="upper left")
         ax.axis("off")
-        ax.set_title(labels[index], fontsize=10, fontweight="bold")
+        ax.set_title(label, fontsize=10, fontweight="bold")
     levels = np.unique(np.concatenate([np.asarray(row, float) for row in weights]))
     if len(levels) > 2:
         below: Options = {"orientation": "horizontal", "aspect": 60, "fraction": 0.12}
@@ -74,7 +74,7 @@ def word_frame_map(
         raise ValueError(f"scores: expected {expected}, got {scores.shape}")
     heights = [0.85 * WIDTH / len(frames), 0.28 * len(words)]
     figure = Figure(figsize=(WIDTH, sum(heights) + 1.0), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
     cell = frames.shape[1] / (frames.shape[2] + 2)
     above.imshow(side_by_side(frames), extent=(-0.5, len(frames) - 0.5, 0, cell))
     above.set_anchor("S")
@@ -131,10 +131,10 @@ def patch_attention_overlay(
     axes = figure.subplots(2, len(frames), squeeze=False)
     extent = (-0.5, frames.shape[2] - 0.5, frames.shape[1] - 0.5, -0.5)
     scale: Options = {"cmap": "inferno", "vmin": 0, "vmax": float(attention.max()), "alpha": 0.65}
-    for column, (frame, patches) in enumerate(zip(frames, attention, strict=True)):
-        above, below = axes[:, column]
+    columns = zip(*axes, frames, attention, labels, strict=True)
+    for above, below, frame, patches, label in columns:
         above.imshow(frame)
-        above.set_title(labels[column], fontsize=10)
+        above.set_title(label, fontsize=10)
         below.imshow(frame.mean(axis=2), cmap="gray", vmin=0, vmax=255)
         heat = below.imshow(patches, interpolation="nearest", extent=extent, **scale)
     for ax in axes.flat:

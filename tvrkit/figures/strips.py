@@ -55,12 +55,12 @@ def film_strips(strips: Sequence[Strip]) -> Figure:
     heights = [height * (1.04 + strip.bars().max()) for strip in strips]
     above = [0.1 + 0.3 * bool(strip.caption) for strip in strips]  # a caption, or a gap
     figure = Figure(figsize=(WIDTH, sum(heights) + sum(above) + 0.5), layout="constrained")
-    grid = figure.add_gridspec(len(strips), 1, height_ratios=heights)
-    for row, strip in enumerate(strips):
-        ax = figure.add_subplot(grid[row], anchor="W")
+    layout: Options = {"height_ratios": heights, "subplot_kw": {"anchor": "W"}}
+    axes = figure.subplots(len(strips), 1, squeeze=False, **layout)[:, 0]
+    for ax, strip in zip(axes, strips, strict=True):
         _draw_strip(ax, strip, check_frames(strip.frames))
-        ax.tick_params(length=0, labelbottom=row == len(strips) - 1)
-    ax.set_xlabel("frame")
+        ax.tick_params(length=0, labelbottom=ax is axes[-1])
+    axes[-1].set_xlabel("frame")
     return figure
 
 
