@@ -54,13 +54,8 @@ def tell(
     words = WORDS[choose("language", language, WORDS)]
     said = {name: [(_pick(words[name][getattr(scene, name)], rng), name)] for name in mentioned}
     naming = rng.random() < 0.4
-    slots = {
-        "np": _noun(said, "", language, rng),
-        "place": said.get("place", []),
-        "vp": _verbs(said, naming, language, rng),
-        "second": _second(scene, said, language, rng),
-        "behind": [],
-    }
+    slots = said | {"np": _noun(said, "", language, rng), "vp": _verbs(said, naming, language, rng)}
+    slots["second"] = _second(scene, said, language, rng)
     framed = "background" in said and not naming and rng.random() < 0.4
     if "background" in said and not framed:
         slots["behind"] = _draw("behind", language, rng, **said)

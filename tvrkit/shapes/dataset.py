@@ -5,7 +5,6 @@ Real .mp4 files, decoded and stored like any other video. The data set is a func
 seed.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def prepare_shapes(
     chosen, card = PRESETS[name], root / manifest.CARD
     made_from = {"preset": name, "seed": seed, **asdict(chosen)}
     mark = root / truth.FOLDER / "made_from.json"
-    there = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else None
+    there = files.read_json(mark) if mark.exists() else None
     if (mark.exists() or card.exists()) and there != made_from:
         raise ValueError(
             f"{root}: expected shapes of {made_from}, found {there}: choose another folder"
