@@ -40,16 +40,7 @@ TEXT, VISUAL, TEMPORAL = "backbone.clip.text.", "backbone.clip.visual.", "tempor
 LOGIT_SCALE, POSITIONS = "backbone.clip.logit_scale", "frame_position_embeddings."
 CLIP_TEXT = ["token_embedding", "positional_embedding", "transformer", "ln_final"]
 CLIP_TEXT += ["text_projection"]
-# GLSCL's names by what is shared; the unshared half is saved, and not used, where it is.
-QUERIES = {
-    True: {"spatial_queries": "queries.both.weight"},
-    False: {"spatial_queries": "queries.video.weight", "noun_queries": "queries.text.weight"},
-}
 NOUN, SPATIAL = "transformer_decoder_noun.", "transformer_decoder_spatial."
-DECODERS = {
-    True: {NOUN: "decoder.both."},
-    False: {NOUN: "decoder.text.", SPATIAL: "decoder.video."},
-}
 BERT_WORDS = f"{TEXT}transformer.embeddings.word_embeddings.weight"
 # open_clip builds a BERT tower from files only: this small one holds its place.
 PLACEHOLDER = {"context_length": 1, "vocab_size": 1, "width": HEAD_WIDTH, "heads": 1, "layers": 1}
@@ -83,12 +74,16 @@ class Release(NamedTuple):
     Attributes:
         marks: parts of keys that only they have.
         prefixes: the kit's names for theirs, by the settings.
-        settings: what keys and shapes show of the settings, "released" fidelity included.
+        shown: what keys and shapes show of the settings.
     """
 
     marks: tuple[str, ...]
     prefixes: Callable[[Any], dict[str, str]]
-    settings: Callable[[Weights], dict[str, Any]]
+    shown: Callable[[Weights], dict[str, Any]]
+
+    def settings(self, weights: Weights) -> dict[str, Any]:
+        """What is `shown`, and "released" fidelity."""
+        return {"fidelity": "released", **self.shown(weights)}
 
 
 # Shared by all but HMMC, whose code descends from CLIP4Clip's as well.
@@ -100,7 +95,6 @@ SHARED |= {"transformerClip.": TEMPORAL, POSITIONS: f"{TEMPORAL}{POSITIONS}"}
 def _glscl_settings(weights: Weights) -> dict[str, Any]:
     decoder = f"{NOUN}layers."
     return {
-        "fidelity": "released",
         "queries": len(weights["spatial_queries"]),
         "decoder_layers": weights.layers(decoder),
         "feedforward": len(weights[f"{decoder}0.linear1.bias"]),
@@ -109,7 +103,14 @@ def _glscl_settings(weights: Weights) -> dict[str, Any]:
 
 
 def _glscl_prefixes(settings) -> dict[str, str]:
-    return SHARED | QUERIES[settings.shared_queries] | DECODERS[settings.shared_decoder]
+    """By what is shared; the unshared half is saved, and not used, where it is."""
+    queries, decoders = {"spatial_queries": "both"}, {NOUN: "both"}
+    if not settings.shared_queries:
+        queries = {"spatial_queries": "video", "noun_queries": "text"}
+    if not settings.shared_decoder:
+        decoders = {NOUN: "text", SPATIAL: "video"}
+    names = {key: f"queries.{side}.weight" for key, side in queries.items()}
+    return SHARED | names | {key: f"decoder.{side}." for key, side in decoders.items()}
 
 
 def _clip4clip_settings(weights: Weights) -> dict[str, Any]:
@@ -120,8 +121,7 @@ def _clip4clip_settings(weights: Weights) -> dict[str, Any]:
                 f"released clip4clip checkpoint: expected meanP or seqTransf, got {got}"
             )
     layers = weights.layers("transformerClip.resblocks.")
-    head = {"head": "seqTransf", "layers": layers} if layers else {"head": "meanP"}
-    return {"fidelity": "released", **head}
+    return {"head": "seqTransf", "layers": layers} if layers else {"head": "meanP"}
 
 
 def _dmae_settings(weights: Weights) -> dict[str, Any]:
@@ -129,13 +129,11 @@ def _dmae_settings(weights: Weights) -> dict[str, Any]:
         expected = "expected CLIP's towers (clip.visual...), which the released configurations lack"
         raise ValueError(f"released dmae checkpoint: {expected} (finding 12)")
     layers = weights.layers("transformerClip.resblocks.")
-    found: dict[str, Any] = {"fidelity": "released", "head": "seqTransf" if layers else "meanP"}
-    if layers:
-        found["temporal_layers"] = layers
+    head = {"head": "seqTransf", "temporal_layers": layers} if layers else {"head": "meanP"}
     sizes = {"max_frames": "t2v_linear_xwp", "max_words": "v2t_linear_xwp"}
     norms = {key: weights.find(f"{name}.attn_proj.0.weight") for key, name in sizes.items()}
     known = {key: len(norm) for key, norm in norms.items() if norm is not None}
-    return found | known | ({} if len(known) == len(norms) else {"partial_order": []})
+    return head | known | ({} if len(known) == len(norms) else {"partial_order": []})
 
 
 DMAE_HEADS = {
@@ -148,7 +146,6 @@ DMAE_HEADS = {
 
 def _hmmc_settings(weights: Weights) -> dict[str, Any]:
     return {
-        "fidelity": "released",
         "temporal_heads": HMMC_TEMPORAL_HEADS,
         "temporal_layers": weights.layers("visual_encoder.temporal_transformer.resblocks."),
         "max_frames": len(weights[f"visual_encoder.{POSITIONS}weight"]),
