@@ -1,5 +1,7 @@
 """Stand-ins that several tests share."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -63,12 +65,20 @@ class TwoLayers(nn.Module):
 def split(name, captions, video_ids, video_of_caption, *, language="en", missing=(), frames=None):
     """A `Split` with six frames a video, read from `frames`."""
     owner, missing = np.asarray(video_of_caption), list(missing)
-    stored = [6] * len(video_ids), frames
+    stored = [6] * len(video_ids), frames, Path("nowhere")
     return Split(name, language, captions, video_ids, owner, missing, not missing, *stored)
 
 
 def finished_run(
-    recipe, run="mine", seed=0, skill=1.0, data=(), card=(), ties="pessimistic", **labels
+    recipe,
+    run="mine",
+    seed=0,
+    skill=1.0,
+    data=(),
+    card=(),
+    ties="pessimistic",
+    ceiling=None,
+    **labels,
 ):
     """A finished run folder of 40 videos with 2 captions each; more `skill`, more recall."""
     owner = np.repeat(np.arange(40), 2)
@@ -84,6 +94,8 @@ def finished_run(
     }
     settings = EvalConfig(ties=ties)
     evaluation = Evaluation.from_similarity(scores, *ids, owner, settings, **whole | labels)
+    if ceiling:
+        evaluation.metrics.update({f"{way} R@1 ceiling": ceiling for way in ("t2v", "v2t")})
     folder = files.run(run) / recipe / f"seed{seed}"
     evaluation.save(folder)
     about = {"seed": seed, "data": DATA | dict(data), "selection": "last", "device": "CPU"}

@@ -12,7 +12,7 @@ from tests.fakes import from_scores, ranked
 from tvrkit import files
 from tvrkit.data.annotations import DATASETS
 from tvrkit.data.splits import protocols
-from tvrkit.evaluation import compare
+from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.postprocess import POSTPROCESS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,44 +75,65 @@ def test_only_results_on_the_same_queries_are_compared():
 def test_seeds_are_pooled_video_by_video():
     rng = np.random.default_rng(0)
     a, b = ([ranked(rng.integers(1, 4, 12), seed) for seed in range(3)] for _ in range(2))
-    table = compare.pairwise({"a": a, "b": b}).set_index("direction")
+    table = compare.pairwise({"a": a, "b": b}).set_index("metric")
     for way in ("t2v", "v2t"):
-        gain = np.array(
-            [
-                (x.ranks[way] == 1).astype(int) - (y.ranks[way] == 1)
-                for x, y in zip(a, b, strict=True)
-            ]
-        )
-        row = table.loc[way]
-        assert row["difference"] == pytest.approx(100 * gain.mean())
-        assert row["effect"] == pytest.approx(gain.sum() / 3)
-        assert (row["queries"], row["seeds"]) == (12, 3)
-    once, thrice = (
-        compare.pairwise({"a": a[:1] * n, "b": b[:1] * n}) for n in (1, 3)
-    )  # copies tell nothing new
-    pd.testing.assert_frame_equal(
-        once[["difference", "low", "high", "verdict"]],
-        thrice[["difference", "low", "high", "verdict"]],
-    )
-    with pytest.raises(
-        ValueError, match=r"equally many seeds of each method, got \{'a': 3, 'b': 2\}"
-    ):
-        compare.pairwise({"a": a, "b": b[:2]})
+        hits = [[(each.ranks[way] == 1).mean() for each in side] for side in (a, b)]
+        row = table.loc[f"{way} R@1"]
+        assert row["difference"] == pytest.approx(100 * (np.mean(hits[0]) - np.mean(hits[1])))
+        assert row["seeds"] == 3
+    thrice = compare.pairwise({"a": a[:1] * 3, "b": b[:1] * 3})
+    once = compare.pairwise({"a": a[:1], "b": b[:1]})
+    same = ["difference", "p_weights"]  # copies tell nothing new of the videos
+    pd.testing.assert_frame_equal(once[same], thrice[same])
+    assert set(once["recipe"]) == {"one seed"}
+
+
+def test_rsum_is_the_sum_of_what_every_video_adds():
+    owner, rng = np.repeat(np.arange(13), 3), np.random.default_rng(0)
+    one, two = (from_scores(rng.normal(size=(39, 13)), owner) for _ in range(2))
+    for seed in (one, two):
+        for metric in ("t2v R@1", "v2t R@10", "rsum"):
+            credits, sizes, point = compare.credits(seed, metric)
+            assert point * credits.sum() == pytest.approx(seed.metrics[metric])
+            assert len(credits) == len(sizes) == 13
+    test = compare.paired_test([one], [two], "rsum")
+    assert test["difference"] == pytest.approx(one.metrics["rsum"] - two.metrics["rsum"])
+
+
+def test_videos_of_one_family_are_one_cluster():
+    owner, rng = np.repeat(np.arange(12), 2), np.random.default_rng(0)
+    one = from_scores(rng.normal(size=(24, 12)), owner)
+    joined = replace(one, family_of_video=np.arange(12) // 4)
+    credits, sizes, _ = compare.credits(joined)
+    assert sizes.tolist() == [8, 8, 8]
+    found, alone = joined.ranks["t2v"] == 1, compare.credits(one)[0]
+    assert credits.tolist() == found.reshape(3, 8).sum(1).tolist()
+    assert credits.sum() == alone.sum()
+
+
+def test_several_runs_may_count_as_one_seed():
+    rng = np.random.default_rng(0)
+    runs = [[ranked(rng.integers(1, 4, 12), seed) for seed in range(4)] for _ in range(2)]
+    sides = [[side[:2], side[2:]] for side in runs]
+    test = compare.paired_test(*sides)
+    recalls = [np.mean([run.metrics["t2v R@1"] for run in side]) for side in runs]
+    assert test["difference"] == pytest.approx(recalls[0] - recalls[1])
+    assert test["seeds"] == 2
 
 
 def test_recipes_are_compared_over_their_seeds():
     good, poor = ([ranked([rank] * n + [3] * (40 - n)) for n in (20, 22, 21)] for rank in (1, 2))
-    table = compare.between_seeds({"good": good, "poor": poor, "same": good}).set_index(
-        ["direction", "a", "b"]
+    table = compare.pairwise({"good": good, "poor": poor, "same": good}).set_index(
+        ["metric", "a", "b"]
     )
-    row = table.loc["t2v", "good", "poor"]
+    row = table.loc["t2v R@1", "good", "poor"]
     assert row.difference == pytest.approx(np.mean([50, 55, 52.5]))
     assert row.low < row.difference < row.high
-    assert row.verdict == "better"
-    assert table.loc[("t2v", "good", "same"), "verdict"] == "can't tell"
-    assert (table.p_holm >= table.p_value).all()
-    with pytest.raises(ValueError, match="two seeds or more"):
-        compare.between_seeds({"good": good[:1], "poor": poor[:1]})
+    assert (row.recipe, row.weights) == ("better", "better")
+    assert table.loc[("t2v R@1", "good", "same"), "recipe"] == "can't tell"
+    for about in ("recipe", "weights"):
+        p_values = table[f"p_{about}"]
+        assert table[f"holm_{about}"].tolist() == pytest.approx(statistics.holm(p_values).tolist())
 
 
 def test_a_table_over_seeds_has_mean_and_deviation():
@@ -136,30 +157,14 @@ def test_verdicts_between_runs():
     point, ten = base.copy(), base.copy()
     point[[*range(10), *range(225, 240)]] = [2] * 10 + [1] * 15
     ten[[*range(20), *range(225, 295)]] = [2] * 20 + [1] * 70
-    table = compare.pairwise(
-        {"base": [ranked(base)], "one point": [ranked(point, 1)], "ten points": [ranked(ten, 2)]}
-    )
-    table = table[table["direction"] == "t2v"].set_index(["a", "b"])
-    assert table.loc[("base", "one point"), ["verdict", "effect"]].tolist() == ["can't tell", -5]
-    assert table.loc[("base", "ten points"), ["verdict", "effect"]].tolist() == ["worse", -50]
-    assert table.loc[("one point", "ten points"), "verdict"] == "worse"
-    assert (table["p_holm"] >= table["p_value"]).all()
+    runs = {"base": [ranked(base)], "one point": [ranked(point, 1)], "ten points": [ranked(ten, 2)]}
+    table = compare.pairwise(runs, metrics=["t2v R@1"]).set_index(["a", "b"])
+    assert table.loc[("base", "one point"), ["weights", "effect"]].tolist() == ["can't tell", -5]
+    assert table.loc[("base", "ten points"), ["weights", "effect"]].tolist() == ["worse", -50]
+    assert table.loc[("one point", "ten points"), "weights"] == "worse"
+    assert (table["holm_weights"] >= table["p_weights"]).all()
     assert (table["low"] <= table["difference"]).all()
     assert (table["difference"] <= table["high"]).all()
-    assert (table["queries"] == 500).all()
-
-
-def test_captions_of_a_video_are_compared_together():
-    owner, rng = np.repeat(np.arange(13), 3), np.random.default_rng(0)
-    own = owner[:, None] == np.arange(13)
-    good, poor = (
-        from_scores(own + noise * rng.normal(size=own.shape), owner) for noise in (0.2, 2)
-    )
-    table = compare.pairwise({"good": [good], "poor": [poor]}).set_index("direction")
-    assert table.loc["t2v", "queries"] == 39
-    assert (
-        table.loc["t2v", "p_value"] > table.loc["t2v", "p_mcnemar"]
-    )  # 13 independent pairs, not 39
 
 
 CARD = {"protocol": "msrvtt/1k-A", "partial": False, "mismatches": []}

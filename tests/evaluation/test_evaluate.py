@@ -241,6 +241,7 @@ def test_saved_and_loaded(tmp_path):
     written = evaluate(FakeMethod(), FakeManifest(), make_config(ties="mean"))
     written.save(tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "factors.csv",
         "metrics.json",
         "ranks.npz",
         "similarity.npz",

@@ -2,6 +2,7 @@
 rates."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -9,10 +10,9 @@ from tvrkit.evaluation import statistics
 from tvrkit.evaluation.ranks import retrieval_metrics
 from tvrkit.evaluation.statistics import (
     bootstrap_metrics,
-    compare_ranks,
-    compare_seeds,
     holm,
     interval,
+    paired_test,
     sign_flip_test,
 )
 
@@ -95,58 +95,68 @@ def test_captions_that_share_a_video_need_clusters():
     assert covered["captions"] / 150 <= 0.75
 
 
+def hits_of(*runs: np.ndarray) -> list[np.ndarray]:
+    return [(ranks == 1).astype(int) for ranks in runs]
+
+
+def compared(a, b, **options) -> dict:
+    """One seed a side, a query a cluster."""
+    return paired_test(*hits_of(a, b), np.ones(len(a)), point=100 / len(a), **options)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_planted_one_point_at_500_queries_cannot_be_told(seed):
-    found = compare_ranks(*planted(1, seed))
-    assert found["verdict"] == "can't tell"
-    assert (found["effect"], found["queries"], found["difference"]) == (5, 500, pytest.approx(1.0))
+    found = compared(*planted(1, seed))
+    assert (found["effect"], found["difference"]) == (5, pytest.approx(1.0))
     assert found["low"] < 0 < found["high"]
-    assert found["p_value"] > 0.05
-    assert found["p_mcnemar"] > 0.05
+    assert found["p_weights"] > 0.05
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_planted_ten_points_at_500_queries_are_found(seed):
     better, base = planted(10, seed)
-    found = compare_ranks(better, base)
-    assert (found["verdict"], compare_ranks(base, better)["verdict"]) == ("better", "worse")
+    found, back = compared(better, base), compared(base, better)
     assert (found["effect"], found["difference"]) == (50, pytest.approx(10.0))
-    assert (found["wins"], found["losses"]) == (75, 25)
+    assert back["difference"] == -found["difference"]
+    assert found["p_weights"] == back["p_weights"] < 0.001
     assert found["low"] > 0
-    assert found["p_value"] < 0.001
-    assert found["p_mcnemar"] < 0.001
 
 
 def test_identical_runs_cannot_be_told():
-    ranks = np.arange(1, 50)
-    found = compare_ranks(ranks, ranks)
-    assert (found["verdict"], found["low"], found["high"]) == ("can't tell", 0.0, 0.0)
-    assert (found["p_value"], found["p_mcnemar"]) == (1.0, 1.0)
+    hits = np.arange(49) % 2
+    found = paired_test(hits, hits, np.ones(49))
+    assert (found["low"], found["high"], found["p_weights"]) == (0.0, 0.0, 1.0)
+    assert np.isnan(found["p_recipe"])
+    assert paired_test([hits, hits], [hits, hits], np.ones(49))["p_recipe"] == 1.0
 
 
 def test_false_positive_rate_is_about_alpha():
     rng, owner = np.random.default_rng(4), np.repeat(np.arange(100), 5)
     raised = {"videos": 0, "captions": 0}
-    for trial in range(600):
+    for _ in range(600):
         luck = rng.normal(size=(2, 100))[:, owner]  # each run is lucky on videos of its own
         a, b = (rng.normal(size=(2, 500)) + 2 * luck) > 0
         gain = a.astype(int) - b
-        raised["videos"] += (
-            sign_flip_test(np.bincount(owner, gain).astype(int), resamples=999, seed=trial) < 0.05
-        )
-        raised["captions"] += sign_flip_test(gain, resamples=999, seed=trial) < 0.05
+        raised["videos"] += sign_flip_test(np.bincount(owner, gain).astype(int)) < 0.05
+        raised["captions"] += sign_flip_test(gain) < 0.05
     assert 0.025 <= raised["videos"] / 600 <= 0.08
     assert (
         raised["captions"] / 600 > 0.12
     )  # what comes of taking captions of one video as independent
 
 
-def test_sign_flip_test_equals_scipy_and_enumeration():
+@pytest.mark.parametrize("pairs", range(1, 11))
+def test_the_sign_flip_test_is_the_enumeration_of_all_swaps(pairs):
+    rng = np.random.default_rng(pairs)
+    signs = np.array(np.meshgrid(*[[-1, 1]] * pairs)).reshape(pairs, -1)
+    for factor in (1, 1, 3, 500):
+        gain = factor * rng.integers(-4, 5, pairs)
+        exact = (np.abs(gain @ signs) >= abs(gain.sum())).mean()
+        assert sign_flip_test(gain) == pytest.approx(exact, abs=1e-12)
+
+
+def test_the_sign_flip_test_of_many_pairs_is_scipys_and_mcnemars():
     rng = np.random.default_rng(5)
-    gain = rng.integers(-3, 4, 10)
-    signs = np.array(np.meshgrid(*[[-1, 1]] * 10)).reshape(10, -1)
-    exact = (np.abs(gain @ signs) >= abs(gain.sum())).mean()
-    assert sign_flip_test(gain, resamples=40_000) == pytest.approx(exact, abs=0.01)
     a, b = rng.integers(0, 6, (2, 80))
     theirs = stats.permutation_test(
         (a, b),
@@ -155,39 +165,66 @@ def test_sign_flip_test_equals_scipy_and_enumeration():
         vectorized=True,
         rng=0,
     ).pvalue
-    assert sign_flip_test(a - b, resamples=40_000) == pytest.approx(theirs, abs=0.02)
+    assert sign_flip_test(a - b) == pytest.approx(theirs, abs=0.02)
+    mcnemar = stats.binomtest(23, 32).pvalue
+    assert sign_flip_test([1] * 23 + [0] * 40 + [-1] * 9) == pytest.approx(mcnemar, abs=1e-12)
 
 
-def test_mcnemar_is_the_permutation_test_where_queries_are_independent():
-    found = compare_ranks(*planted(3, 0), resamples=40_000)
-    assert found["p_value"] == pytest.approx(found["p_mcnemar"], abs=0.01)
+def test_sums_above_the_grid_are_rounded_to_it(monkeypatch):
+    gain = np.random.default_rng(7).integers(-(10**5), 10**5, 40)
+    fine = sign_flip_test(gain)
+    monkeypatch.setattr(statistics, "GRID", 2**12)
+    assert sign_flip_test(gain) == pytest.approx(fine, abs=0.01)
 
 
 def test_clusters_widen_the_interval_of_a_difference():
     rng, owner = np.random.default_rng(6), np.repeat(np.arange(50), 10)
-    a = 1 + (rng.random(50)[owner] > 0.6)
-    b = 1 + (rng.random(50)[owner] > 0.5)
-    alone, together = compare_ranks(a, b), compare_ranks(a, b, owner)
-    widths = [each["high"] - each["low"] for each in (alone, together)]
-    assert widths[1] > 2 * widths[0]
-    assert together["p_value"] > alone["p_value"]
+    a, b = (rng.random(50) < share for share in (0.6, 0.5))
+    alone, together = (
+        paired_test(*sides, sizes)
+        for sides, sizes in (
+            ((a[owner].astype(int), b[owner].astype(int)), np.ones(500)),
+            ((10 * a.astype(int), 10 * b.astype(int)), np.full(50, 10)),
+        )
+    )
+    assert together["high"] - together["low"] > 2 * (alone["high"] - alone["low"])
+    assert together["p_weights"] > alone["p_weights"]
     assert together["difference"] == alone["difference"]
 
 
-def test_compare_ranks_names_what_is_wrong():
-    with pytest.raises(ValueError, match="same queries, got shapes \\(3,\\) and \\(4,\\)"):
-        compare_ranks(np.ones(3), np.ones(4))
-    with pytest.raises(
-        ValueError, match=r"unknown metric 'MnR': expected one of R@1, R@10, R@5, R@50"
-    ):
-        compare_ranks(np.ones(3), np.ones(3), metric="MnR")
+def test_the_interval_over_videos_is_the_bootstraps():
+    rng = np.random.default_rng(8)
+    sizes = rng.integers(1, 6, 200)
+    a, b = rng.binomial(sizes, 0.5), rng.binomial(sizes, 0.42)
+    found = paired_test(a, b, sizes, point=100 / sizes.sum())
+    drawn = rng.multinomial(200, np.full(200, 1 / 200), size=4000)
+    bounds = interval(100 * (drawn @ (a - b)) / (drawn @ sizes))
+    assert [found["low"], found["high"]] == pytest.approx(bounds, abs=0.5)
 
 
-def test_other_recalls_count_their_own_hits():
-    a, b = np.array([3, 9, 12, 1] * 20), np.array([6, 9, 4, 1] * 20)
-    assert compare_ranks(a, b, metric="R@5")["effect"] == 0
-    assert compare_ranks(a, b, metric="R@10")["effect"] == -20
-    assert compare_ranks(a, b, metric="R@50")["wins"] == 0
+def test_a_recipes_error_has_the_spread_of_both_sides_seeds_and_of_the_videos():
+    a, b = np.array([[9, 7, 8], [5, 6, 4], [7, 7, 4]]), np.array([[3, 4, 2], [4, 4, 4]])
+    found = paired_test(a, b, [10, 10, 10], point=2.0)
+    gain = a.mean(0) - b.mean(0)
+    parts = [
+        a.sum(1).var(ddof=1) / 3,
+        b.sum(1).var(ddof=1) / 2,
+        3 / 2 * ((gain - gain.mean()) ** 2).sum(),
+    ]
+    degrees = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1 + parts[2] ** 2 / 2)
+    error = 2 * np.sqrt(sum(parts))
+    assert found["difference"] == pytest.approx(2 * gain.sum())
+    assert found["p_recipe"] == pytest.approx(2 * stats.t.sf(2 * gain.sum() / error, degrees))
+    reach = stats.t.ppf(0.975, degrees) * error
+    assert found["high"] - found["difference"] == pytest.approx(reach)
+    assert found["p_weights"] == sign_flip_test(2 * a.sum(0) - 3 * b.sum(0))
+
+
+def test_equal_videos_leave_welchs_test_of_the_seeds():
+    """Where no video says anything of its own, only the seeds do."""
+    a, b = ([[x] * 4 for x in side] for side in ((50, 51, 52), (40, 41, 43)))
+    theirs = stats.ttest_ind(*(np.sum(side, 1) for side in (a, b)), equal_var=False)
+    assert paired_test(a, b, np.full(4, 60))["p_recipe"] == pytest.approx(theirs.pvalue)
 
 
 def test_holm_worked_example():
@@ -196,19 +233,20 @@ def test_holm_worked_example():
     assert holm([0.04]).tolist() == [0.04]
 
 
-def test_seeds():
-    assert statistics.mean_and_deviation([44.0, 46.0, 48.0]) == (46.0, 2.0)
-    assert np.isnan(statistics.mean_and_deviation([44.0])[1])
-    clear, close = (
-        compare_seeds([50, 51, 52], [40, 41, 42]),
-        compare_seeds([44, 47, 45], [46, 43, 44]),
-    )
-    assert (clear["verdict"], close["verdict"]) == ("better", "can't tell")
-    assert compare_seeds([40, 41, 42], [50, 51, 52])["verdict"] == "worse"
-    assert clear["low"] < clear["difference"] == 10 < clear["high"]
-    assert clear["p_value"] == stats.ttest_ind([50, 51, 52], [40, 41, 42], equal_var=False).pvalue
-    with pytest.raises(ValueError, match="two seeds or more on each side, got 1 and 3"):
-        compare_seeds([1], [1, 2, 3])
+def test_verdicts_are_adjusted_over_all_rows_that_were_tested():
+    columns = {
+        "difference": [1.0, np.nan, -2.0, 3.0],
+        "p_weights": [0.02, np.nan, 0.001, 0.03],
+        "p_recipe": [0.02, np.nan, 0.03, np.nan],
+    }
+    judged = statistics.with_verdicts(pd.DataFrame(columns))
+    assert judged["holm_weights"].tolist()[::2] == pytest.approx([0.04, 0.003])
+    assert judged["holm_recipe"].dropna().tolist() == [0.04, 0.04]
+    assert judged["weights"].tolist()[::2] == ["better", "worse"]
+    assert judged["recipe"].tolist()[2:] == ["worse", "one seed"]
+    assert pd.isna(judged.loc[1, ["weights", "recipe", "holm_weights"]]).all()
+    untested = pd.DataFrame({"claim": [1]})
+    assert statistics.with_verdicts(untested) is untested
 
 
 def test_ratio_interval_is_the_ratio_of_sums_and_resamples_clusters():

@@ -117,20 +117,6 @@ def test_factor_bars_say_which_factors_rest_on_one_family():
     assert [bar.get_height() for bar in ax.patches] == [90, 50]
 
 
-def test_differences_are_filled_where_one_can_tell():
-    row = {"a": "x", "b": "y", "direction": "t2v", "difference": 2.0, "low": 1.0, "high": 3.0}
-    row |= {"p_holm": 0.0123, "effect": 7.0, "verdict": "better"}
-    unsure = row | {"direction": "v2t", "difference": -1.0, "verdict": "can't tell"}
-    (ax,) = figures.differences(pd.DataFrame([row, unsure]), xlabel="points").axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == [
-        "t2v: x\nminus y",
-        "v2t: x\nminus y",
-    ]
-    assert ax.texts[0].get_text() == "better, p = 0.0123, +7 queries"
-    faces = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"]
-    assert faces == [figures.RIGHT, "white"]
-
-
 def test_bars_have_intervals_and_a_chance_line():
     values = {"clip4clip": np.array([80.0, 60]), "dmae": np.array([85.0, 70])}
     intervals = {name: np.stack([v - 5, v + 5], axis=1) for name, v in values.items()}
@@ -153,21 +139,28 @@ def test_histogram_shares_sum_to_one_hundred(rng):
     np.testing.assert_allclose(shares, 100)
 
 
-def test_forest_plot_fills_only_what_can_be_told():
-    intervals = [[1, 5], [0.1, 0.9], [-6, -2]]
-    verdicts, significant = ["better", "can't tell", "worse"], [True, False, True]
-    options = {"significant": significant, "verdicts": verdicts, "xlabel": "points"}
-    figure = figures.forest_plot(["a", "b", "c"], [3, 0.5, -4], intervals, **options)
-    (ax,) = figure.axes
-    points = ax.lines[1:6:2]
-    assert [point.get_xdata()[0] for point in points] == [3, 0.5, -4]
-    assert [list(line.get_xdata()) for line in ax.lines[0:6:2]] == intervals
-    assert [point.get_markerfacecolor() for point in points] == [
-        figures.RIGHT,
-        "white",
-        figures.WRONG,
-    ]
-    assert set(verdicts) <= texts(figure)
+def test_forest_plot_fills_only_what_can_be_told_of_recipes():
+    rows = {
+        "difference": [3, 0.5, -4],
+        "low": [1, 0.1, -6],
+        "high": [5, 0.9, -2],
+        "weights": ["better", "can't tell", "worse"],
+        "recipe": ["better", "can't tell", "can't tell"],
+        "holm_weights": [0.001, 0.4, 0.02],
+        "holm_recipe": [0.01, 0.6, np.nan],
+    }
+    tests = [pd.DataFrame(rows, list("abc")).assign(metric=metric) for metric in ("R@1", "rsum")]
+    figure = figures.forest_plot(pd.concat(tests), xlabel="points")
+    assert [ax.get_xlabel() for ax in figure.axes] == ["R@1", "rsum"]
+    for ax in figure.axes:
+        points = ax.lines[1:6:2]
+        assert [point.get_xdata()[0] for point in points] == [3, 0.5, -4]
+        ends = [list(line.get_xdata()) for line in ax.lines[0:6:2]]
+        assert ends == [[1, 5], [0.1, 0.9], [-6, -2]]
+        faces = [point.get_markerfacecolor() for point in points]
+        assert faces == [figures.RIGHT, "white", "white"]
+        assert points[2].get_color() == figures.WRONG
+    assert {"0.001 / 0.010", "0.020"} <= texts(figure)
 
 
 def test_the_embedding_view_joins_each_query_to_its_own_and_its_mined_videos(rng):

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakes import finished_run
-from tvrkit.evaluation import statistics
+from tvrkit.evaluation import compare, statistics
 from tvrkit.recipes import recipe_names
 from tvrkit.reporting import claims, sweeps, tables
 
@@ -26,17 +26,23 @@ def test_verdicts_are_the_paired_tests_of_the_runs(home):
         for name, skill in skills.items()
     }
     table = claims.results("mine")
-    tested = table[table["verdict"].notna()]
-    assert tested["tested_on"].unique().tolist() == ["shapes quick, 40 videos, 2 pairs of runs"]
-    for direction, rows in tested.groupby("direction"):
-        expected = [
-            tables.paired([*zip(runs[name], runs["clip4clip_shapes"], strict=True)], direction)
-            for name in ("dmae_shapes", "glscl_shapes")
-        ]
-        assert rows["difference"].tolist() == [each["difference"] for each in expected]
-        adjusted = statistics.holm([each["p_value"] for each in expected])
-        assert rows["p_holm"].tolist() == pytest.approx(adjusted.tolist())
-        assert rows["verdict"].tolist() == ["better", "can't tell"]
+    tested = table[table["weights"].notna()]
+    assert tested["tested_on"].unique().tolist() == ["shapes quick, 40 videos, 2 seeds"]
+    expected = [
+        compare.paired_test(runs[name], runs["clip4clip_shapes"], metric)
+        for name in ("dmae_shapes", "glscl_shapes")
+        for metric in compare.TESTED
+    ]
+    assert tested["difference"].tolist() == [each["difference"] for each in expected]
+    adjusted = statistics.holm([each["p_weights"] for each in expected])  # over all that are shown
+    assert tested["holm_weights"].tolist() == pytest.approx(adjusted.tolist())
+    assert tested["weights"].tolist() == ["better"] * 3 + ["can't tell"] * 3
+    said = claims.shown(table)["this run says"].tolist()
+    first = expected[0]
+    assert said[0].startswith(f"With it minus without: t2v R@1 {tables.difference(first)}, v2t")
+    assert "About these weights: t2v R@1 better, v2t R@1 better, rsum better" in said[0]
+    assert "About the recipe: " in said[0]
+    assert said.count(claims.UNTESTED) == len(said) - 2
 
 
 def test_runs_of_other_protocols_or_seeds_test_nothing(home):
@@ -44,6 +50,6 @@ def test_runs_of_other_protocols_or_seeds_test_nothing(home):
     finished_run("clip4clip_shapes", ties="optimistic")
     finished_run("clip4clip_shapes", seed=1)
     shown = claims.shown(claims.results("mine"))
-    assert set(shown["text to video"]) == {claims.UNTESTED}
-    assert shown["tested on"][0] == "dmae_shapes against clip4clip_shapes"
+    assert set(shown["this run says"]) == {claims.UNTESTED}
+    assert shown["tested on"].iloc[0] == "dmae_shapes against clip4clip_shapes"
     assert len(shown) == len(claims.load())

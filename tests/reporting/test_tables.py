@@ -55,33 +55,19 @@ def test_a_seed_told_three_times_says_no_more_than_once(home):
     ]
 
 
-def test_a_paired_test_is_the_difference_of_the_hits(home):
-    pairs = [
-        (finished_run("alpha", seed=seed, skill=3), finished_run("beta", seed=seed))
-        for seed in (0, 1)
-    ]
-    for direction in ("t2v", "v2t"):
-        hits = [[100 * np.mean(run.ranks[direction] == 1) for run in pair] for pair in pairs]
-        test = tables.paired(pairs, direction)
-        assert test["difference"] == pytest.approx(np.mean([a - b for a, b in hits]))
-        assert test["low"] < test["difference"] < test["high"]
-        assert test["queries"] == len(pairs[0][0].ranks[direction])
-        assert test["p_value"] < 0.05
-
-
-def test_verdicts_are_adjusted_over_what_was_tested():
-    table = pd.DataFrame({"difference": [1.0, None, -2.0], "p_value": [0.02, None, 0.03]})
-    judged = tables.with_verdicts(table)
-    assert judged["p_holm"].tolist()[::2] == [0.04, 0.04]
-    assert judged["verdict"].tolist()[::2] == ["better", "worse"]
-    assert pd.isna(judged["verdict"][1])
-    assert "verdict" not in tables.with_verdicts(pd.DataFrame({"difference": []}))
-
-
 def test_numbers_as_tables_show_them():
     assert tables.number(4476929, 0) == "4,476,929"
     assert (tables.number(34.42, 1, 0.91), tables.number(34.42)) == ("34.4 ± 0.9", "34.4")
     assert tables.interval(-0.26, 1.5, sign="+") == "[-0.3, +1.5]"
+    test = pd.Series({"difference": 2.5, "low": -0.24, "high": 5.3})
+    assert tables.difference(test) == "+2.5 [-0.2, +5.3]"
+
+
+def test_verdicts_name_the_metrics_that_can_be_told():
+    told = {"metric": ["t2v R@1", "v2t R@1", "rsum"], "recipe": ["can't tell", "better", "worse"]}
+    tests = pd.DataFrame(told)
+    assert tables.verdicts(tests, "recipe") == "v2t R@1 better, rsum worse"
+    assert tables.verdicts(tests.assign(recipe="one seed"), "recipe") == "one seed"
 
 
 def test_comparable_runs_share_seeds_and_protocol(home):

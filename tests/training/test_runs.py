@@ -48,6 +48,7 @@ def test_the_run_folder_has_everything_a_reader_needs(home):
         "history.csv",
         "curve.csv",
         "metrics.json",
+        "factors.csv",
         "ranks.npz",
         "similarity.npz",
         "mined.csv.gz",

@@ -69,6 +69,7 @@ class Split:
             not comparable with published ones.
         frame_counts: stored frames of each video.
         frames: the store they are read from.
+        root: folder of the data set.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Split:
     complete: bool
     frame_counts: list[int]
     frames: FrameStore
+    root: Path
 
 
 class Manifest:
@@ -154,6 +156,7 @@ class Manifest:
             complete=not (missing or self.card.get("partial", False)),
             frame_counts=good["frames"].tolist(),
             frames=self.frames,
+            root=self.root,
         )
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from tvrkit import files
-from tvrkit.evaluation import statistics
+from tvrkit.evaluation import ranks, statistics
 from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.evaluation.postprocess import POSTPROCESS
 from tvrkit.evaluation.ranks import DIRECTIONS
 
 PUBLISHED = "published_results.csv"
 METRICS = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
+TESTED = ("t2v R@1", "v2t R@1", "rsum")  # a part may help one way and hurt the other
 PUBLISHED_METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
@@ -58,99 +59,92 @@ def _processes(metrics: Mapping) -> list[str]:
 
 
 def pooled(seeds: Sequence, direction: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of several seeds one after the other, and of which video each query is: the same number
-    in every seed.
+    """Ranks of several seeds one after the other, and of which cluster each query is: the same
+    number in every seed.
 
-    What resamples or swaps videos then takes all captions of a video, with all seeds, together.
-    `seeds` are evaluations, or runs of which the ranks were kept and the similarity matrix was not.
+    What resamples or swaps clusters then takes all captions of all videos of a family, with all
+    seeds, together. `seeds` are evaluations, or runs of which the ranks were kept and the
+    similarity matrix was not.
     """
-    ranks = [seed.ranks[direction] for seed in seeds]
-    if direction == "t2v":
-        return np.concatenate(ranks), np.concatenate([seed.video_of_caption for seed in seeds])
-    return np.concatenate(ranks), np.concatenate([np.arange(len(videos)) for videos in ranks])
+    clusters = [seed.clusters[direction] for seed in seeds]
+    return np.concatenate([seed.ranks[direction] for seed in seeds]), np.concatenate(clusters)
+
+
+def credits(seed, metric: str = "t2v R@1") -> tuple[np.ndarray, np.ndarray, float]:
+    """What each cluster of queries adds to a metric.
+
+    Args:
+        seed: an evaluation or a run.
+        metric: "t2v R@K", "v2t R@K", or "rsum", in which a caption counts as often as the other
+            direction has queries, so that credits stay whole numbers.
+
+    Returns:
+        credits (C,) int64, sizes (C,) int64 (queries of each cluster; videos for rsum), and the
+        percentage points that a credit is worth: metric = point x credits.sum().
+    """
+    counts = {way: len(found) for way, found in seed.ranks.items()}
+    terms = ranks.RSUM if metric == "rsum" else (metric,)
+    weight = dict(zip(DIRECTIONS, reversed([*counts.values()]), strict=True))
+    total = 0
+    for term in terms:
+        way, k = term.split(" R@")
+        found = np.bincount(seed.clusters[way], seed.ranks[way] <= int(k)).astype(np.int64)
+        total += found * (weight[way] if metric == "rsum" else 1)
+    point = 100 / counts[way] / (weight[way] if metric == "rsum" else 1)
+    return total, np.bincount(seed.clusters[way]), point
 
 
 def paired_test(
-    ours: Sequence, theirs: Sequence, direction: str, *, metric="R@1", alpha=statistics.ALPHA
+    ours: Sequence, theirs: Sequence, metric: str = "t2v R@1", *, alpha=statistics.ALPHA
 ) -> dict:
-    """`statistics.compare_ranks` of several pairs of evaluations or runs, pooled: effect and
-    queries are those of one pair."""
-    (a, videos), (b, _) = pooled(ours, direction), pooled(theirs, direction)
-    test = statistics.compare_ranks(a, b, videos, metric=metric, alpha=alpha)
-    effect, queries = test["effect"] / len(ours), test["queries"] // len(ours)
-    return test | {"effect": effect, "queries": queries}
+    """`statistics.paired_test` of two methods, on a metric as `credits` has it.
+
+    Args:
+        ours: a seed each: an evaluation or a run, or a list of them that count as one.
+        theirs: the same, on the same queries.
+    """
+    groups = [seed if isinstance(seed, list) else [seed] for seed in (*ours, *theirs)]
+    earned = [[credits(each, metric) for each in group] for group in groups]
+    sums = [sum(credit for credit, *_ in group) for group in earned]
+    _, sizes, point = earned[0][0]
+    sides = sums[: len(ours)], sums[len(ours) :]
+    return statistics.paired_test(*sides, sizes, point=point / len(groups[0]), alpha=alpha)
 
 
 def pairwise(
-    evaluations: Mapping[str, Sequence[Evaluation]],
+    evaluations: Mapping[str, Sequence],
     *,
-    metric: str = "R@1",
+    metrics: Sequence[str] = TESTED,
     alpha: float = statistics.ALPHA,
 ) -> pd.DataFrame:
-    """Every method against every other, both directions: is a better than b, or can't one tell?
+    """Every method against every other: is a better than b, or can't one tell?
 
-    Videos are swapped and resampled, not captions. The verdict rests on `p_holm`, the p-value
-    adjusted for all comparisons of a direction; `p_value` and `p_mcnemar` are not adjusted. It is
-    about these weights: the mean over the seeds that are there, not over those that might have been
-    (`statistics.compare_seeds`).
+    All rows are adjusted together. `weights` is the verdict about the weights that are there,
+    `recipe` the one about those, and those test videos, that might have been.
 
     Args:
-        evaluations: name of the method -> the evaluations of its seeds, equally many of each
-            method.
-        metric: R@1, R@5, R@10 or R@50.
-        alpha: level of the verdict and of the interval.
+        evaluations: name of the method -> the evaluations, or runs, of its seeds.
+        metrics: as `credits` has them.
+        alpha: level of the verdicts and of the interval.
 
     Returns:
-        DataFrame: a, b, direction, metric, the columns of `statistics.compare_ranks` (effect and
-        queries are those of one seed), seeds, p_holm; verdict goes by p_holm.
+        DataFrame: a, b, metric, and the columns of `statistics.with_verdicts`.
 
     Raises:
-        ValueError: as `table`; fewer than two methods, or other numbers of seeds.
+        ValueError: as `table`; or fewer than two methods.
     """
     if len(evaluations) < 2:
         raise ValueError(f"expected two evaluations or more, got {len(evaluations)}")
     _check_same_queries(
         {(name, k): seed for name, seeds in evaluations.items() for k, seed in enumerate(seeds)}
     )
-    counts = {name: len(seeds) for name, seeds in evaluations.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"expected equally many seeds of each method, got {counts}")
-    tables = []
-    for direction in DIRECTIONS:
-        rows = []
-        for a, b in combinations(evaluations, 2):
-            pair = evaluations[a], evaluations[b]
-            test = paired_test(*pair, direction, metric=metric, alpha=alpha)
-            labels = {"a": a, "b": b, "direction": direction, "metric": metric}
-            rows.append(labels | test | {"seeds": counts[a]})
-        tables.append(statistics.with_verdicts(pd.DataFrame(rows), alpha))
-    return pd.concat(tables, ignore_index=True)
-
-
-def between_seeds(
-    evaluations: Mapping[str, Sequence[Evaluation]], *, metric: str = "R@1"
-) -> pd.DataFrame:
-    """Every recipe against every other, for any seed: Welch's t test on one number a seed.
-
-    `pairwise` answers for the weights that are there, this for those that might have been.
-
-    Returns:
-        DataFrame: a, b, direction, metric, difference of the means, low, high, p_value, p_holm
-        (adjusted over a direction), verdict.
-
-    Raises:
-        ValueError: fewer than two seeds of a recipe: their spread is unknown.
-    """
-    tables = []
-    for direction in DIRECTIONS:
-        name = f"{direction} {metric}"
-        scores = {key: [seed.metrics[name] for seed in seeds] for key, seeds in evaluations.items()}
-        rows = []
-        for a, b in combinations(scores, 2):
-            labels = {"a": a, "b": b, "direction": direction, "metric": metric}
-            rows.append(labels | statistics.compare_seeds(scores[a], scores[b]))
-        tables.append(statistics.with_verdicts(pd.DataFrame(rows)))
-    return pd.concat(tables, ignore_index=True)
+    rows = [
+        {"a": a, "b": b, "metric": metric}
+        | paired_test(evaluations[a], evaluations[b], metric, alpha=alpha)
+        for metric in metrics
+        for a, b in combinations(evaluations, 2)
+    ]
+    return statistics.with_verdicts(pd.DataFrame(rows), alpha)
 
 
 def over_seeds(evaluations: Mapping[str, Sequence[Evaluation]]) -> pd.DataFrame:
@@ -165,7 +159,7 @@ def over_seeds(evaluations: Mapping[str, Sequence[Evaluation]]) -> pd.DataFrame:
             row = {}
             for metric in ("R@1", "R@5", "R@10", "MnR"):
                 values = [seed.metrics[f"{direction} {metric}"] for seed in seeds]
-                mean, deviation = statistics.mean_and_deviation(values)
+                mean, deviation = np.mean(values), pd.Series(values).std()
                 row[metric] = f"{mean:.1f} ± {deviation:.1f}" if len(seeds) > 1 else f"{mean:.1f}"
             each = [f"{seed.metrics[f'{direction} R@1']:.1f}" for seed in seeds]
             rows[name, direction] = row | {"R@1 of each seed": "  ".join(each)}

@@ -16,6 +16,7 @@ from tvrkit.data import processes
 from tvrkit.data.batch import VideoFeatures
 from tvrkit.data.loader import text_loader, video_loader
 from tvrkit.data.manifest import Split
+from tvrkit.evaluation import factors
 from tvrkit.evaluation import ranks as ranking
 from tvrkit.evaluation.postprocess import NEEDS_BANK, postprocess, postprocess_options
 from tvrkit.evaluation.ranks import DIRECTIONS
@@ -23,11 +24,15 @@ from tvrkit.evaluation.statistics import bootstrap_metrics, interval
 from tvrkit.losses.miners import margin_excess
 from tvrkit.models.method import Method
 from tvrkit.settings import Config, EvalConfig, TrainConfig
+from tvrkit.shapes.truth import Truth
 
 V2T_CONVENTION = "max over captions"  # the published one; "first hit" is reported beside it
 LARGEST = 2**32  # bytes of arrays that a file may unpack to
 BOUNDS = ("optimistic", "pessimistic")
 AS_GIVEN = ("zero-shot", "untrained", "as given")  # selections of what was not trained here
+IDS = ("caption_ids", "video_ids", "video_of_caption", "family_of_video")
+FACTORS = "factors.csv"
+NO_FACTORS = pd.DataFrame(columns=factors.COUNTED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +45,14 @@ class Evaluation:
         video_ids: (N_v,) str.
         video_of_caption: (N_t,) int64, the column of each caption's own video.
         ranks: "t2v" (N_t,) of every caption and "v2t" (N_v,) of every video, raw, from 1.
+        family_of_video: (N_v,) int64, the same for videos whose scenes are alike
+            (`factors.families_of`): what intervals resample together.
+        factors: `factors.swapped_counts`; empty where no truth is on record.
         metrics: what metrics.json holds, flat. Numbers: "t2v R@1" ... "v2t MnR" and "rsum"; each
             with "... low" and "... high" (95 % interval) and "... optimistic" and
             "... pessimistic" (tie rules); "first hit v2t R@1" ...; and all of them again for
-            post-processed scores ("dsl t2v R@1"). Counts: "t2v queries", "v2t queries", "videos".
+            post-processed scores ("dsl t2v R@1"); where truth is on record "t2v R@1 ceiling" and of
+            v2t (`factors.ceilings`). Counts: "t2v queries", "v2t queries", "videos".
             Labels: split, language, selection, ties, v2t_convention, complete, missing.
     """
 
@@ -51,12 +60,23 @@ class Evaluation:
     caption_ids: np.ndarray
     video_ids: np.ndarray
     video_of_caption: np.ndarray
+    family_of_video: np.ndarray
     ranks: dict[str, np.ndarray]
     metrics: dict
+    factors: pd.DataFrame
 
     @classmethod
     def from_similarity(
-        cls, similarity, caption_ids, video_ids, video_of_caption, settings, banks=None, **labels
+        cls,
+        similarity,
+        caption_ids,
+        video_ids,
+        video_of_caption,
+        settings,
+        *,
+        banks=None,
+        truth: Truth | None = None,
+        **labels,
     ) -> Evaluation:
         """Evaluate a similarity matrix, wherever it comes from.
 
@@ -66,6 +86,7 @@ class Evaluation:
             settings: `EvalConfig`: tie rule, bootstrap resamples, post-processing.
             banks: for "qbnorm": "t2v" (N_b, N_v) of training captions, "v2t" (N_b, N_t) of training
                 videos.
+            truth: of shapes: videos of one family share their luck.
             labels: further entries of `metrics`.
 
         Raises:
@@ -73,8 +94,10 @@ class Evaluation:
         """
         owner = np.asarray(video_of_caption, np.int64)
         similarity, banks = np.asarray(similarity, np.float32), banks or {}
+        ids = np.asarray(caption_ids, str), np.asarray(video_ids, str)
+        families = factors.families_of(ids[1], truth)
         scores = {"t2v": similarity, "v2t": similarity.T}
-        ranks, metrics = _measure(scores, owner, settings)
+        ranks, metrics = _measure(scores, owner, families, settings)
         first_hit = ranking.first_hit(similarity.T, owner, ties=settings.ties)
         metrics |= _prefixed("first hit v2t", ranking.retrieval_metrics(first_hit))
         for name in settings.postprocess:
@@ -83,12 +106,18 @@ class Evaluation:
                 way: postprocess(name, scores[way], banks.get(way), **options[way])
                 for way in DIRECTIONS
             }
-            metrics |= _prefixed(name, _measure(changed, owner, settings)[1])
+            metrics |= _prefixed(name, _measure(changed, owner, families, settings)[1])
+        metrics |= factors.ceilings(*ids, truth) if truth else {}
         counts = {f"{direction} queries": len(ranks[direction]) for direction in DIRECTIONS}
         rules = {"ties": settings.ties, "v2t_convention": V2T_CONVENTION}
-        labels |= {**counts, "videos": len(video_ids), **rules}
-        ids = np.asarray(caption_ids, str), np.asarray(video_ids, str)
-        return cls(similarity, *ids, owner, ranks, labels | metrics)
+        labels |= {**counts, "videos": len(video_ids), **rules} | metrics
+        found = cls(similarity, *ids, owner, families, ranks, labels, NO_FACTORS)
+        return replace(found, factors=factors.swapped_counts(found, truth)) if truth else found
+
+    @property
+    def clusters(self) -> dict[str, np.ndarray]:
+        """By direction, the family of each query's own video: what is resampled and swapped."""
+        return clusters(self.video_of_caption, self.family_of_video)
 
     @property
     def positives(self) -> np.ndarray:
@@ -109,11 +138,12 @@ class Evaluation:
         folder = Path(folder)
         # an older one must not vouch for the new arrays
         (folder / "metrics.json").unlink(missing_ok=True)
-        ids = {key: getattr(self, key) for key in ("caption_ids", "video_ids", "video_of_caption")}
+        ids = {key: getattr(self, key) for key in IDS}
         arrays = {"similarity": {"similarity": self.similarity}, "ranks": {**self.ranks, **ids}}
         for name, content in arrays.items():
             with files.replacing(folder / f"{name}.npz") as part:
                 np.savez_compressed(part, **content)
+        files.write_text(folder / FACTORS, self.factors.to_csv(index=False))
         files.write_json(folder / "metrics.json", self.metrics)
 
     @classmethod
@@ -125,7 +155,7 @@ class Evaluation:
             ValueError: its files belong to different evaluations.
         """
         folder = Path(folder)
-        names = ("metrics.json", "ranks.npz", "similarity.npz")
+        names = ("metrics.json", "ranks.npz", "similarity.npz", FACTORS)
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
             absent = ", ".join(missing)
@@ -140,7 +170,12 @@ class Evaluation:
                 f"{folder}: files of different evaluations: ranks {counts}, metrics {expected}, "
                 f"similarity {arrays['similarity'].shape}"
             )
-        return cls(ranks=ranks, metrics=metrics, **arrays)
+        return cls(ranks=ranks, metrics=metrics, factors=pd.read_csv(folder / FACTORS), **arrays)
+
+
+def clusters(video_of_caption: np.ndarray, family_of_video: np.ndarray) -> dict[str, np.ndarray]:
+    """See `Evaluation.clusters`."""
+    return {"t2v": family_of_video[video_of_caption], "v2t": family_of_video}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -157,7 +192,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: expected an .npz file of arrays, got {error!r:.200}") from None
 
 
-def _measure(scores: dict, owner: np.ndarray, settings: EvalConfig) -> tuple[dict, dict]:
+def _measure(
+    scores: dict, owner: np.ndarray, families: np.ndarray, settings: EvalConfig
+) -> tuple[dict, dict]:
     """Ranks of scores["t2v"] (N_t, N_v) and scores["v2t"] (N_v, N_t), and their numbers."""
     rivals = {
         "t2v": ranking.count_rivals(scores["t2v"], owner),
@@ -166,8 +203,8 @@ def _measure(scores: dict, owner: np.ndarray, settings: EvalConfig) -> tuple[dic
     ranks = {direction: counts.ranks(settings.ties) for direction, counts in rivals.items()}
     metrics = ranking.metrics_of_directions(ranks)
     samples: dict[str, np.ndarray] = {}
-    for direction, clusters in (("t2v", owner), ("v2t", None)):
-        drawn = bootstrap_metrics(ranks[direction], clusters, resamples=settings.bootstrap)
+    for direction, labels in clusters(owner, families).items():
+        drawn = bootstrap_metrics(ranks[direction], labels, resamples=settings.bootstrap)
         samples |= _prefixed(direction, drawn)
     samples["rsum"] = np.sum([samples[name] for name in ranking.RSUM], axis=0)
     for name, values in samples.items():
@@ -221,8 +258,11 @@ def evaluate(
         "missing": split.missing,
     }
     ids = split.captions["caption_id"], split.video_ids, split.video_of_caption
+    truth = factors.truth_of(split.root)
     return processes.from_main(
-        lambda: Evaluation.from_similarity(similarity, *ids, config.eval, banks, **labels)
+        lambda: Evaluation.from_similarity(
+            similarity, *ids, config.eval, banks=banks, truth=truth, **labels
+        )
     )
 
 

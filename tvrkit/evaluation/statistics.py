@@ -1,9 +1,9 @@
 """Telling a difference from noise: bootstrap intervals, paired tests and verdicts, all from
 per-query ranks.
 
-Captions of one video share its luck, so videos (clusters), not captions, are resampled or swapped.
-Gallery
-and trained weights are taken as given: what other training seeds would do, `compare_seeds` asks.
+Captions of one video share its luck, and so do videos that show one scene with a factor changed:
+clusters of them, not captions, are resampled or swapped. A verdict is about these weights, or about
+the recipe, which includes other seeds: `paired_test` has both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,13 @@ import pandas as pd
 from scipy import stats
 
 from tvrkit.evaluation.ranks import RECALLS, retrieval_metrics
-from tvrkit.settings import choose
 
 ALPHA = 0.05  # two-sided level of every interval and verdict
-HITS = {f"R@{k}": k for k in RECALLS}
 CHUNK = 2**22  # resample x query entries held at a time
+GRID = 2**18  # steps of the largest sum that `sign_flip_test` tells apart
+CANNOT_TELL = "can't tell"  # the verdict where chance would do as much
+ONE_SEED = "one seed"  # and about a recipe that was trained once
+UNTOLD = (CANNOT_TELL, ONE_SEED)
 
 
 def bootstrap_metrics(
@@ -85,79 +87,85 @@ def ratio_interval(
     return float(over.sum() / under.sum()), low, high
 
 
-def compare_ranks(
-    a,
-    b,
-    clusters=None,
-    *,
-    metric: str = "R@1",
-    alpha: float = ALPHA,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> dict:
-    """Is run a better than run b? From both runs' ranks of the same queries.
+def paired_test(a, b, sizes, *, point: float = 1.0, alpha: float = ALPHA) -> dict:
+    """Is a better than b? From what each cluster of queries earns in each seed of both.
+
+    Two questions, two p-values. About these *weights*: would swapping the two sides' answers at
+    random, cluster by cluster, give as much (`sign_flip_test`)? About the *recipe*, which other
+    seeds and other videos would be asked of: a t test whose error has three parts, the spread over
+    the seeds of a, over those of b, and over the clusters; degrees of freedom as Welch and
+    Satterthwaite have them. Luck that both seeds and clusters show counts twice: crossed random
+    effects err on the side of "can't tell" (Owen, 2007).
+
+        se^2 = point^2 (var_s(sum_c a_sc) / S_a + var_s(sum_c b_sc) / S_b + C / (C - 1) sum_c e_c^2)
+        e_c = mean_s a_sc - mean_s b_sc - sizes_c sum_c(mean_s a_sc - mean_s b_sc) / sum_c sizes_c
 
     Args:
-        a: (N,) ranks.
-        b: (N,) ranks of the same queries in the same order.
-        clusters: (N,) labels, see `bootstrap_metrics`.
-        metric: R@1, R@5, R@10 or R@50.
-        alpha: level of the verdict and of the interval.
-        resamples: swaps behind the p-value and draws behind the interval.
-        seed: of both.
+        a: (S_a, C) int, credits (queries found) of each seed in each cluster.
+        b: (S_b, C) int, of the same clusters.
+        sizes: (C,) how much of the test set each cluster is.
+        point: percentage points that a credit is worth.
+        alpha: 1 - the coverage of the interval.
 
     Returns:
-        `difference` a - b in percentage points; its interval `low`, `high`, bootstrap over
-        clusters; `wins` and `losses`, queries that only a or only b finds within K; `effect`, the
-        difference in queries; `queries`, N; `p_value` of the paired permutation test over clusters;
-        `p_mcnemar` of the exact McNemar test, which takes queries as independent: right for
-        clusters of one only; `verdict` by `p_value`: "better" (a than b), "worse" or "can't tell".
-
-    Raises:
-        ValueError: the runs do not have the same number of queries, or the metric is none of the
-            four.
+        `difference` a - b in points; `low`, `high`, its interval, over clusters and, where both
+        sides have two seeds or more, over seeds too; `effect`, the difference in credits; `seeds`,
+        the smaller number; `p_weights`; `p_recipe`, NaN where a side has one seed.
     """
-    k = HITS[choose("metric", metric, HITS)]
-    a, b = np.asarray(a), np.asarray(b)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"expected ranks of the same queries, got shapes {a.shape} and {b.shape}")
-    labels = _labels(clusters, len(a))
-    gain = (a <= k).astype(np.int64) - (b <= k)
-    by_cluster, sizes = np.bincount(labels, gain), np.bincount(labels)
-    draws = _draws(len(sizes), len(sizes), resamples, seed)
-    samples = np.concatenate([100 * (drawn @ by_cluster) / (drawn @ sizes) for drawn in draws])
-    p_value = sign_flip_test(by_cluster, resamples=resamples, seed=seed)
-    wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
-    mcnemar = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-    difference, (low, high) = 100 * float(gain.mean()), interval(samples, alpha=alpha)
-    row = {"difference": difference, "low": low, "high": high, "effect": wins - losses}
-    row |= {"wins": wins, "losses": losses, "queries": len(gain)}
-    row |= {"p_value": p_value, "p_mcnemar": mcnemar}
-    return row | {"verdict": verdict(difference, p_value, alpha)}
+    a, b, sizes = np.atleast_2d(a), np.atleast_2d(b), np.asarray(sizes)
+    gain = a.mean(0) - b.mean(0)
+    rest = gain - sizes * gain.sum() / sizes.sum()
+    clusters = len(rest) * (rest @ rest) / max(len(rest) - 1, 1)
+    parts, freedom = [clusters], [max(len(rest) - 1, 1)]
+    seeds = min(len(a), len(b))
+    if seeds > 1:
+        parts += [side.sum(1).var(ddof=1) / len(side) for side in (a, b)]
+        freedom += [len(side) - 1 for side in (a, b)]
+    error = point * np.sqrt(sum(parts))
+    degrees = sum(parts) ** 2 / max(np.square(parts) @ (1 / np.array(freedom)), 1e-300)
+    difference = point * float(gain.sum())
+    reach = float(stats.t.ppf(1 - alpha / 2, max(degrees, 1)) * error)
+    row = {"difference": difference, "low": difference - reach, "high": difference + reach}
+    p_recipe = np.nan
+    if seeds > 1:
+        p_recipe = 2 * float(stats.t.sf(abs(difference) / error, degrees)) if error else 1.0
+    p_weights = sign_flip_test(len(b) * a.sum(0) - len(a) * b.sum(0))
+    about = {"effect": float(gain.sum()), "seeds": seeds}
+    return row | about | {"p_weights": p_weights, "p_recipe": p_recipe}
 
 
 def verdict(difference: float, p_value: float, alpha: float = ALPHA) -> str:
-    """The word for it: "better", "worse", or "can't tell" where `p_value` is not below `alpha`."""
-    if not p_value < alpha:
-        return "can't tell"
+    """The word for it: "better", "worse", or "can't tell" where `p_value` is not below `alpha`;
+    "one seed" where it is NaN."""
+    if np.isnan(p_value):
+        return ONE_SEED
+    if p_value >= alpha:
+        return CANNOT_TELL
     return "better" if difference > 0 else "worse"
 
 
-def sign_flip_test(differences, *, resamples: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of the paired permutation test: the two runs of each pair are swapped at
-    random.
+def sign_flip_test(differences) -> float:
+    """Two-sided p-value of the paired permutation test, exact: all 2^C ways to swap the two sides.
 
-    p = (1 + swaps at least as extreme as what came) / (1 + resamples). The sum is drawn as one
-    binomial per distinct size of difference, which has the distribution of one coin per pair.
+        p = P(|sum_c +-d_c| >= |sum_c d_c|), each sign a fair coin
+
+    The distribution of the sum is built up difference by difference (a convolution over integers);
+    where each is -1, 0 or 1 it is McNemar's exact test. Sums above `GRID` are rounded to a grid of
+    that many steps.
 
     Args:
         differences: (C,) integer differences a - b, one per independent pair.
     """
-    differences = np.asarray(differences)
-    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
-    heads = np.random.default_rng(seed).binomial(counts, 0.5, size=(resamples, len(counts)))
-    flipped = (2 * heads - counts) @ sizes
-    return float((1 + (np.abs(flipped) >= np.abs(differences.sum())).sum()) / (1 + resamples))
+    differences = np.asarray(differences, np.int64)
+    sizes = np.abs(differences[differences != 0])
+    step = max(np.gcd.reduce(sizes), -(-sizes.sum() // GRID)) if len(sizes) else 1
+    differences, sizes = np.rint(differences / step), np.rint(sizes / step).astype(int)
+    chance = np.eye(1, sizes.sum() + 1)[0]  # of each sum of those that keep their sign
+    for size in sizes:
+        chance[size:] = (chance[size:] + chance[: len(chance) - size]) / 2
+        chance[:size] /= 2
+    sums = np.abs(2 * np.arange(len(chance)) - len(chance) + 1)
+    return float(min(1.0, chance[sums >= abs(differences.sum())].sum()))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -170,38 +178,24 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def with_verdicts(table: pd.DataFrame, alpha: float = ALPHA) -> pd.DataFrame:
-    """A table of differences and p-values, with `p_holm`, adjusted over its rows, and
-    `verdict`."""
-    table = table.assign(p_holm=holm(table["p_value"]))
-    pairs = zip(table["difference"], table["p_holm"], strict=True)
-    return table.assign(verdict=[verdict(*pair, alpha) for pair in pairs])
+    """A table of `paired_test`s with verdicts in words, adjusted over all of its rows (Holm).
 
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over seeds and their sample standard deviation, NaN for a single seed."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    return float(np.mean(values)), deviation
-
-
-def compare_seeds(a: Sequence[float], b: Sequence[float], *, alpha: float = ALPHA) -> dict:
-    """Is method a better than b over training seeds? Welch's t test on one number (higher = better)
-    per seed.
-
-    `compare_ranks` answers for two sets of weights, this for two recipes: it needs many seeds.
+    A table is what a reader sees together: whoever reads all of its rows is misled with a chance of
+    at most `alpha`. Rows that were not tested (difference NaN) get no verdict and do not count.
 
     Returns:
-        `difference` of the means, its interval `low`, `high`, `p_value`, `verdict`.
-
-    Raises:
-        ValueError: fewer than two seeds on a side: their spread is unknown.
+        The table with, for "weights" and "recipe", `holm_<it>` and the verdict `<it>`.
     """
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"expected two seeds or more on each side, got {len(a)} and {len(b)}")
-    test = stats.ttest_ind(a, b, equal_var=False)
-    difference, bounds = float(np.mean(a) - np.mean(b)), test.confidence_interval(1 - alpha)
-    row = {"difference": difference, "low": float(bounds.low), "high": float(bounds.high)}
-    p_value = float(test.pvalue)
-    return row | {"p_value": p_value, "verdict": verdict(difference, p_value, alpha)}
+    if "difference" not in table:
+        return table
+    tested = table[table["difference"].notna()]
+    for about in ("weights", "recipe"):
+        p_values = tested[f"p_{about}"].astype(float)
+        adjusted = pd.Series(holm(p_values.dropna()), p_values.dropna().index).reindex(tested.index)
+        pairs = zip(tested["difference"], adjusted, strict=True)
+        words = [verdict(*pair, alpha) for pair in pairs]
+        tested = tested.assign(**{f"holm_{about}": adjusted, about: words})
+    return table.join(tested[tested.columns.difference(table.columns)])
 
 
 def _labels(clusters, queries: int) -> np.ndarray:

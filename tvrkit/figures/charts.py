@@ -16,6 +16,12 @@ from tvrkit.figures.style import INK, NEUTRAL, RIGHT, WIDTH, WRONG, Options, col
 Lines = Mapping[str, np.ndarray]
 RANK_BINS = {"1": (1, 1), "2-5": (2, 5), "6-10": (6, 10), "11-50": (11, 50), "> 50": (51, np.inf)}
 POINTS: Options = {"fmt": "o", "color": RIGHT, "markersize": 7, "markerfacecolor": "white"}
+TOLD = ("recipe", "weights")  # what a verdict is about
+TOLD_LEGEND = (
+    ("the recipes differ", INK, INK),
+    ("these weights do, of the recipes one can't tell", INK, "white"),
+    ("one can't tell", NEUTRAL, "white"),
+)
 DASHED: Options = {"linestyle": "--", "color": NEUTRAL, "linewidth": 1}
 
 
@@ -237,88 +243,84 @@ def histogram(values: Lines, bins: int | Sequence[float], *, xlabel: str, ylabel
 
 
 @styled
-def forest_plot(
-    names: Sequence[str],
-    differences: Sequence[float],
-    intervals: Sequence,
-    *,
-    significant: Sequence[bool],
-    verdicts: Sequence[str],
-    xlabel: str,
-) -> Figure:
-    """Differences (N,) with intervals (N, 2) and verdicts in words; filled where `significant`."""
-    figure, (ax,) = _axes(8.5, 0.55 * len(names) + 1.2)
-    beside: Options = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 10}
-    rows = zip(differences, intervals, significant, verdicts, strict=True)
-    for row, (value, interval, sure, verdict) in enumerate(rows):
-        colour = (RIGHT if value > 0 else WRONG) if sure else NEUTRAL
-        face = colour if sure else "white"
-        ax.plot(interval, [row, row], color=colour)
-        ax.plot([value], [row], "o", color=colour, markerfacecolor=face, markersize=8)
-        ax.annotate(verdict, (1.01, row), annotation_clip=False, **beside)
-    ax.axvline(0, color=INK, linewidth=1)
-    ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
-    ax.grid(visible=False, axis="y")
+def forest_plot(tests: pd.DataFrame, *, xlabel: str) -> Figure:
+    """Differences with intervals, and what can be told of them, in a panel per metric.
+
+    Args:
+        tests: rows of `tvrkit.evaluation.statistics.with_verdicts`, index name, with the column
+            metric; each name has all metrics.
+        xlabel: of what the differences are.
+    """
+    names, metrics = tests.index.unique(), tests["metric"].unique()
+    figure, axes = _axes(WIDTH, 0.62 * len(names) + 1.5, columns=len(metrics))
+    for ax, metric in zip(axes, metrics, strict=True):
+        rows = tests[tests["metric"] == metric].loc[names]
+        for place, row in enumerate(rows.itertuples()):
+            told = {about: getattr(row, about) in ("better", "worse") for about in TOLD}
+            colour = (RIGHT if row.difference > 0 else WRONG) if any(told.values()) else NEUTRAL
+            look: Options = {"markerfacecolor": colour if told["recipe"] else "white"}
+            ax.plot([row.low, row.high], [place, place], color=colour)
+            ax.plot([row.difference], [place], "o", color=colour, markersize=8, **look)
+            p_values = " / ".join(f"{p:.3f}" for p in (row.holm_weights, row.holm_recipe) if p == p)
+            above: Options = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+            ax.annotate(p_values, (row.difference, place), (0, 8), color=INK, **above)
+        ax.axvline(0, color=INK, linewidth=1)
+        ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
+        ax.set(xlabel=metric, ylim=(len(names) - 0.5, -0.7))
+        ax.grid(visible=False, axis="y")
+    for label, edge, face in TOLD_LEGEND:
+        axes[0].plot([], [], "o", color=edge, markerfacecolor=face, markersize=8, label=label)
+    where: Options = {"loc": "outside lower center", "ncols": 3}
+    what = f"{xlabel}; numbers: p of these weights / of the recipe, adjusted"
+    figure.legend(*axes[0].get_legend_handles_labels(), title=what, **where)
     return figure
-
-
-def differences(pairs: pd.DataFrame, *, xlabel: str, title: str = "") -> Figure:
-    """`forest_plot` of the rows of `tvrkit.evaluation.compare.pairwise`."""
-    rows = list(pairs.itertuples())
-    return forest_plot(
-        [f"{row.direction}: {row.a}\nminus {row.b}" for row in rows],
-        pairs["difference"],
-        pairs[["low", "high"]].to_numpy(),
-        significant=pairs["verdict"] != "can't tell",
-        verdicts=[
-            f"{row.verdict}, p = {row.p_holm:.4f}, {row.effect:+.0f} queries" for row in rows
-        ],
-        xlabel=xlabel,
-        title=title,
-    )
 
 
 @styled
 def ablation(
     names: Sequence[str],
-    recall: np.ndarray,
-    intervals: np.ndarray,
+    panels: Mapping[str, np.ndarray],
     *,
     reference: str,
-    ylabel: str,
     x: Sequence | None = None,
     xlabel: str = "",
     log: bool = False,
 ) -> Figure:
-    """Recall (N,) in % with intervals (N, 2) of variants: by name, or as a line over `x` (N,).
+    """Values and intervals of variants, a panel per quantity: by name, or as a line over `x`.
 
-    The reference is filled, its recall a dashed line. A logarithmic axis is linear below the
+    The reference is filled, its value a dashed line. A logarithmic axis is linear below the
     smallest value above 0.
+
+    Args:
+        names: of N variants.
+        panels: label -> (N, 3) float: value, low, high.
     """
-    figure, (ax,) = _axes(height=max(3.2, 0.36 * len(names) + 1.2))
-    recall = np.asarray(recall, float)
-    reach = np.abs(np.asarray(intervals, float).T - recall)
+    figure, axes = _axes(WIDTH, max(3.2, 0.36 * len(names) + 1.2), columns=len(panels))
     row = list(names).index(reference) if reference in names else None
     filled: Options = {"color": RIGHT, "markersize": 7, "zorder": 3}
-    if x is None:
-        ax.errorbar(recall, range(len(names)), xerr=reach, capsize=3, linewidth=1.5, **POINTS)
-        ax.set_yticks(range(len(names)), names)
-        ax.set(xlabel=ylabel, ylim=(len(names) - 0.5, -0.5))
+    for ax, (label, values) in zip(axes, panels.items(), strict=True):
+        value, reach = values[:, 0], np.abs(values[:, 1:].T - values[:, 0])
+        look: Options = {**POINTS, "capsize": 3, "linewidth": 1.5}
+        if x is None:
+            ax.errorbar(value, range(len(names)), xerr=reach, **look)
+            ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
+            ax.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        else:
+            places = np.asarray(x, float)
+            ax.errorbar(places, value, yerr=reach, **look | {"fmt": "o-"})
+            if log:
+                ax.set_xscale("symlog", linthresh=places[places > 0].min())
+            ax.set_xticks(places, [f"{place:g}" for place in x])
+            ax.minorticks_off()
+            ax.set(xlabel=xlabel, ylabel=label)
         if row is not None:
-            ax.axvline(recall[row], zorder=0, **DASHED)
-            ax.plot(recall[row], row, "o", **filled)
-        return figure
-    line = {**POINTS, "fmt": "o-", "capsize": 3, "linewidth": 1.5}
-    ax.errorbar(places := np.asarray(x, float), recall, yerr=reach, **line)
-    if log:
-        ax.set_xscale("symlog", linthresh=places[places > 0].min())
-    ax.set_xticks(places, [f"{value:g}" for value in x])
-    ax.minorticks_off()
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    if row is not None:
-        ax.axhline(recall[row], zorder=0, **DASHED)
-        ax.plot(places[row], recall[row], "o", **filled)
+            line, at = (
+                (ax.axvline, (value[row], row))
+                if x is None
+                else (ax.axhline, (places[row], value[row]))
+            )
+            line(value[row], zorder=0, **DASHED)
+            ax.plot(*at, "o", **filled)
     return figure
 
 

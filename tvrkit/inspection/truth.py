@@ -7,9 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from tvrkit.data.manifest import Split
-from tvrkit.evaluation.evaluate import Evaluation
-from tvrkit.evaluation.ranks import retrieval_metrics
-from tvrkit.evaluation.statistics import ALPHA, bootstrap_metrics, interval
+from tvrkit.evaluation.statistics import ALPHA
 from tvrkit.inspection.attention import attention_lift, overlapping, word_spans
 from tvrkit.inspection.diagnostics import Diagnostics, auc
 from tvrkit.inspection.negatives import LIKE, caption_likeness
@@ -18,8 +16,6 @@ from tvrkit.shapes.truth import Truth
 
 # of 255: shapes' objects are coloured or white, everything else is nearly grey and dim
 VIVID, PALE = 70, 190
-# words that tell a swapped order apart: both motions; another factor is told by itself
-NEEDED = {"order": {"motion", "then"}}
 
 
 def kinds_of_pairs(split: Split, truth: Truth | None) -> dict[str, np.ndarray]:
@@ -57,55 +53,6 @@ def object_pixels(frames: np.ndarray) -> np.ndarray:
     colour."""
     low, high = (bound(frames.astype(int), axis=3) for bound in (np.min, np.max))
     return (high - low > VIVID) | (low > PALE)
-
-
-def per_factor_accuracy(seeds: Sequence[Evaluation], truth: Truth) -> pd.DataFrame:
-    """Which swapped factor fools the model: accuracy on shapes videos that differ in exactly one
-    factor.
-
-    A pair is a caption that mentions the factor and a video of the split that differs from its own
-    in that factor only. It is right if the own video scores higher; a tie is wrong. Chance is 50 %.
-
-    Args:
-        seeds: evaluations of one method's seeds on a split of shapes; the mean over them is taken.
-        truth: of the data set.
-
-    Returns:
-        DataFrame, one row per factor: factor, accuracy (percent), low, high (95 %, families
-        resampled; NaN where there is one family only), pairs, captions, families (of one seed).
-    """
-    pairs, rows = swapped_pairs(seeds[0], truth), []
-    own, rival = (
-        np.array([seed.similarity[pairs["row"], pairs[side]] for seed in seeds])
-        for side in ("own", "rival")
-    )
-    ranks = 1 + (own <= rival)
-    for factor, group in pairs.groupby("factor"):
-        of_factor, families = ranks[:, group.index].ravel(), group["family"].nunique()
-        samples = bootstrap_metrics(of_factor, np.tile(group["family"], len(seeds)))["R@1"]
-        bounds = interval(samples) if families > 1 else (np.nan, np.nan)
-        counts = len(group), group["row"].nunique(), families
-        rows.append((factor, retrieval_metrics(of_factor)["R@1"], *bounds, *counts))
-    columns = ["factor", "accuracy", "low", "high", "pairs", "captions", "families"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def swapped_pairs(evaluation: Evaluation, truth: Truth) -> pd.DataFrame:
-    """Captions and the videos of the split that differ from their own in one factor they mention.
-
-    Returns:
-        DataFrame: factor, row (of the caption), own and rival (columns of both videos), family.
-    """
-    names, owners = evaluation.video_ids, evaluation.video_of_caption
-    column, pairs = {name: place for place, name in enumerate(names)}, []
-    swapped, families = [truth.swapped(name) for name in names], truth.videos.family[names]
-    mentioned = truth.captions.mentioned[evaluation.caption_ids]
-    for row, (own, said) in enumerate(zip(owners, mentioned, strict=True)):
-        for factor, rivals in swapped[own].items():
-            if NEEDED.get(factor, {factor}) <= set(said):
-                rivals = [column[rival] for rival in rivals if rival in column]
-                pairs += [(factor, row, own, rival, families.iloc[own]) for rival in rivals]
-    return pd.DataFrame(pairs, columns=["factor", "row", "own", "rival", "family"])
 
 
 def partial_captions(truth: Truth, caption_ids: pd.Series) -> tuple[np.ndarray, np.ndarray]:

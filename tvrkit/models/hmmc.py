@@ -102,6 +102,15 @@ class HMMC(Method):
         loss = self.settings.video_weight * vtm + self.settings.frame_weight * ftm
         return {"loss": loss, "vtm": vtm, "ftm": ftm}
 
+    def part_signs(
+        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
+    ) -> Tensors:
+        """Standard deviation of the cosines of a caption and its video's frames: of equal ones no
+        best can be chosen."""
+        scores = torch.cosine_similarity(video.frames, text.sentence[:, None], dim=-1)
+        mean = (scores * video.mask).sum(1, keepdim=True) / video.mask.sum(1, keepdim=True)
+        return {"spread of frame scores": ((scores - mean)[video.mask]).square().mean().sqrt()}
+
     @torch.no_grad()
     def explain(self, text: TextFeatures, video: VideoFeatures) -> Tensors:
         """What the score looks at, for B matched pairs.

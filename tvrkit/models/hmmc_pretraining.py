@@ -154,6 +154,29 @@ class HMMCPretraining(HMMC):
         loss = loss + choice.frame_weight * ftm + choice.language_weight * mlm
         return {"loss": loss, "fam": fam, "vtm": vtm, "ftm": ftm, "mlm": mlm}
 
+    def part_signs(
+        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
+    ) -> Tensors:
+        """As HMMC; also the share of masked words that are guessed (%), that of the commonest of
+        them, and how far the momentum encoders are behind (% of the length of the weights)."""
+        ids = {"mask_token": self.mask_token, "vocabulary": self.word_head.size}
+        share = self.settings.mask_share
+        tokens, mask = batch.tokens, batch.token_mask
+        draws = torch.rand(len(tokens), 3, tokens.shape[1]).to(tokens.device)
+        masked, labels = mask_words(tokens, mask, draws, share=share, **ids)
+        guessed = self.word_head(self.backbone.encode_text(masked, mask)[0])
+        chosen = labels != UNMASKED
+        right = guessed.argmax(-1)[chosen] == labels[chosen]
+        _, counts = labels[chosen].unique(return_counts=True)
+        found = {"masked words guessed (%)": 100 * right.float().mean()}
+        found["the commonest of them (%)"] = 100 * counts.max() / counts.sum()
+        fast = [(module, self.slow[name]) for name, module in self._fast().items()]
+        pairs = [p for both in fast for p in zip(*(m.parameters() for m in both), strict=True)]
+        behind = sum((a - b).square().sum() for a, b in pairs)
+        length = sum(a.square().sum() for a, _ in pairs)
+        found["momentum encoders behind (%)"] = 100 * (behind / length).sqrt()
+        return super().part_signs(text, video, batch) | found
+
     def _text_losses(self, name: str, text, video, negatives) -> tuple[Tensor, Tensor, Tensor]:
         """VTM, FTM and MLM of one text."""
         cold = {"temperature": self.settings.temperature}

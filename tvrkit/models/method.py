@@ -63,6 +63,34 @@ class Method(nn.Module):
         """What happens before each training step (a momentum update); nothing in most methods."""
 
     @torch.no_grad()
+    def signs(self, batch: TextVideoBatch) -> dict[str, float]:
+        """What shows that each part is alive, on B matched pairs: sign -> number.
+
+        Every method has "change by reversed frames": how far a matched score moves when the frames
+        come in the other order, in standard deviations of all scores; 0 for a mean over frames. The
+        others are those of `part_signs`. `tvrkit.reporting.signs` says from where on a part is
+        dead.
+        """
+        text, video = self.encode_text(batch), self.encode_video(batch)
+        count, place = batch.frame_mask.sum(1, keepdim=True), torch.arange(batch.frames.shape[1])
+        place = place.to(count.device).expand(len(batch), -1)
+        order = torch.where(batch.frame_mask, count - 1 - place, place)
+        frames = self.backbone.encode_frames(batch.frames)
+        frames = frames.gather(1, order[..., None].expand_as(frames))
+        reversed_video = self.video_features(frames, batch.frame_mask)
+        scores = self.similarity(text, video)
+        moved = (scores - self.similarity(text, reversed_video)).diagonal().abs().mean()
+        found = {"change by reversed frames": moved / scores.std()}
+        found |= self.part_signs(text, video, batch)
+        return {name: float(value) for name, value in found.items()}
+
+    def part_signs(
+        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
+    ) -> Tensors:
+        """Signs of a method's own parts; none in methods that have none."""
+        return {}
+
+    @torch.no_grad()
     def explain(self, text: TextFeatures, video: VideoFeatures) -> Tensors:
         """Named attention tensors of B matched pairs, without gradient.
 

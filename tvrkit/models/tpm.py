@@ -145,6 +145,13 @@ class TokenWeightPredictor(nn.Module):
         return logits.masked_fill(real == 0, -torch.inf).softmax(dim=-1)
 
 
+def inner_words(mask: Tensor) -> Tensor:
+    """(B, L) bool: words (B, L) less the start and end token of each caption."""
+    inner = mask.clone().bool()
+    inner[:, 0] = inner[torch.arange(len(mask)), mask.sum(dim=1) - 1] = False
+    return inner
+
+
 def select_tokens(
     tokens: Tensor, weight: Tensor, threshold: float, *, straight_through: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -272,6 +279,25 @@ class PartialOrder(nn.Module):
         halved = self.scores(pairs, threshold=self.threshold / 2, **options)
         return {
             name: torch.stack([scores[whole], halved[masked], scores[masked]], dim=1)
+            for name, (whole, masked) in self.margins.items()
+        }
+
+    def signs(self, pairs: Pairs) -> Tensors:
+        """What is masked (% of words, of frames, of captions in which any word is), how much of the
+        word predictor's weight the start and end tokens hold (%), and how often the full score wins
+        (% of pairs)."""
+        maps, words = self.select(pairs)[1], inner_words(pairs.word_mask)
+        gone = maps["word_kept"].round() == 0, maps["frame_kept"].round() == 0
+        ends = maps["partial_word_weight"] * (pairs.word_mask & ~words)
+        found = {
+            "words masked (%)": 100 * gone[0][words].float().mean(),
+            "captions with a masked word (%)": 100 * (gone[0] & words).any(1).float().mean(),
+            "frames masked (%)": 100 * gone[1][pairs.frame_mask].float().mean(),
+            "word predictor's weight on start and end (%)": 100 * ends.sum(1).mean(),
+        }
+        scores = self.scores(pairs)
+        return found | {
+            f"{name}: full above masked (%)": 100 * (scores[whole] > scores[masked]).float().mean()
             for name, (whole, masked) in self.margins.items()
         }
 

@@ -6,7 +6,7 @@ import pandas as pd
 import yaml
 
 from tvrkit import files
-from tvrkit.evaluation.ranks import DIRECTIONS
+from tvrkit.evaluation import compare, statistics
 from tvrkit.reporting import sweeps, tables
 from tvrkit.settings import parse, settings
 from tvrkit.training.runs import Run, sound
@@ -36,16 +36,19 @@ class Claim:
     part: str | None = None
     variant: str | None = None
 
-    def pairs(self, run: str) -> list[tuple[Run, Run]]:
-        """The finished runs that test it, of one seed and protocol, ours first."""
+    def sides(self, run: str) -> tuple[list, list]:
+        """The finished runs that test it, of the same seeds and one protocol: ours, theirs."""
         if self.sweep and self.part:
-            return sweeps.part_pairs(self.sweep, run)[self.part]
+            return sweeps.part_sides(self.sweep, run)[self.part]
         if self.sweep:
             done, reference = sweeps.finished(self.sweep, run), sweeps.load(self.sweep).reference
-            pairs = sweeps.shared(done.get(reference, {}), done.get(self.variant or "", {}))
+            ours, theirs = done.get(reference, {}), done.get(self.variant or "", {})
         else:
-            pairs = sweeps.shared(_by_seed(f"{run}/{self.runs}"), _by_seed(f"{run}/{self.against}"))
-        return [(a, b) for a, b in pairs if tables.protocol_of(a) == tables.protocol_of(b)]
+            ours, theirs = (_by_seed(f"{run}/{name}") for name in (self.runs, self.against))
+        seeds = [seed for seed in ours if seed in theirs]
+        if len({tables.protocol_of(side[seed]) for side in (ours, theirs) for seed in seeds}) > 1:
+            return [], []
+        return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
 
 
 def _by_seed(folder: str) -> dict[int, Run]:
@@ -59,54 +62,59 @@ def load() -> list[Claim]:
 
 
 def results(run: str) -> pd.DataFrame:
-    """One row per claim and direction: the paired test of R@1.
-
-    p-values are adjusted in each direction over the claims that one sweep tests, or that whole
-    recipes do: as notebooks 06 and 03 do it.
+    """One row per claim and metric of `compare.TESTED`; all rows are adjusted together.
 
     Returns:
-        DataFrame: paper, says, tested_on, direction, sweep; and of the claims that some runs test
-        `tables.paired`, p_holm, verdict ("better", "worse", "can't tell").
+        DataFrame, index number of the claim: paper, says, tested_on, metric; and of the claims that
+        some runs test the columns of `statistics.with_verdicts`.
 
     Raises:
         ValueError: as `sweeps.finished`.
     """
     rows = []
-    for claim in load():
-        pairs = claim.pairs(run)
-        about = {"paper": claim.paper, "says": claim.says, "sweep": claim.sweep or ""}
-        about["tested_on"] = _tested_on(claim, pairs, run)
-        for direction in DIRECTIONS:
-            test = tables.paired(pairs, direction) if pairs else {}
-            rows.append({**about, "direction": direction, **test})
-    families = pd.DataFrame(rows).groupby(["sweep", "direction"])
-    return pd.concat([tables.with_verdicts(family) for _, family in families]).sort_index()
+    for number, claim in enumerate(load(), 1):
+        ours, theirs = claim.sides(run)
+        about = {"claim": number, "paper": claim.paper, "says": claim.says}
+        about["tested_on"] = _tested_on(claim, ours, run)
+        for metric in compare.TESTED:
+            test = compare.paired_test(ours, theirs, metric) if ours else {}
+            rows.append({**about, "metric": metric, **test})
+    return statistics.with_verdicts(pd.DataFrame(rows)).set_index("claim")
 
 
-def _tested_on(claim: Claim, pairs: list[tuple[Run, Run]], run: str) -> str:
-    if not pairs:
+def _tested_on(claim: Claim, ours: list, run: str) -> str:
+    if not ours:
         sweep = claim.sweep and sweeps.training_command(claim.sweep, run)
         return sweep or f"{claim.runs} against {claim.against}"
-    data, metrics = pairs[0][0].card["data"], pairs[0][0].metrics
+    first = ours[0][0] if claim.part else ours[0]
+    data, videos = first.card["data"], first.metrics["videos"]
     preset = (data.get("made_from") or {}).get("preset", "")
-    videos = f"{data['protocol']} {preset}".strip() + f", {metrics['videos']:,} videos"
-    count = f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of runs"
-    return f"{videos}, {count}" + (f", sweep {claim.sweep}" if claim.sweep else "")
+    seeds = f"{len(ours)} seed{'s' * (len(ours) > 1)}"
+    where = f"{data['protocol']} {preset}".strip() + f", {videos:,} videos, {seeds}"
+    return where + (f", sweep {claim.sweep}" if claim.sweep else "")
 
 
 def shown(results: pd.DataFrame) -> pd.DataFrame:
-    """`results` as a reader sees it: a row per claim, a verdict per direction."""
-    columns = {"t2v": "text to video", "v2t": "video to text"}
-    about = results[["paper", "says", "tested_on"]].iloc[::2].reset_index(drop=True)
-    cells = results.apply(_verdict, axis=1)
-    for direction, title in columns.items():
-        about[title] = cells[results["direction"] == direction].to_list()
-    order = ["paper", "says", *columns.values(), "tested_on"]
-    return about[order].rename(columns={"says": "it says", "tested_on": "tested on"})
+    """`results` as a reader sees it: a row per claim, with what the run says in sentences."""
+    about = results[["paper", "says", "tested_on"]].groupby(level=0).first()
+    about["run"] = results.groupby(level=0).apply(sentences)
+    order = {"paper": "paper", "says": "it says", "run": "this run says", "tested_on": "tested on"}
+    return about[list(order)].rename(columns=order)
 
 
-def _verdict(row: pd.Series) -> str:
-    if pd.isna(row.get("verdict")):
+def sentences(tests: pd.DataFrame) -> str:
+    """What a run says to one claim, from its rows of `results`."""
+    if tests.get("difference", pd.Series(dtype=float)).isna().all():
         return UNTESTED
-    ends = tables.interval(row["low"], row["high"], sign="+")
-    return f"{row['verdict']}: {row['difference']:+.1f} {ends}"
+    told = ", ".join(f"{test['metric']} {tables.difference(test)}" for _, test in tests.iterrows())
+    lowest = {
+        about: f"lowest {tables.p_value(tests[f'holm_{about}'].min())}"
+        for about in ("recipe", "weights")
+    }
+    recipe, weights = (tables.verdicts(tests, about) for about in lowest)
+    if recipe != statistics.ONE_SEED:
+        recipe += f" ({lowest['recipe']})"
+    return (
+        f"With it minus without: {told}. About the recipe: {recipe}. "
+        f"About these weights: {weights} ({lowest['weights']})."
+    )

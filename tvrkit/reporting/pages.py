@@ -25,7 +25,7 @@ from tvrkit import figures, files
 from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.reporting import claims
-from tvrkit.reporting.tables import differences_figure, interval, number, protocol_of, results
+from tvrkit.reporting.tables import interval, number, protocol_of, results
 from tvrkit.training.runs import Run, sound
 
 ABSENT = "–"
@@ -117,7 +117,7 @@ def markdown(run: str) -> str:
     """A run's claims and its tables of few columns, as Markdown: what reports/README.md shows."""
     tables = [("", claims.shown(claims.results(run)))]
     tables += _few(_tables(sections(run).get("", []), files.run(run)), OF_RUN)
-    return "\n\n".join(f"{label}\n\n{_markdown(frame)}".strip() for label, frame in tables) + "\n"
+    return "\n\n".join(f"{label}\n\n{as_markdown(frame)}".strip() for label, frame in tables) + "\n"
 
 
 def render(template: str, **values: object) -> str:
@@ -218,11 +218,11 @@ def _written(row: dict[str, dict]) -> dict[str, str]:
 
 
 def _claims_figure(tested: pd.DataFrame, root: Path) -> str | None:
-    if "verdict" not in tested:
+    if "recipe" not in tested:
         return None
-    rows = tested[(tested["direction"] == "t2v") & tested["verdict"].notna()]
+    rows = tested[tested["recipe"].notna()]
     names = [textwrap.fill(f"{row.paper}: {row.says}", 40) for row in rows.itertuples()]
-    figure = differences_figure(rows, names)
+    figure = figures.forest_plot(rows.set_axis(names), xlabel="difference (points)")
     figures.save(figure, root / "figures", "claims")
     return "figures/claims.png"
 
@@ -261,7 +261,7 @@ def _title(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _markdown(frame: pd.DataFrame) -> str:
+def as_markdown(frame: pd.DataFrame) -> str:
     """A table of texts; what a cell holds stays text."""
     rows = [[*frame.columns], ["---"] * len(frame.columns)]
     for row in frame.itertuples(index=False):

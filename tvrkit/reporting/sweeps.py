@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from tvrkit import figures, files
-from tvrkit.evaluation import statistics
+from tvrkit.evaluation import compare, statistics
 from tvrkit.recipes import load_profile, load_recipe
 from tvrkit.reporting import tables
 from tvrkit.settings import Config, choose, parse, settings
@@ -40,11 +40,6 @@ FORMATS = {  # of a table's columns: the title that a reader sees, and how a val
     "t2v R@1 sd": ("sd", "± {:.1f}"),
     "v2t R@1": ("v2t R@1", "{:.1f}"),
     "rsum": ("rsum", "{:.0f}"),
-    "difference": ("difference", "{:+.1f}"),
-    "effect": ("queries", "{:+.0f}"),
-    "p_holm": ("p, Holm", "{:.3f}"),
-    "verdict": ("verdict", "{}"),
-    "over_seeds": ("over seeds", "{}"),
     "seconds": ("time (s)", "{:.0f}"),
     "memory_mb": ("memory (MB)", "{:.0f}"),
     "threads": ("threads", "{}"),
@@ -289,13 +284,8 @@ def _with(overrides: list[str], run: Run) -> Config:
     return replace(config, recipe=run.recipe)
 
 
-def shared(first: dict[int, Run], second: dict[int, Run]) -> list[tuple[Run, Run]]:
-    """The runs of both with one seed."""
-    return [(first[seed], second[seed]) for seed in first if seed in second]
-
-
-def part_pairs(name: str, run: str) -> dict[str, list[tuple[Run, Run]]]:
-    """Each part of a grid -> every variant with it, beside the one that lacks nothing but it.
+def part_sides(name: str, run: str) -> dict[str, tuple[list, list]]:
+    """Each part of a grid -> by seed, the variants with it, and those that lack nothing but it.
 
     Raises:
         ValueError: as `finished`; or an axis does not have two levels.
@@ -304,84 +294,77 @@ def part_pairs(name: str, run: str) -> dict[str, list[tuple[Run, Run]]]:
     if wrong := [axis for axis, levels in grid.items() if len(levels) != 2]:
         expected = f"main effects of {name}: expected two levels of each axis"
         raise ValueError(f"{expected}, not so {', '.join(wrong)}")
-    pairs: dict[str, list] = {axis: [] for axis in grid}
+    sides: dict[str, tuple[list, list]] = {}
     for axis, two in grid.items():
-        sides = (itertools.product(*{**grid, axis: [level]}.values()) for level in two)
-        for present, absent in zip(*sides, strict=True):
-            pairs[axis] += shared(done.get(_joined(present), {}), done.get(_joined(absent), {}))
-    return pairs
+        combined = (itertools.product(*{**grid, axis: [level]}.values()) for level in two)
+        variants = [[done.get(_joined(levels), {}) for levels in side] for side in combined]
+        seeds = set.intersection(*(set(runs) for side in variants for runs in side))
+        present, absent = ([[runs[k] for runs in side] for k in sorted(seeds)] for side in variants)
+        sides[axis] = present, absent
+    return sides
 
 
 def results(name: str, run: str) -> pd.DataFrame:
-    """One row per variant with finished runs: accuracy, verdict against the reference, and what it
-    cost.
-
-    The paired test of text-to-video R@1 pools the seeds that variant and reference share: videos
-    are swapped, with all their captions and in all seeds at once; it speaks of these weights.
-    `p_holm` is adjusted for the number of variants. `over_seeds` is the verdict of Welch's t test
-    on R@1 over seeds, adjusted likewise: it speaks of the recipe, and of two or three seeds it
-    tells large differences only.
+    """One row per variant with finished runs: accuracy, and what it cost.
 
     Returns:
         DataFrame, index variant: `tables.summary`, threads, jobs (runs at a time, while it was
-        timed); and, where the reference is there, `tables.paired`, over_seeds, p_holm, verdict.
+        timed).
 
     Raises:
         ValueError: as `finished`.
     """
-    done, reference = finished(name, run), load(name).reference
-    rows = []
-    for variant, seeds in done.items():
+    rows = {}
+    for variant, seeds in finished(name, run).items():
         notes = [files.read_json(each.folder / "sweep.json") for each in seeds.values()]
-        row = {"variant": variant, **tables.summary([*seeds.values()])}
-        row["threads"] = _listed(each.card["torch_threads"] for each in seeds.values())
-        row["jobs"] = _listed(note["jobs"] for note in notes)
-        if variant != reference and (pairs := shared(seeds, done.get(reference, {}))):
-            row |= tables.paired(pairs)
-        rows.append(row)
-    if not rows:
-        return pd.DataFrame()
-    verdicts = pd.Series(_over_seeds(done, reference), name="over_seeds", dtype=object)
-    return tables.with_verdicts(pd.DataFrame(rows).set_index("variant").join(verdicts))
+        rows[variant] = tables.summary([*seeds.values()])
+        rows[variant]["threads"] = _listed(each.card["torch_threads"] for each in seeds.values())
+        rows[variant]["jobs"] = _listed(note["jobs"] for note in notes)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 
 
 def _listed(values: Iterable) -> str:
     return " ".join(sorted({str(value) for value in values}))
 
 
-def _over_seeds(done: dict[str, dict[int, Run]], reference: str) -> dict[str, str]:
-    """Variant -> verdict over seeds, where variant and reference have two or more."""
-    scores = {
-        variant: [run.metrics["t2v R@1"] for run in seeds.values()]
-        for variant, seeds in done.items()
-        if len(seeds) > 1
-    }
-    base = scores.pop(reference, None)
-    if not base or not scores:
-        return {}
-    tests = pd.DataFrame({v: statistics.compare_seeds(own, base) for v, own in scores.items()}).T
-    return statistics.with_verdicts(tests)["verdict"].to_dict()
+def tests(name: str, run: str) -> pd.DataFrame:
+    """Every variant against the reference: a row per variant and metric of `compare.TESTED`.
+
+    Returns:
+        DataFrame, index variant: metric, and the columns of `compare.paired_test` and, adjusted
+        over all rows, `statistics.with_verdicts`; empty where the reference is not there.
+
+    Raises:
+        ValueError: as `finished`.
+    """
+    done = {variant: [*seeds.values()] for variant, seeds in finished(name, run).items()}
+    reference = done.pop(load(name).reference, [])
+    return tested({variant: (seeds, reference) for variant, seeds in done.items() if reference})
 
 
 def main_effects(name: str, run: str) -> pd.DataFrame:
-    """What each axis of a grid of parts, there or not, is worth on average over the other axes.
-
-    Every variant with the part against the variant that lacks nothing but it, all such pairs and
-    seeds in one paired test: videos are swapped in all of them at once.
-
-    Returns:
-        DataFrame, index part: pairs (of runs), `tables.paired`, p_holm, verdict. Parts without a
-        finished pair are left out.
+    """What each part of a grid is worth on average over the other parts, there or not: `tests`,
+    index part. Of each seed, the mean over all variants with the part against that over those that
+    lack nothing but it.
 
     Raises:
-        ValueError: as `part_pairs`.
+        ValueError: as `part_sides`.
     """
-    rows = [
-        {"part": part, "pairs": len(pairs), **tables.paired(pairs)}
-        for part, pairs in part_pairs(name, run).items()
-        if pairs
-    ]
-    return tables.with_verdicts(pd.DataFrame(rows).set_index("part")) if rows else pd.DataFrame()
+    return tested({part: sides for part, sides in part_sides(name, run).items() if sides[0]})
+
+
+def tested(sides: Mapping[str, tuple[list, list]]) -> pd.DataFrame:
+    """`compare.paired_test` of the two sides of each name on every metric of `compare.TESTED`, all
+    adjusted together: index name."""
+    rows = {
+        (name, metric): compare.paired_test(ours, theirs, metric)
+        for name, (ours, theirs) in sides.items()
+        for metric in compare.TESTED
+    }
+    if not rows:
+        return pd.DataFrame(columns=["metric"])
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["name", "metric"])
+    return statistics.with_verdicts(table).reset_index("metric")
 
 
 def overview(run: str, profile: str | None = None) -> pd.DataFrame:
@@ -402,29 +385,39 @@ def training_command(name: str, run: str, profile: str | None = None) -> str:
     return f"tvrkit sweep {name} --run {run}" + (f" --profile {profile}" if profile else "")
 
 
-def shown(results: pd.DataFrame) -> pd.DataFrame:
-    """`results` as a reader sees it: digits, signs and short titles, empty where there is none."""
+def shown(name: str, run: str) -> pd.DataFrame:
+    """`results` and `tests` as a reader sees them: digits, signs and short titles."""
+    accuracy, tested = results(name, run), tests(name, run)
     columns = {
-        title: results[column].astype(object).map(form.format, na_action="ignore")
+        title: accuracy[column].astype(object).map(form.format, na_action="ignore")
         for column, (title, form) in FORMATS.items()
-        if column in results
     }
-    return pd.DataFrame(columns, dtype=object).fillna("")
+    for metric, rows in tested.groupby("metric", sort=False) if len(tested) else ():
+        columns[f"{metric}, difference"] = rows.apply(tables.difference, axis=1)
+    for about in ("recipe", "weights") if len(tested) else ():
+        columns[about] = tested.groupby(level=0).apply(tables.verdicts, about)
+    order = [title for title, _ in FORMATS.values()]
+    order[4:4] = [column for column in columns if column not in order]
+    table = pd.DataFrame(columns, accuracy.index, dtype=object)
+    return table[order].fillna("").rename_axis("variant")
 
 
-def figure(name: str, results: pd.DataFrame) -> Figure:
-    """`results` of a sweep as a figure: text-to-video R@1 of its variants, with intervals."""
-    sweep, ends = load(name), results[["t2v R@1 low", "t2v R@1 high"]].to_numpy()
-    axis = {"x": results.index.astype(float), "xlabel": sweep.key} if sweep.key else {}
+def figure(name: str, run: str) -> Figure:
+    """`results` of a sweep as a figure: R@1 of its variants both ways, with intervals."""
+    sweep, table = load(name), results(name, run)
+    axis = {"x": table.index.astype(float), "xlabel": sweep.key} if sweep.key else {}
     axis |= {"reference": sweep.reference, "log": sweep.log, "title": sweep.question}
-    recall, label = results["t2v R@1"].to_numpy(), "text to video, R@1 (%)"
-    return figures.ablation(list(results.index), recall, ends, ylabel=label, **axis)
+    panels = {}
+    for way, title in (("t2v", "text to video"), ("v2t", "video to text")):
+        columns = [f"{way} R@1{end}" for end in ("", " low", " high")]
+        panels[f"{title}, R@1 (%)"] = table[columns].to_numpy()
+    return figures.ablation(list(table.index), panels, **axis)
 
 
-def tally(results: Mapping[str, pd.DataFrame]) -> tuple[int, int, int]:
-    """How many variants of all sweeps were tested; differ from their reference by the paired test;
-    and do so over seeds too."""
-    columns = [table.reindex(columns=["verdict", "over_seeds"]) for table in results.values()]
-    tested = pd.concat(columns).dropna(subset="verdict")
-    told = tested[tested["verdict"] != "can't tell"]
-    return len(tested), len(told), int((told["verdict"] == told["over_seeds"]).sum())
+def tally(tests: Mapping[str, pd.DataFrame]) -> tuple[int, int, int]:
+    """How many variants of all sweeps were tested; how many differ from their reference in some
+    metric, these weights; and how many do as recipes."""
+    every = pd.concat(tests.values(), keys=tests.keys())
+    told = [~every[about].isin(statistics.UNTOLD) for about in ("weights", "recipe")]
+    groups = [each.groupby(level=[0, 1]).any() for each in told]
+    return len(groups[0]), *(int(each.sum()) for each in groups)

@@ -11,16 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from tvrkit import figures, files
+from tvrkit import files
 from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.training.runs import Run, find
 
 METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 MEANS = [*(f"{direction} {metric}" for direction in DIRECTIONS for metric in METRICS), "rsum"]
-TESTED = ("difference", "low", "high", "effect", "queries", "p_value")
 
 
 def run_name(run: Run) -> str:
@@ -104,7 +102,7 @@ def summary(seeds: Sequence[Run]) -> dict[str, float]:
     row: dict[str, float] = {"seeds": len(seeds)}
     row |= {name: float(np.mean([each[name] for each in metrics])) for name in MEANS}
     for name in ("t2v R@1", "v2t R@1", "rsum"):
-        row[f"{name} sd"] = statistics.mean_and_deviation([each[name] for each in metrics])[1]
+        row[f"{name} sd"] = float(pd.Series([each[name] for each in metrics]).std())
     for direction in DIRECTIONS:
         ends = [f"{direction} R@1 low", f"{direction} R@1 high"]
         row |= dict(zip(ends, _interval(seeds, direction), strict=True))
@@ -119,26 +117,6 @@ def _interval(seeds: Sequence[Run], direction: str) -> list[float]:
     return statistics.interval(draws["R@1"])
 
 
-def paired(pairs: Sequence[tuple[Run, Run]], direction: str = "t2v") -> dict[str, float]:
-    """The paired test of R@1 of the first run of each pair against the second, all pairs pooled.
-
-    Returns:
-        difference (points), low, high, effect (queries, mean over pairs), queries (of one run),
-        p_value.
-    """
-    ours, theirs = zip(*pairs, strict=True)
-    test = compare.paired_test(ours, theirs, direction)
-    return {key: test[key] for key in TESTED}
-
-
-def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with p_holm and verdict of the rows that were tested, adjusted over those."""
-    if "p_value" not in table:
-        return table
-    tested = statistics.with_verdicts(table[table["p_value"].notna()])
-    return table.join(tested[["p_holm", "verdict"]])
-
-
 def number(value: float, digits: int = 1, sd: float = np.nan) -> str:
     """A number as tables show it: "34.4", "34.4 ± 0.9", "4,476,929"."""
     return f"{value:,.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
@@ -149,13 +127,18 @@ def interval(low: float, high: float, digits: int = 1, sign: str = "") -> str:
     return f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def differences_figure(tests: pd.DataFrame, names: Sequence[str]) -> Figure:
-    """Rows of `paired` with their verdicts: differences in text-to-video R@1, by these names."""
-    return figures.forest_plot(
-        names,
-        tests["difference"],
-        tests[["low", "high"]].to_numpy(),
-        significant=tests["verdict"] != "can't tell",
-        verdicts=[f"{test.verdict}, p = {test.p_holm:.3f}" for test in tests.itertuples()],
-        xlabel="difference in text-to-video R@1 (points)",
-    )
+def p_value(value: float) -> str:
+    """A p-value as sentences show it: "p = 0.012", "p < 0.001"."""
+    return f"p = {value:.3f}" if value >= 0.0005 else "p < 0.001"
+
+
+def difference(test: pd.Series) -> str:
+    """A row of `compare.paired_test`: "+2.5 [-0.2, +5.3]"."""
+    return f"{test['difference']:+.1f} {interval(test['low'], test['high'], sign='+')}"
+
+
+def verdicts(tests: pd.DataFrame, about: str) -> str:
+    """The verdicts of one comparison on its metrics: "can't tell", or "v2t R@1 better"."""
+    told = tests[~tests[about].isin(statistics.UNTOLD)]
+    words = [f"{test['metric']} {test[about]}" for _, test in told.iterrows()]
+    return ", ".join(words) or tests[about].iloc[0]

@@ -26,7 +26,15 @@ PACKAGES += ["decord", "av", "spacy", "numpy"]
 CHECKPOINT = "checkpoint.safetensors"
 SCORES = ("metrics.json", "ranks.npz")  # what tables are made from
 TABLES = ("history.csv", "curve.csv", "mined.csv.gz")
-ARTEFACTS = ("config.yaml", "train.log", *TABLES, *SCORES, "similarity.npz", CHECKPOINT)
+ARTEFACTS = (
+    "config.yaml",
+    "train.log",
+    *TABLES,
+    *SCORES,
+    "factors.csv",
+    "similarity.npz",
+    CHECKPOINT,
+)
 
 
 class DataCard(TypedDict):

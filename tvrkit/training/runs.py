@@ -31,9 +31,17 @@ from tqdm import tqdm
 from tvrkit import files
 from tvrkit.data import loader, processes
 from tvrkit.data.manifest import Manifest, Split
-from tvrkit.evaluation.evaluate import Evaluation, evaluate, read_arrays, selection_label
+from tvrkit.evaluation.evaluate import (
+    FACTORS,
+    NO_FACTORS,
+    Evaluation,
+    clusters,
+    evaluate,
+    read_arrays,
+    selection_label,
+)
 from tvrkit.evaluation.postprocess import NEEDS_BANK
-from tvrkit.evaluation.ranks import RSUM, metrics_of_directions
+from tvrkit.evaluation.ranks import DIRECTIONS, RSUM, metrics_of_directions
 from tvrkit.models import checkpoints, method_class, weights
 from tvrkit.models.backbone import create_backbone
 from tvrkit.models.method import Method
@@ -143,14 +151,38 @@ class Run:
 
     @cached_property
     def ranks(self) -> dict[str, np.ndarray]:
-        """ranks.npz alone: of each query by direction, ids and `video_of_caption`; there as
-        `metrics` is."""
+        """ranks.npz alone: of each query by direction; there as `metrics` is."""
+        return {way: self._arrays[way] for way in DIRECTIONS}
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
         return read_arrays(self.artefact("ranks.npz"))
+
+    @property
+    def caption_ids(self) -> np.ndarray:
+        """(N_t,) str."""
+        return self._arrays["caption_ids"]
+
+    @property
+    def video_ids(self) -> np.ndarray:
+        """(N_v,) str."""
+        return self._arrays["video_ids"]
 
     @property
     def video_of_caption(self) -> np.ndarray:
         """(N_t,) int64 column of each caption's own video."""
-        return self.ranks["video_of_caption"]
+        return self._arrays["video_of_caption"]
+
+    @property
+    def clusters(self) -> dict[str, np.ndarray]:
+        """As `Evaluation.clusters`."""
+        return clusters(self.video_of_caption, self._arrays["family_of_video"])
+
+    @property
+    def factors(self) -> pd.DataFrame:
+        """As `Evaluation.factors`; empty, too, where a run is older than they are."""
+        noted = FACTORS in self.card["artefacts"]
+        return pd.read_csv(self.artefact(FACTORS)) if noted else NO_FACTORS
 
     @cached_property
     def evaluation(self) -> Evaluation:

@@ -26,6 +26,8 @@ from tvrkit.training.large_batch import backward, backward_in_chunks
 SAVE_SECONDS = 180.0  # between two saved states, where the recipe names no number of steps
 NOTED_AFTER = 10  # steps on a GPU whose numbers are read together: it is waited for each time
 
+WATCHED = 128  # rows of a batch whose signs of life are taken
+
 
 @dataclasses.dataclass
 class State:
@@ -36,7 +38,7 @@ class State:
         step: finished steps.
         epoch: finished epochs.
         history: one row per step: step, epoch, lr, logit_scale, loss and the method's loss parts.
-        curve: one row per scored epoch: epoch and the scores of the selection split.
+        curve: one row per scored epoch: epoch, the scores of the selection split, `Method.signs`.
         seconds: spent in training, scoring of the selection split included, over all interruptions.
         best: weights of the best epoch so far, None while the last one is kept.
     """
@@ -120,7 +122,7 @@ class Trainer:
             for epoch in range(len(self.state.curve), self.train.epochs):
                 self._epoch(epoch)
                 self.state.epoch = epoch + 1
-                self._keep({"epoch": epoch + 1, **score(self.state)})
+                self._keep({"epoch": epoch + 1, **score(self.state), **self._signs(epoch)})
                 self._save()
                 self.report(self._epoch_line())
                 self._stop_if_asked()
@@ -167,6 +169,16 @@ class Trainer:
                     self._stop_if_asked()
                     self._save_if_due()
             self._note(epoch)
+
+    def _signs(self, epoch: int) -> dict[str, float]:
+        """The method's signs of life, on (part of) the epoch's first batch."""
+        self.method.eval()
+        self.loader.dataset.set_epoch(epoch)
+        self.loader.batch_sampler.first = 0
+        precision = {"dtype": torch.bfloat16, "enabled": self.train.precision == "bf16"}
+        with torch.random.fork_rng(devices=[]), torch.autocast(self.device.type, **precision):
+            torch.manual_seed(epoch)
+            return self.method.signs(next(iter(self.loader))[:WATCHED].to(self.device))
 
     def _take(self, batch: TextVideoBatch) -> Taken:
         """One step."""

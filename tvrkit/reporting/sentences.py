@@ -1,0 +1,317 @@
+"""What a run says, in sentences and tables made from its folder alone.
+
+`python -m tvrkit.reporting.sentences` fills what stands between `<!-- reference: NAME -->` and
+`<!-- end -->` in README.md, reports/README.md and the notebooks' openings from the committed run
+reports/reference: a new run changes the sentences by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+
+from tvrkit import files
+from tvrkit.evaluation import compare, statistics
+from tvrkit.evaluation.evaluate import AS_GIVEN
+from tvrkit.evaluation.factors import per_factor_accuracy
+from tvrkit.reporting import pages, signs, sweeps, tables
+from tvrkit.reporting.tables import interval, number
+from tvrkit.training.runs import Run
+
+REFERENCE = "reference"
+TITLES = {"clip4clip": "CLIP4Clip", "dmae": "DMAE", "glscl": "GLSCL", "hmmc": "HMMC"}
+WAYS = {"t2v": "text to video", "v2t": "video to text"}
+MARK = re.compile(r"(<!-- reference: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def title(recipe: str) -> str:
+    """A recipe as sentences name it: "GLSCL" for glscl_shapes."""
+    name = recipe.removesuffix("_shapes")
+    return TITLES.get(name, name)
+
+
+def trained(run: str) -> dict[str, list[Run]]:
+    """The run's own recipes that were trained, by seed, best rsum first."""
+    found: dict[str, list[Run]] = {}
+    for each in pages.sections(run).get("", []):
+        if each.card["selection"] not in AS_GIVEN:
+            found.setdefault(each.recipe, []).append(each)
+    return dict(sorted(found.items(), key=lambda item: -tables.summary(item[1])["rsum"]))
+
+
+def results(run: str) -> str:
+    """The table of a run's methods between chance and ceiling, accuracy by factor, and what can be
+    told: Markdown."""
+    recipes = trained(run)
+    first = next(iter(recipes.values()))[0]
+    shown = {title(recipe): _accuracy(tables.summary(seeds)) for recipe, seeds in recipes.items()}
+    alone = [each for each in pages.sections(run)[""] if each.card["selection"] == "zero-shot"]
+    if alone:
+        shown["backbone alone, not trained on videos"] = _accuracy(tables.summary(alone))
+    shown["chance"] = _accuracy({f"{way} R@1": 100 / first.metrics["videos"] for way in WAYS})
+    shown["ceiling: a perfect reader, who guesses where several fit"] = _accuracy(
+        {f"{way} R@1": first.metrics[f"{way} R@1 ceiling"] for way in WAYS}
+    )
+    table = pd.DataFrame(shown).T.rename_axis("test split, raw scores").reset_index()
+    parts = [pages.as_markdown(table), *_told(recipes)]
+    by_factor = factors(recipes)
+    if len(by_factor):
+        parts.insert(1, pages.as_markdown(by_factor.reset_index()))
+    return "\n\n".join(parts)
+
+
+def _accuracy(row: dict) -> dict[str, str]:
+    """Cells of R@1 both ways and rsum, as far as they are known."""
+    cells = {}
+    for way in WAYS:
+        cell = number(row[f"{way} R@1"], 1, row.get(f"{way} R@1 sd", np.nan))
+        if f"{way} R@1 low" in row:
+            cell += " " + interval(row[f"{way} R@1 low"], row[f"{way} R@1 high"])
+        cells[f"{WAYS[way]}, R@1"] = cell
+    rsum = number(row["rsum"], 1, row["rsum sd"]) if "rsum" in row else pages.ABSENT
+    return cells | {"rsum": rsum}
+
+
+def factors(recipes: dict[str, list[Run]]) -> pd.DataFrame:
+    """Accuracy by swapped factor (%), a row per method, as text with 95 % intervals; empty where a
+    run did not record it."""
+    rows = {}
+    for recipe, seeds in recipes.items():
+        if not any(seed.factors.empty for seed in seeds):
+            table = per_factor_accuracy(seeds).set_index("factor")
+            rows[title(recipe)] = {
+                name: f"{row.accuracy:.0f} {interval(row.low, row.high, 0)}"
+                for name, row in table.iterrows()
+            }
+    return pd.DataFrame(rows).T.rename_axis("own video above the one that differs in, %")
+
+
+def _told(recipes: dict[str, list[Run]]) -> list[str]:
+    """What can be told of the differences between recipes, and of their weights."""
+    pairs, fewest = compare.pairwise(recipes), min(map(len, recipes.values()))
+    seeds = f"{fewest} seeds" if fewest > 1 else "one seed: not known"
+    adjusted = f"all {len(pairs)} comparisons ({', '.join(compare.TESTED)}) adjusted together"
+    return [
+        f"Of the recipes ({seeds}, {adjusted}): {_wins(pairs, 'recipe')}. "
+        f"Of these weights alone: {_wins(pairs, 'weights')}."
+    ]
+
+
+def _wins(pairs: pd.DataFrame, about: str) -> str:
+    """By what, and over whom, each recipe wins."""
+    wins: dict[str, list[str]] = {}
+    for row in pairs[~pairs[about].isin(statistics.UNTOLD)].to_dict("records"):
+        better, other = (row["a"], row["b"])[:: 1 if row["difference"] > 0 else -1]
+        size = f"{abs(row['difference']):.1f}, {tables.p_value(row[f'holm_{about}'])}"
+        wins.setdefault(f"{title(better)} above {title(other)}", []).append(
+            f"{row['metric']} by {size}"
+        )
+    told = [f"{who} ({'; '.join(what)})" for who, what in wins.items()]
+    return ", ".join(told) or "no two can be told apart"
+
+
+def evaluation(run: str) -> list[str]:
+    """Notebook 03 in sentences."""
+    recipes = trained(run)
+    metrics = next(iter(recipes.values()))[0].metrics
+    numbers = {
+        way: ", ".join(
+            f"{title(recipe)} {_accuracy(tables.summary(seeds))[f'{long}, R@1']}"
+            for recipe, seeds in recipes.items()
+        )
+        for way, long in WAYS.items()
+    }
+    bounds = f"chance is {100 / metrics['videos']:.1f}"
+    if ceiling := metrics.get("t2v R@1 ceiling"):
+        bounds += f", a perfect reader reaches {ceiling:.1f} text to video"
+    lines = [f"R@1 text to video: {numbers['t2v']}; video to text: {numbers['v2t']}; {bounds}."]
+    lines += _told(recipes) if len(recipes) > 1 else ["One recipe: nothing to compare."]
+    return [*lines, _blind(recipes)]
+
+
+def _blind(recipes: dict[str, list[Run]]) -> str:
+    """Which factors every method tells apart, and which none does."""
+    tables_ = [per_factor_accuracy(seeds) for seeds in recipes.values()]
+    tables_ = [table for table in tables_ if len(table)]
+    if not tables_:
+        return "Accuracy by swapped factor was not recorded in this run."
+    rows = pd.concat(tables_).groupby("factor")[["accuracy", "low", "high"]]
+    low, high = rows.min(), rows.max()
+    known = [f"{name} ({low.accuracy[name]:.0f} %)" for name in low.index[low["low"] > 90]]
+    chance = [
+        f"{name} ({low.accuracy[name]:.0f} to {high.accuracy[name]:.0f} %)"
+        for name in high.index[~(high["low"] > 50)]
+    ]
+    return (
+        f"Of videos one factor apart every method tells {', '.join(known) or 'none surely'}; "
+        f"above the 50 % of chance no method is for {', '.join(chance) or 'none'}."
+    )
+
+
+def training(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
+    """Notebook 02 in sentences."""
+    done = Run(files.run(run) / recipe / f"seed{seed}")
+    curve, history = done.curve, done.history
+    recall = [
+        f"{WAYS[way]} R@1 goes from {curve[f'{way} R@1'].iloc[0]:.1f} to "
+        f"{curve[f'{way} R@1'].iloc[-1]:.1f}"
+        for way in WAYS
+    ]
+    tenth = max(1, len(history) // 10)
+    parts = history.drop(columns=["step", "epoch", "lr", "logit_scale"])
+    ends = zip(parts.columns, parts[:tenth].mean(), parts[-tenth:].mean(), strict=True)
+    change = ", ".join(f"{name} {start:.3f} to {end:.3f}" for name, start, end in ends)
+    card = done.card
+    return [
+        f"On {curve['split'].iloc[0]}, from the first of {len(curve)} epochs to the last, "
+        f"{' and '.join(recall)}.",
+        f"Over {len(history)} steps (means of the first and last tenth): {change}.",
+        f"It takes {card['train_seconds']:.0f} s on {card['device']}, {card['torch_threads']} "
+        f"threads; {card['parameters']:,} parameters. {signs.sentence(done)}",
+    ]
+
+
+def _diagnostics(run: str, number: str, recipe: str, seed: int) -> dict[str, dict]:
+    path = files.run(run) / recipe / f"seed{seed}" / f"diagnostics_{number}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _listed(found: dict[str, dict], wanted: Sequence[str], digits: int = 1) -> str:
+    """Numbers by title, with intervals, of those that were measured."""
+    rows = [(name, found[name]) for name in wanted if name in found]
+    return (
+        "; ".join(
+            f"{name} {row['mean']:.{digits}f} {interval(row['low'], row['high'], digits)}"
+            for name, row in rows
+            if row["mean"] is not None
+        )
+        or "not measured"
+    )
+
+
+def mining(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
+    """Notebook 04 in sentences."""
+    found = _diagnostics(run, "04", recipe, seed)
+    kinds = ["one factor apart", "near-duplicate caption"]
+    random = [f"random pairs that are {kind} (%)" for kind in kinds]
+    hard = [
+        "mined pairs that are one factor apart (%)",
+        "pairs one factor apart that are mined (%)",
+    ]
+    return [
+        f"{title(recipe)}: {_listed(found, ['mined pairs per caption'])}.",
+        f"True hard negatives: {_listed(found, [*hard, *random])}.",
+        f"False ones: {_listed(found, ['false negatives among the mined (%)'])}.",
+    ]
+
+
+def attention(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
+    """Notebook 05 in sentences."""
+    found = _diagnostics(run, "05", recipe, seed)
+    gaps = [f"{what} deletion gap, R@1 (points)" for what in ("word", "frame")]
+    masked = [name for name in found if name.startswith("TPM-CL") and "full > masked" in name]
+    masked += ["captions with masked words (%)", "TPM-CL weight on start and end tokens (%)"]
+    same = [name for name in found if name.startswith("cosine between")]
+    areas = [name for name in ("content word AUC", "word AUC", "frame AUC") if name in found]
+    return [
+        f"{title(recipe)}, agreement with the truth (0.5 is chance): {_listed(found, areas, 3)}.",
+        f"What removing the highest weights costs beyond removing random ones: "
+        f"{_listed(found, gaps)}.",
+        f"Parts of its own: {_listed(found, [*masked, *same], 1 if masked else 2)}.",
+    ]
+
+
+def ablations(run: str) -> list[str]:
+    """Notebook 06 in sentences."""
+    tests = {name: sweeps.tests(name, run) for name in sweeps.load_all()}
+    parts = sweeps.main_effects("dmae_components", run)
+    lines = []
+    for part, rows in parts.groupby(level=0, sort=False) if len(parts) else ():
+        told = ", ".join(f"{row['metric']} {tables.difference(row)}" for _, row in rows.iterrows())
+        lines.append(
+            f"{part}: {told} (recipe: {tables.verdicts(rows, 'recipe')}; weights: "
+            f"{tables.verdicts(rows, 'weights')})"
+        )
+    tested, weights, recipes = sweeps.tally(tests)
+    worst = _told_variants(tests)
+    return [
+        f"DMAE with each part minus without it, {'; '.join(lines) or 'nothing to compare yet'}.",
+        f"Of {tested} variants {recipes} differ from their reference as recipes, {weights} as the "
+        "weights that were trained.",
+        f"As recipes: {worst or 'none can be told from its reference'}.",
+    ]
+
+
+def _told_variants(tests: dict[str, pd.DataFrame]) -> str:
+    told = [
+        f"{name} {row.Index} {row.metric} {row.difference:+.1f}"
+        for name, table in tests.items()
+        for row in table.itertuples()
+        if row.recipe not in statistics.UNTOLD
+    ]
+    return ", ".join(told)
+
+
+def pretraining(run: str, seed: int = 0) -> list[str]:
+    """Notebook 07 in sentences."""
+    zero, tuned = [], []
+    for language, end in (("English", ""), ("Chinese", "_zh")):
+        done = Run(files.run(f"{run}/pretraining/hmmc_pretrain_shapes{end}/seed{seed}"))
+        zero.append(f"{compare.with_interval(done.metrics, 't2v R@1')} in {language}")
+        recipe = f"hmmc_shapes{end}/seed{seed}"
+        alone = [files.run(f"{run}/{place}{recipe}") for place in ("", "not_pretrained/")]
+        sides = files.run(f"{run}/pretrained/{recipe}"), next(p for p in alone if p.exists())
+        told = [
+            f"{metric} {tables.difference(pd.Series(test))}"
+            for metric in compare.TESTED
+            for test in [compare.paired_test(*([Run(side)] for side in sides), metric)]
+        ]
+        tuned.append(f"{language}: {', '.join(told)}")
+    return [
+        f"Pre-trained and not fine-tuned, text-to-video R@1 is {' and '.join(zero)}.",
+        f"Fine-tuned, with pre-training minus without (one seed): {'; '.join(tuned)}.",
+        signs.sentence(done),
+    ]
+
+
+BLOCKS: dict[str, Callable[[str], str | list[str]]] = {
+    "results": results,
+    "claims": pages.markdown,
+    "training": training,
+    "evaluation": evaluation,
+    "mining": mining,
+    "attention": attention,
+    "ablations": ablations,
+    "pretraining": pretraining,
+}
+
+
+def block(name: str, run: str = REFERENCE) -> str:
+    """One of `BLOCKS` as Markdown; sentences as a list."""
+    made = BLOCKS[name](run)
+    return made.strip() if isinstance(made, str) else "\n".join(f"- {line}" for line in made)
+
+
+def filled(text: str, run: str = REFERENCE) -> str:
+    """A text with what stands between its marks made anew."""
+    return MARK.sub(lambda mark: f"{mark[1]}\n{block(mark[2], run)}\n\n{mark[3]}", text)
+
+
+def fill(home: Path) -> None:
+    """Make the marked parts of the READMEs and notebooks below `home` anew."""
+    for path in (home / "README.md", home / "reports" / "README.md"):
+        files.write_text(path, filled(path.read_text(encoding="utf-8")))
+    for path in sorted((home / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells[0].source = filled(notebook.cells[0].source)
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    fill(files.home())
