@@ -231,14 +231,11 @@ def _lsmdc(request: Request) -> Iterator[Row]:
     """Tab-separated. `lsmdc` keeps every sentence of a repeated clip, `lsmdc/last-sentence` its
     last."""
     for split, name in request.splits.items():
-        table = records.read_table(request.path(name), columns=6)
-        rows = [(row[0], row[5]) for row in table]
-        if request.protocol == "lsmdc/last-sentence":
-            rows = list(dict(rows).items())
-            if left_out := len(table) - len(rows):
-                request.notes.append(f"{left_out} {split} sentences of repeated clips left out")
-        for video, sentence in rows:
-            yield split, video, sentence
+        rows = [(row[0], row[5]) for row in records.read_table(request.path(name), columns=6)]
+        kept = list(dict(rows).items()) if request.protocol == "lsmdc/last-sentence" else rows
+        if left_out := len(rows) - len(kept):
+            request.notes.append(f"{left_out} {split} sentences of repeated clips left out")
+        yield from ((split, *row) for row in kept)
 
 
 def _vatex(request: Request) -> Iterator[Row]:
