@@ -1,6 +1,7 @@
 """Recipes are read strictly, and every packaged one is readable."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -151,3 +152,32 @@ def test_names_and_profiles_load_nothing_heavy():
     code += "recipes.load_profile('smoke'); print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
+
+
+ZERO_SHOT = [name for name in recipes.recipe_names() if name.startswith("zeroshot_")]
+
+
+@pytest.mark.parametrize("name", ZERO_SHOT)
+def test_a_zero_shot_recipe_is_the_backbone_alone_on_data_that_others_train_on(name):
+    """Its captions fit the text tower, and its target, where there is one, is a published row."""
+    import open_clip
+
+    from tvrkit.evaluation.compare import published_results
+    from tvrkit.models.backbone import _facts
+
+    made = recipes.load_recipe(name)
+    assert (made.method_name, made.method.head, made.train.epochs) == ("clip4clip", "meanP", 0)
+    architecture = open_clip.get_model_config(made.backbone.name)["text_cfg"]
+    assert made.data.max_words <= architecture["context_length"]
+    assert made.backbone.pretrained in _facts(made.backbone.name)
+    trained = [recipes.load_recipe(other) for other in recipes.recipe_names()]
+    assert made.data.prepared in {each.data.prepared for each in trained if each.train.epochs}
+    header = (files.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("data:")[0]
+    target = re.search(r"t2v (?:R@1 )?(\d+\.\d)", header)
+    rows = published_results().query("method.str.contains('zero-shot') and direction == 't2v'")
+    assert "none that we have read" in header or float(target[1]) in set(rows["R@1"])
+
+
+def test_zero_shot_stands_for_five_backbones_on_six_data_sets():
+    kinds = {name.split("_")[-1] for name in ZERO_SHOT}
+    assert (len(ZERO_SHOT), kinds) == (30, {"b32", "b16", "b", "l", "siglip2"})
