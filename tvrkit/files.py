@@ -133,16 +133,20 @@ def read_json(path: Path) -> dict:
 
 def check_zip(path: Path, limit: int | None = None) -> None:
     """Refuse a zip archive that would unpack to more than `limit` bytes, before anything is
-    unpacked. None: to more than its own size, as archives of weights are not compressed.
+    unpacked. None: to more than its own size, as archives of weights are not compressed; then the
+    checksums of what is in it are compared too.
 
     Raises:
-        ValueError: it would, or its directory is damaged.
+        ValueError: it would, or it is damaged.
     """
+    most = path.stat().st_size if limit is None else limit
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
+            bad = archive.testzip() if limit is None and size <= most else None
     except Exception as error:  # a damaged directory may raise anything
         raise ValueError(f"{path}: expected a zip archive, got {error!r:.200}") from None
-    limit = path.stat().st_size if limit is None else limit
-    if size > limit:
-        raise ValueError(f"{path}: expected at most {limit:,} bytes unpacked, got {size:,}")
+    if size > most:
+        raise ValueError(f"{path}: expected at most {most:,} bytes unpacked, got {size:,}")
+    if bad:
+        raise ValueError(f"{path}: damaged at {shown(bad)}: its checksum differs")

@@ -210,6 +210,7 @@ def test_unusable_tables_are_refused_before_anything_is_written(prepared, tables
         ("captions", {"caption": 3}, r"captions.jsonl: at \d+\.caption: .*string, got 3"),
         ("captions", {"video_id": "../x"}, r"captions of 1 videos that have no row: '\.\./x'"),
         ("captions", {"caption": "\x1b[2J"}, "card.json says captions_hash"),
+        ("videos", {"fps": 7.0}, r"videos.jsonl is not as it was written"),
     ],
 )
 def test_a_folder_of_a_stranger_is_checked_as_what_is_written(prepared, name, change, message):

@@ -309,3 +309,19 @@ def test_transformers_tower_gives_words_and_sentence_through_the_same_code(bert)
     shorter, _ = bert.encode_text(tokens[1:, :3], mask[1:, :3])
     torch.testing.assert_close(words[1:, :3], shorter, atol=1e-5, rtol=1e-5)  # padding is masked
     assert (bert.text_width, bert.text_positions, bert.text_blocks) == (32, None, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04", b"\x80\x02N.", b"x" * 999])
+def test_a_file_that_holds_no_weights_is_one_line(tmp_path, content):
+    path = tmp_path / "a.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pt: expected weights of tvrkit-tiny") as caught:
+        create_backbone(BackboneConfig(pretrained=str(path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_nan_are_refused(tmp_path):
+    path, clip = tmp_path / "a.pt", create_backbone(BackboneConfig(pretrained=None)).clip
+    torch.save(clip.state_dict() | {"logit_scale": torch.tensor(torch.nan)}, path)
+    with pytest.raises(ValueError, match=r"a\.pt: expected finite weights, got NaN"):
+        create_backbone(BackboneConfig(pretrained=str(path)))

@@ -208,6 +208,16 @@ HOSTILE = {
 }
 
 
+def test_a_flipped_bit_in_a_file_of_torch_is_noticed(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.zeros(1000)}, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged at 'a/data/0': its checksum differs"):
+        checkpoints.read_tensors(path)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_refused_in_one_line(tmp_path, name):
     make, message = HOSTILE[name]

@@ -123,6 +123,22 @@ def test_a_dry_run_says_what_is_due_and_runs_nothing(kit):
     assert ran == []
 
 
+def test_force_does_not_remove_what_is_being_trained(kit):
+    _, root, ran = kit
+    notebooks.reproduce("smoke", "mine")
+    ran.clear()
+    lock = root / RECIPE / "seed0" / ".lock"
+    with (
+        FileLock(lock),
+        pytest.raises(RuntimeError, match=f"{RECIPE}/seed0 of it is being trained"),
+    ):
+        notebooks.reproduce("smoke", "mine", force=True)
+    assert (root / RECIPE / "seed0" / "02_training.ipynb").exists()
+    assert ran == []
+    notebooks.reproduce("smoke", "mine", force=True)
+    assert ran == list(TASKS)
+
+
 def test_a_run_is_reproduced_once_at_a_time(kit):
     home, _, ran = kit
     with FileLock(home / "reports" / ".mine.lock"):

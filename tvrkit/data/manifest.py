@@ -50,6 +50,7 @@ class VideoRow(TypedDict):
 
 
 CAPTION_FIELDS = ["caption_id", "video_id", "caption", "language", "split"]
+Table = Literal["captions.jsonl", "videos.jsonl"]
 CAPTIONS, VIDEOS, STORE, CARD = "captions.jsonl", "videos.jsonl", "frames.lmdb", "card.json"
 
 
@@ -120,8 +121,12 @@ class Manifest:
         manifest = cls(root, captions, videos, files.read_json(root / CARD))
         for key, value in (_count(captions, videos) | {"store": manifest.frames.settings}).items():
             if manifest.card.get(key) != value:
-                expected = f"{CARD} says {key} {manifest.card.get(key)}"
-                raise ValueError(f"{root}: {expected}, found {value}: {command}")
+                expected = f"{CARD} says {key} {shown(manifest.card.get(key))}"
+                raise ValueError(f"{root}: {expected}, found {shown(value)}: {command}")
+        hashes = checked(manifest.card.get("files", {}), dict[Table, str], CARD)
+        for name, digest in hashes.items():  # sets of earlier versions have none
+            if files.sha256(root / name) != digest:
+                raise ValueError(f"{root}: {name} is not as it was written: {command}")
         return manifest
 
     @cached_property
@@ -179,6 +184,7 @@ def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: 
     files.write_json_lines(root / VIDEOS, videos.to_dict("records"))
     card = {**card, **_count(captions, videos), "store": store, "made_by": f"tvrkit {__version__}"}
     card["decoders"] = who_read(videos)
+    card["files"] = {name: files.sha256(root / name) for name in (CAPTIONS, VIDEOS)}
     files.write_json(root / CARD, card)
     return Manifest.open(root)
 

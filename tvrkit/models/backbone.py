@@ -6,9 +6,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Self
 
 import open_clip
@@ -19,7 +19,6 @@ from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import TextTransformer
 from open_clip.transformer import text_global_pool as pool_text
 from open_clip.utils import to_2tuple
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -260,11 +259,16 @@ def create_backbone(config: BackboneConfig) -> Backbone:
     options = {"force_custom_text": True, "text_cfg": text}
     options["force_preprocess_cfg"] = {key: facts[key] for key in PREPROCESSING if key in facts}
     try:
+        if weights and zipfile.is_zipfile(weights):
+            files.check_zip(weights)
         clip = open_clip.create_model(name, str(weights) if weights else None, **options)
-    except (RuntimeError, SafetensorError, UnpicklingError) as error:
+    except Exception as error:  # whatever a file that holds something else raises
         if weights is None:
             raise
-        raise ValueError(f"{weights}: expected weights of {name}: {error}") from error
+        got = " ".join(f"{error!r:.300}".split())
+        raise ValueError(f"{weights}: expected weights of {name}: {got}") from error
+    if not all(weight.isfinite().all() for weight in clip.parameters()):
+        raise ValueError(f"{weights}: expected finite weights, got NaN or infinity")
     return Backbone(clip, _tokenizer(name, text), name, tag)
 
 

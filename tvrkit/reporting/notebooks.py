@@ -118,13 +118,19 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
 
     Raises:
         NotebookFailed: a cell raised. What ran before it is kept, and skipped when run again.
-        RuntimeError: the run is being reproduced by another process.
+        RuntimeError: the run is being reproduced by another process; or, with `force`, a part of it
+            is being trained.
     """
     tasks, root = plan(profile, run, device), files.run(run)
     if absent := sorted({task.source.name for task in tasks if not task.source.exists()}):
         raise FileNotFoundError(f"no {', '.join(absent)} in {files.notebooks()}")
-    with _alone(run):
+    lock = files.home() / "reports" / f".{run.replace('/', '.')}.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with _alone(lock, f"reports/{run} is being made by another `tvrkit reproduce`"):
         if force and root.exists():
+            for held in root.rglob(".lock"):
+                with _alone(held, f"{held.parent.relative_to(root)} of it is being trained"):
+                    pass
             shutil.rmtree(root)
         todo = due(tasks)
         for place, task in enumerate(tasks, 1):
@@ -138,15 +144,12 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
 
 
 @contextmanager
-def _alone(run: str) -> Iterator[None]:
-    """One `reproduce` a run at a time."""
-    lock = files.home() / "reports" / f".{run.replace('/', '.')}.lock"
-    lock.parent.mkdir(exist_ok=True)
+def _alone(lock: Path, busy: str) -> Iterator[None]:
+    """Hold the lock, or say at once why that cannot be."""
     try:
         with FileLock(lock, timeout=0):
             yield
     except Timeout:
-        busy = f"reports/{run} is being made by another `tvrkit reproduce`"
         raise RuntimeError(f"{busy}: wait until it has ended, or choose another --run") from None
 
 
