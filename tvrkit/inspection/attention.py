@@ -128,10 +128,9 @@ class EncodedSplit:
 @torch.inference_mode()
 def encode_split(method: Method, split: Split, config: Config) -> EncodedSplit:
     """Encode the captions and videos of a split, on the device of the method."""
-    device, parts = method.backbone.logit_scale.device, []
-    for batch in video_loader(split, config, method.backbone):
-        batch = batch.to(device)
-        parts.append((method.backbone.encode_frames(batch.frames), batch.frame_mask))
+    device = method.backbone.logit_scale.device
+    batches = (batch.to(device) for batch in video_loader(split, config, method.backbone))
+    parts = [(method.backbone.encode_frames(batch.frames), batch.frame_mask) for batch in batches]
     frames, mask = (torch.cat(part) for part in zip(*parts, strict=True))
     texts = encode_texts(method, split.captions["caption"].tolist(), config)
     videos = encode_videos(method, frames, mask)
