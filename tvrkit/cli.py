@@ -150,6 +150,29 @@ def embed(
     print(f"{out}  {splits}  {card['width']} wide, weights {card['weights'][:12]}")
 
 
+@app.command()
+def score(
+    text: Annotated[str, Argument(help="what to look for")],
+    clips: Annotated[list[Path], Argument(help="video files")],
+    run: Annotated[str, Option(help="RUN/RECIPE/seedK of a finished run")],
+    device: Device = "cpu",
+):
+    """Score a text against video files, and show what the method looks at."""
+    from tvrkit.training.score import score
+
+    found = score(text, clips, run, device=device)
+    for column, path in enumerate(found.videos):
+        print(f"{path}  {found.similarity[0, column]:.3f}")
+        for name, whole in found.maps.items():
+            values = whole[0, column]
+            if values.ndim != 1:
+                continue
+            labels = found.words[0] if len(values) == len(found.words[0]) else [""] * len(values)
+            shown = [f"{word} {v:.2f}".strip() for word, v in zip(labels, values, strict=True)]
+            kept = [each for each, word in zip(shown, labels, strict=True) if word] or shown
+            print(f"  {name}: {', '.join(kept)}")
+
+
 def _print_numbers(done: Run) -> None:
     """What kind of weights were scored, both directions' numbers, and the folder; the main process
     says it."""

@@ -4,8 +4,6 @@ CPU seconds of this process on one thread, which other work on the machine hardl
 gradients are checked against each other, times are not.
 """
 
-import time
-
 import pytest
 import torch
 

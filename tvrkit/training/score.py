@@ -1,0 +1,119 @@
+"""One question of one's own: texts against video files, with the scores and attention of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tvrkit import files
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.data.decoders import FrameSettings, read_frames
+from tvrkit.data.features import padded
+from tvrkit.data.loader import tagger
+from tvrkit.data.prepare import SHORT_SIDE
+from tvrkit.data.sampling import sample
+from tvrkit.data.text import token_spans, tokenise
+from tvrkit.models.method import Method
+from tvrkit.settings import DataConfig
+from tvrkit.training.runs import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """T texts against V videos.
+
+    Attributes:
+        texts: T, as they were asked.
+        videos: V, the files.
+        similarity: (T, V) float32, on the cosine scale.
+        maps: the method's `explain`, (T, V, ...) by name.
+        words: of each text what its tokens stand for, as the maps' word axis has them; "" for SOT,
+            EOT and padding.
+        frames: V, (F, S, S, 3) uint8, the frames that were looked at.
+    """
+
+    texts: list[str]
+    videos: list[Path]
+    similarity: np.ndarray
+    maps: dict[str, np.ndarray]
+    words: list[list[str]]
+    frames: list[np.ndarray]
+
+
+@torch.inference_mode()
+def score(
+    texts: str | Sequence[str],
+    videos: Path | str | Sequence[Path | str],
+    run: Run | str,
+    *,
+    device: str = "cpu",
+) -> Scores:
+    """Score texts against video files with the method of a finished run.
+
+    Files are decoded, and frames chosen, as those of the run's data set were.
+
+    Args:
+        texts: one or several.
+        videos: one file or several.
+        run: a `Run`, or "RUN/RECIPE/seedK".
+        device: "cpu", "cuda" or "cuda:k".
+
+    Raises:
+        FileNotFoundError: no such run or file.
+        DecodeError: a file that gives no frame.
+    """
+    asked = [texts] if isinstance(texts, str) else list(texts)
+    paths = [Path(each) for each in ([videos] if isinstance(videos, Path | str) else videos)]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such video file")
+    made = run if isinstance(run, Run) else Run(files.run(run))
+    if not (made.folder / "run.json").exists():
+        raise FileNotFoundError(f"{run}: expected RUN/RECIPE/seedK of a finished run")
+    method, data = made.method(device), made.config.data
+    text, words = _texts(method, asked, data, device)
+    frames = [_frames(method, path, made) for path in paths]
+    whole, mask = padded(frames, max(len(each) for each in frames))
+    batch = TextVideoBatch(frames=whole, frame_mask=mask).to(device)
+    video = method.encode_video(batch)
+    similarity = method.similarity(text, video).float().cpu().numpy()
+    shown = [each.permute(0, 2, 3, 1).numpy() for each in frames]
+    return Scores(asked, paths, similarity, _maps(method, text, video), words, shown)
+
+
+def _texts(
+    method: Method, texts: list[str], data: DataConfig, device: str
+) -> tuple[TextFeatures, list[list[str]]]:
+    tokenizer, length = method.backbone.tokenizer, data.max_words
+    words = tagger(data.language) if method.weighs_words else None
+    batch = TextVideoBatch(*tokenise(texts, tokenizer, length, words)).to(device)
+    named = [[""] * length for _ in texts]
+    for row, spans in enumerate(token_spans(texts, tokenizer, length)):
+        for column, (start, end) in spans:
+            named[row][column] = tokenizer.clean_fn(texts[row])[start:end]
+    return method.encode_text(batch), named
+
+
+def _frames(method: Method, path: Path, run: Run) -> Tensor:
+    """(F, 3, S, S) uint8: decoded as the run's frame store was, then chosen as in evaluation."""
+    data, store = run.config.data, run.card["data"].get("store") or {}
+    settings: dict[str, Any] = {"frames": data.max_frames, "short_side": SHORT_SIDE}
+    settings |= {key: store[key] for key in ("frames", "short_side", "sampling") if key in store}
+    if store.get("window"):
+        settings["window"] = tuple(store["window"])
+    pictures = read_frames(path, FrameSettings(**settings))
+    chosen = pictures[sample(data.eval_sampling, len(pictures), data.max_frames)]
+    return method.backbone.preprocessing.fit(torch.from_numpy(chosen).permute(0, 3, 1, 2))
+
+
+def _maps(method: Method, text: TextFeatures, video: VideoFeatures) -> dict[str, np.ndarray]:
+    """`explain` of every pair: each video beside all texts in turn."""
+    every = torch.arange(len(text))
+    parts = [method.explain(text, video[torch.full_like(every, row)]) for row in range(len(video))]
+    return {key: np.stack([part[key].cpu().numpy() for part in parts], axis=1) for key in parts[0]}
