@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from tests.fakes import finished_run
 from tvrkit import cli
 from tvrkit.data.manifest import Manifest
 from tvrkit.training import runs
@@ -148,3 +149,22 @@ def test_a_dry_run_writes_nothing(tvrkit, tmp_path):
     assert "01_data_preparation" in tvrkit("reproduce", "--dry-run")[1]
     assert "dmae_components  0 of" in tvrkit("sweep", "all", "--dry-run")[1]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_report_verify_names_what_is_damaged_and_exits_1(tvrkit):
+    code, _, err = tvrkit("report", "verify", ".")
+    assert (code, err) == (1, "error: .: no finished run in it\n")
+    whole, damaged = finished_run("alpha"), finished_run("beta\x1b[2J")
+    code, out, _ = tvrkit("report", "verify", "reports")
+    assert (code, out) == (0, "reports: 2 runs, every file as it was written\n")
+    (damaged.folder / "metrics.json").write_text("{}")
+    (whole.folder / "similarity.npz").unlink()  # git does not keep it
+    code, _, err = tvrkit("report", "verify", "reports")
+    assert code == 1
+    assert err.startswith(r"error: reports/mine/beta\x1b[2J/seed0: metrics.json: not as it was")
+    assert err.count("\n") == 1
+    with pytest.warns(UserWarning, match="seed0 is damaged and left out: metrics.json"):
+        code, out, _ = tvrkit("report")
+    assert code == 0
+    assert "reports/index.html" in out
+    assert "\x1b" not in out + err

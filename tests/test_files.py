@@ -32,6 +32,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     assert json.loads(target.read_text()) == {"R@1": 34.4}
 
 
+def test_what_a_terminal_would_obey_is_written_out():
+    text = "a\x1b[2J\x07\x9b\u202e b\tc\n猫\udcff"
+    assert files.printable(text) == r"a\x1b[2J\x07\x9b\u202e b" + "\tc\n猫" + r"\udcff"
+
+
 def test_sha256_is_that_of_the_bytes(tmp_path):
     files.write_text(tmp_path / "a", "größer")
     assert files.sha256(tmp_path / "a") == hashlib.sha256("größer".encode()).hexdigest()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from tvrkit.files import printable
+
 if TYPE_CHECKING:
     from tvrkit.data.manifest import Manifest
     from tvrkit.training.runs import Run
@@ -292,7 +294,7 @@ def data_check(
 
     dataset, protocol = resolve(name)
     captions = load_annotations(dataset, root, protocol, language, split)
-    print(check_splits(captions, protocol, allow_partial))
+    print(printable(str(check_splits(captions, protocol, allow_partial))))
 
 
 @data_app.command("prepare")
@@ -334,7 +336,7 @@ def data_prepare(
         options |= {"decoder": decoder, "allow_partial": allow_partial, "workers": workers}
         folder = out or files.data(name.replace("/", "-"))
         made, checked = prepare(name, root, videos, folder, **options)
-        print(checked)
+        print(printable(str(checked)))
     _print_coverage(made)
 
 
@@ -393,9 +395,9 @@ def data_show(
 
     manifest = Manifest.open(files.data(data))
     rows = manifest.videos.set_index("video_id")
-    print(rows.loc[choose("video", video_id, set(rows.index))].to_string())
+    print(printable(rows.loc[choose("video", video_id, set(rows.index))].to_string()))
     captions = manifest.captions.query("video_id == @video_id")["caption"].tolist()
-    print(*captions, sep="\n")
+    print(*map(printable, captions), sep="\n")
     frames = manifest.frames.read(video_id, range(manifest.frames.count(video_id)))
     target = out or Path(f"{video_id}.png")
     figures.film_strip(frames, captions[0] if captions else video_id).savefig(target)
@@ -415,7 +417,7 @@ def backbone_pretrain(
 
 def main() -> None:
     """Run the command line; an expected error is one line on stderr, Ctrl-C says how to go on."""
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: printable(f"warning: {message}\n")
     try:
         app()
     except SystemExit as stop:
@@ -426,7 +428,7 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise  # one of several processes: which, and where, the launcher shows
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
 
 

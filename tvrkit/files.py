@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
 ASSETS = PACKAGE / "assets"
 NAME = re.compile(r"[\w-][\w.-]*")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 80, 80
 
@@ -66,6 +67,12 @@ def shown(value: Any) -> str:
     """`value` as an error shows it: short, whatever it holds (a pickle's 300 bytes can hold lists
     of lists that are written out in terabytes)."""
     return _SHOWN.repr(value)
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters, but line ends and tabs, written out: what a terminal
+    would obey, and what turns the direction of writing round."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def sha256(path: Path) -> str:

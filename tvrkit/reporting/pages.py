@@ -7,8 +7,6 @@ sweeps and other sub-runs on sweeps.html. reports/index.html has all runs.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import itertools
 import os
 import re
@@ -133,11 +131,8 @@ def render(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = environment.get_template("sort.html").render().strip()
-    code = script.removeprefix("<script>").removesuffix("</script>").encode()
-    digest = base64.b64encode(hashlib.sha256(code).digest()).decode()
-    options = {"legend": LEGEND, "ascending": LOWER_FIRST, "script_sha256": digest}
-    return environment.get_template(template).render(**options, **values)
+    page = environment.get_template(template)
+    return page.render(legend=LEGEND, ascending=LOWER_FIRST, **values)
 
 
 def _write(path: Path, template: str = "tables.html", **values: object) -> Path:
