@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -75,9 +76,8 @@ class Method(nn.Module):
         count, place = batch.frame_mask.sum(1, keepdim=True), torch.arange(batch.frames.shape[1])
         place = place.to(count.device).expand(len(batch), -1)
         order = torch.where(batch.frame_mask, count - 1 - place, place)
-        frames = self.backbone.encode_frames(batch.frames)
-        frames = frames.gather(1, order[..., None].expand_as(frames))
-        reversed_video = self.video_features(frames, batch.frame_mask)
+        rows = torch.arange(len(batch), device=count.device)[:, None]
+        reversed_video = self.encode_video(replace(batch, frames=batch.frames[rows, order]))
         scores = self.similarity(text, video)
         moved = (scores - self.similarity(text, reversed_video)).diagonal().abs().mean()
         found = {"change by reversed frames": moved / scores.std()}
