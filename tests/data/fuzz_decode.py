@@ -1,4 +1,4 @@
-"""Damage real files in many ways and extract them all: `python tests/data/fuzz_decode.py
+"""Damage real files in many ways and extract them all: `python -m tests.data.fuzz_decode
 FOLDER_OF_VIDEOS`.
 
 Prints what became of each kind of damage, the time, and whether every good file is whole in the
@@ -7,14 +7,17 @@ store.
 
 import argparse
 import collections
+import contextlib
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+from tests.data import codecs
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.extract import extract, find_videos
+from tvrkit.data.prepare import adopt_store
 from tvrkit.data.store import FrameStore
 
 HEADER = 4096  # bytes at the beginning; an .mp4 file's index is as often at its end: `flip-tail`
@@ -89,6 +92,42 @@ def damaged_stores(good, folder, count, seed):
         (path / "data.mdb").write_bytes(data)
         stores.append(path)
     return stores
+
+
+SOURCES = ("h264_closed.mp4", "h264_closed.mkv", "hevc_open.mp4", "mpeg4_b_frames.mp4")
+
+
+def attack_videos(folder, count, seed, kinds=tuple(DAMAGE)):
+    """(kind of damage, whether the file gave frames, whether a reason was given, what is wrong with
+    that or "") of each damaged file: its frames are those of the full decode, or it has a
+    reason."""
+    good = [codecs.make(name, folder) for name in SOURCES]
+    damaged = damaged_files(good, folder / "damaged", count, seed, kinds)
+    settings = FrameSettings(codecs.SAMPLED)
+    for path, (info, frames) in zip(damaged, codecs.by_kit(damaged, settings), strict=True):
+        wrong = "" if info.frames or info.reason else "no frames and no reason"
+        if info.frames:
+            truth, stamps = codecs.decode_all(path)
+            chosen = codecs.expected(stamps, codecs.SAMPLED)
+            if len(chosen) != len(frames) or codecs.differing(frames, truth[chosen]):
+                wrong = "other frames than those of the full decode"
+        yield path.stem.rpartition("-")[0], bool(info.frames), bool(info.reason), wrong
+
+
+def attack_stores(good, folder, count, seed):
+    """(number of problems told, what is wrong or "") of each damaged copy of a store: whatever is
+    in it, problems are lines, and what is adopted is what was there."""
+    for path in damaged_stores(good, folder, count, seed):
+        problems, wrong = FrameStore(path).verify(), ""
+        if not all(isinstance(problem, str) and problem for problem in problems):
+            wrong = f"no lines: {problems}"
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            source = FrameStore(good)
+            rows = adopt_store(path, path.with_suffix(".adopted"), source.video_ids())
+            counts = zip(rows["video_id"], rows["frames"], strict=True)
+            if any(count not in (0, source.count(video_id)) for video_id, count in counts):
+                wrong = "other counts of frames than there were" if not problems else ""
+        yield len(problems), wrong
 
 
 def main():

@@ -151,7 +151,7 @@ def test_a_mismatch_stops_before_any_video_is_read(invented, tmp_path):
 
 
 def test_didemo_keeps_frames_of_the_seconds_that_are_annotated(tmp_path):
-    """CLIP4Clip's and GLSCL's loaders read from 0 to 31: of a minute, half the frames came later."""
+    """CLIP4Clip's and GLSCL's loaders read from 0 to 31: of a minute, half the frames are later."""
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "a.mp4", count=60, times=list(range(0, 60_000, 1000)))
     for split in ("train", "val", "test"):

@@ -36,7 +36,8 @@ DECORD_FORMATS = {"mov", "matroska"}
 DECORD_PIXELS = {"yuv420p", "yuvj420p"}
 # lists of files, addresses, text, stills
 REFUSED_FORMATS = {"hls", "dash", "concat", "sdp", "tty", "image2"}
-IDR = 5  # NAL unit type of a picture after which no frame refers to an earlier one
+# types of NAL units: of a picture, and of one after which no frame refers to an earlier one
+SLICE, IDR = 1, 5
 MAX_PIXELS = 1 << 26  # of a picture: twice those of 8K video
 # a long video's time limit grows by a second per so many frames and per so many pixels
 FRAMES_PER_SECOND, PIXELS_PER_SECOND = 200, 1e8
@@ -104,7 +105,7 @@ class Video:
         promised: frames that the header counts, 0 where it does not.
         stored: frames that there are; an edit list may hide some of them.
         clock: of those that are shown.
-        closed: its key frames are proven to stand alone, and the first frame is one.
+        closed: proven to have key frames that stand alone, the first frame among them.
         pixels: name of the pixel format.
         damage: what is wrong with it, before its frames are decoded.
         turn: (2, 2) int, the rows are where x and y of the picture go, so that it stands upright.
@@ -115,15 +116,18 @@ class Video:
 
     def __init__(self, path: str):
         self.path = path
-        reached, packets = 0.0, []  # (time, hidden by an edit list, a key frame that stands alone)
+        packets: list[tuple] = []  # (time, hidden by an edit list, proven)
+        reached = 0.0
         container, stream = _open(path)
         with container:
+            # FFmpeg calls more packets key frames than the container's index does and seeks to
+            index = {entry.timestamp: entry.is_keyframe for entry in stream.index_entries}
             for packet in _packets(container):
                 time = packet.dts if packet.pts is None else packet.pts
                 reached = max(reached, float((time or 0) * packet.time_base))
                 if packet.stream_index == stream.index:
-                    alone = _stands_alone(packet, stream) if packet.is_keyframe else None
-                    packets.append((time, packet.is_discard, alone))
+                    key = not packets or (packet.is_keyframe and index.get(packet.dts, True))
+                    packets.append((time, packet.is_discard, _is_proven(packet, stream, key)))
             self.formats = set(container.format.name.split(","))
             self.codec = stream.codec_context.codec.canonical_name
             self.streams = len(container.streams.video)
@@ -132,9 +136,7 @@ class Video:
             base, lasts = float(stream.time_base), (container.duration or 0) / 1e6
         shown = [packet for packet in packets if not packet[1]] or packets
         self.clock = Clock.read([time for time, *_ in shown], base, fps)
-        self.closed = bool(shown and shown[0][2]) and all(
-            packet[2] is not False for packet in shown
-        )
+        self.closed = all(proven for *_, proven in shown)
         container, stream = _open(path)
         with container:
             first = next(_decoded(container, stream, []), None)
@@ -266,7 +268,7 @@ def _by_counting(video: Video, settings: FrameSettings) -> tuple[Clock, list[byt
             stamps = [None for _ in stamps]
         clock = Clock.read(stamps, video.clock.base, video.clock.fps)
         if np.array_equal(clock.choose(settings), wanted):
-            return clock, files, len(lost)
+            return clock, files, max(len(lost), len(video.clock.times) - len(stamps))
     raise Unreadable("other frames come each time it is decoded")
 
 
@@ -336,16 +338,16 @@ def _decoded(container, stream, lost: list) -> Iterator:
             lost.append(None)
 
 
-def _stands_alone(key: av.Packet, stream: av.VideoStream) -> bool:
-    """Whether a key frame is proven to be one that no later frame looks behind: H.264's IDR."""
-    about, data, place = stream.codec_context.extradata or b"", bytes(key), 0
-    kinds = set()
-    if stream.codec_context.name == "h264" and about[:1] == b"\1":  # units after their lengths
-        length = (about[4] & 3) + 1
-        while place + length < len(data):
-            kinds.add(data[place + length] & 31)
-            place += length + int.from_bytes(data[place : place + length])
-    return IDR in kinds
+def _is_proven(packet: av.Packet, stream: av.VideoStream, key: bool) -> bool:
+    """Whether it is proven to hold a picture of H.264; of a key frame, one that stands alone."""
+    about, data, place = stream.codec_context.extradata or b"", bytes(packet), 0
+    if stream.codec_context.name != "h264" or about[:1] != b"\1":  # units after their lengths
+        return False
+    length, kinds = (about[4] & 3) + 1, set()
+    while place + length < len(data):
+        kinds.add(data[place + length] & 31)
+        place += length + int.from_bytes(data[place : place + length])
+    return place == len(data) and bool(kinds & ({IDR} if key else {IDR, SLICE}))
 
 
 def _timeline(times: np.ndarray) -> np.ndarray:
