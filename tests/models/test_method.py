@@ -8,6 +8,7 @@ import torch
 from tests.fakes import FRAMES, WORDS, TwoLayers
 from tvrkit.data.batch import TextVideoBatch, VideoFeatures
 from tvrkit.models import METHODS, method_class, method_name
+from tvrkit.models.clip4clip import CLIP4Clip
 from tvrkit.models.method import Method
 
 from .small_methods import make_backbone, make_batch, make_glscl, make_hmmc
@@ -75,3 +76,21 @@ def test_names_and_classes_find_each_other():
     assert method_name(make_hmmc()) == "hmmc"
     with pytest.raises(ValueError, match=r"unknown method 'hmm': .*near it: hmmc"):
         method_class("hmm")
+
+
+def test_a_mean_over_frames_does_not_see_their_order_and_a_transformer_does():
+    batch = make_batch()
+    heads = {"meanP": 0.0, "seqTransf": None}
+    for head, expected in heads.items():
+        torch.manual_seed(0)
+        method = CLIP4Clip(make_backbone(), CLIP4Clip.Settings(head=head, layers=1)).eval()
+        moved = method.signs(batch)["change by reversed frames"]
+        assert moved == pytest.approx(0, abs=1e-4) if expected == 0 else moved > 1e-4
+
+
+def test_concepts_that_are_the_same_have_a_cosine_of_one():
+    glscl, batch = make_glscl(), make_batch()
+    apart = glscl.signs(batch)["cosine between video concepts"]
+    glscl.queries["both"].weight.data[:] = glscl.queries["both"].weight[0].detach()
+    assert glscl.signs(batch)["cosine between video concepts"] == pytest.approx(1, abs=1e-5)
+    assert apart < 1
