@@ -24,3 +24,25 @@ def test_parts_are_put_in_order_again(monkeypatch, total, ranks):
     monkeypatch.setattr(processes, "count", lambda: ranks)
     monkeypatch.setattr(processes.dist, "all_gather_object", gather)
     assert processes.collect(dealt[0]) == list(range(total))
+
+
+def test_batches_come_in_turn(monkeypatch):
+    assert list(processes.in_turn([1, 2, 3], lambda batch: [batch, -batch])) == [
+        1,
+        -1,
+        2,
+        -2,
+        3,
+        -3,
+    ]
+    batches = [[1, 3, 5], [2, 4]]  # of two processes; the main one may have one more
+    rounds = iter([[[[1]], [[2]]], [[[3]], [[4]]], [[[5]], []]])
+
+    def gather(parts, own):
+        parts[:] = next(rounds)
+        assert own == parts[1]
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "from_main", lambda make: 3)
+    monkeypatch.setattr(processes.dist, "all_gather_object", gather)
+    assert list(processes.in_turn(batches[1], lambda batch: [batch])) == [1, 2, 3, 4, 5]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -28,6 +29,17 @@ def collect(own: list[T]) -> list[T]:
     dist.all_gather_object(parts, own)
     total = sum(map(len, parts))
     return [parts[number % count()][number // count()] for number in range(total)]
+
+
+def in_turn(own: Any, make: Callable[[Any], list[T]]) -> Iterator[T]:
+    """`make` of each of a loader's batches, a list, joined over all processes in their order.
+
+    Each process has its own batches of `own`; all of them get everything, a round at a time.
+    """
+    rounds, batches = from_main(lambda: len(own)), iter(own)  # the main process has the most
+    for _ in range(rounds):
+        for part in collect([make(batch) for batch in islice(batches, 1)]):
+            yield from part
 
 
 def from_main(make: Callable[[], T]) -> T:

@@ -13,6 +13,7 @@ import yaml
 
 from tvrkit.models import method_class, weights
 from tvrkit.recipes import load_recipe
+from tvrkit.training import distributed
 from tvrkit.training import features as features_
 from tvrkit.training.card import resolve_device, seed_everything
 from tvrkit.training.runs import Run, build_method, ensure, prepared, start_file
@@ -93,7 +94,8 @@ def embed(
         profile, overrides, device: see `runs.ensure`.
         seed: of random weights.
     """
-    config, where = load_recipe(recipe, overrides, profile), resolve_device(device)
+    config = load_recipe(recipe, overrides, profile)
+    where = distributed.start(resolve_device(device))
     manifest = prepared(config)
     names = splits or sorted(set(manifest.captions["split"]))
     seed_everything(seed)

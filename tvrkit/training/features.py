@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tvrkit import __version__, files
+from tvrkit.data import processes
+from tvrkit.data.batch import TextVideoBatch
 from tvrkit.data.features import AGAIN, CARD, Features, content, write_shards
 from tvrkit.data.loader import text_loader, video_loader
 from tvrkit.data.manifest import Split
@@ -82,12 +85,16 @@ def write(
     (out / CARD).unlink(missing_ok=True)
     method.eval()
     for split in splits:
-        write_shards(out, f"{split.name}-videos", _videos(method, config, split, device))
-        write_shards(out, f"{split.name}-texts", _texts(method, config, split, device))
+        for kind, encode in {"videos": _videos, "texts": _texts}.items():
+            items = encode(method, config, split, device)
+            if processes.rank() == 0:
+                write_shards(out, f"{split.name}-{kind}", items)
+            else:
+                deque(items, maxlen=0)  # its share of the work
     card = {**identity(method, config), "pretrained": config.backbone.pretrained}
     card |= {"width": method.backbone.width, "made_by": f"tvrkit {__version__}"}
     card["splits"] = {split.name: content(split) for split in splits}
-    files.write_json(out / CARD, card)
+    processes.from_main(lambda: files.write_json(out / CARD, card))
     return card
 
 
@@ -97,16 +104,26 @@ def _videos(method: Method, config: Config, split: Split, device) -> Iterator[Te
     size = max(1, config.eval.batch_size * config.data.max_frames // longest)
     every = replace(config.data, max_frames=longest, features=None)
     whole = replace(config, data=every, eval=replace(config.eval, batch_size=size))
-    for batch in tqdm(video_loader(split, whole, method.backbone), f"{split.name} videos"):
+
+    def encode(batch: TextVideoBatch) -> list[Tensor]:
         frames = method.backbone.encode_frames(batch.frames.to(device)).float().cpu()
-        yield from (own[mask] for own, mask in zip(frames, batch.frame_mask, strict=True))
+        return [own[mask] for own, mask in zip(frames, batch.frame_mask, strict=True)]
+
+    loader = tqdm(video_loader(split, whole, method.backbone), f"{split.name} videos")
+    return processes.in_turn(loader, encode)
 
 
 def _texts(method: Method, config: Config, split: Split, device) -> Iterator[Tensor]:
     """Of each caption its sentence, then its words."""
     plain = replace(config, data=replace(config.data, features=None))
-    for batch in tqdm(text_loader(split, plain, method.backbone), f"{split.name} captions"):
+
+    def encode(batch: TextVideoBatch) -> list[Tensor]:
         given = batch.tokens.to(device), batch.token_mask.to(device)
         words, sentence = (part.float().cpu() for part in method.backbone.encode_text(*given))
-        for row, mask in enumerate(batch.token_mask):
-            yield torch.cat([sentence[row : row + 1], words[row][mask]])
+        return [
+            torch.cat([sentence[row : row + 1], words[row][mask]])
+            for row, mask in enumerate(batch.token_mask)
+        ]
+
+    loader = tqdm(text_loader(split, plain, method.backbone, False), f"{split.name} captions")
+    return processes.in_turn(loader, encode)
