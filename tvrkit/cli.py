@@ -24,10 +24,12 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Prepare, check and look at data sets.", no_args_is_help=True)
 report_app = typer.Typer(help="Pages of runs.", invoke_without_command=True)
+bench_app = typer.Typer(help="Measure what a training step costs.", no_args_is_help=True)
 backbone_app = typer.Typer(help="The embedded tiny CLIP.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(report_app, name="report")
 app.add_typer(backbone_app, name="backbone")
+app.add_typer(bench_app, name="bench")
 INTERRUPTED = 130
 LISTED = 10  # ids printed of those that are missing
 
@@ -93,15 +95,18 @@ def train(
 ):
     """Train and evaluate one recipe into reports/RUN/RECIPE/seedK/. An interrupted run goes on.
 
-    On several GPUs or machines: torchrun --nproc_per_node=8 -m tvrkit train RECIPE -- ..."""
+    On several GPUs: torchrun --nproc_per_node=8 -m -- tvrkit train RECIPE --device cuda"""
     if dry_run:
         import yaml
 
         from tvrkit.recipes import load_recipe, to_dict
+        from tvrkit.training import bench
 
-        print(
-            yaml.safe_dump(to_dict(load_recipe(recipe, overrides or (), profile)), sort_keys=False)
-        )
+        config = load_recipe(recipe, overrides or (), profile)
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+        parts = bench.needs(config)
+        listed = ", ".join(f"{name} {size:.1f}" for name, size in parts.items())
+        print(f"# about {sum(parts.values()):.1f} GB of memory a process: {listed}")
         return
     from tvrkit.training import runs
 
@@ -402,6 +407,47 @@ def data_show(
     target = out or Path(f"{video_id}.png")
     figures.film_strip(frames, captions[0] if captions else video_id).savefig(target)
     print(target)
+
+
+@bench_app.command("gpu")
+def bench_gpu(
+    out: Annotated[Path, Argument(help="JSON file to write")] = Path("gpu.json"),
+    recipe: Annotated[list[str] | None, Option(help="in place of the four; repeatable")] = None,
+    override: Annotated[list[str] | None, Option(help="in place of batch 128 x 12, bf16")] = None,
+    device: Device = "cuda",
+):
+    """Clips a second, memory and share of the card's own matrix rate, a step of each method."""
+    from tvrkit.training import bench
+
+    found = bench.report(out, device, recipe or bench.METHODS, override or bench.GPU)
+    print(f"{found['device']}: {found['product_tflops']:.1f} TFLOP/s in a matrix product")
+    for name, step in found["steps"].items():
+        memory = "" if step["memory_gb"] is None else f", {step['memory_gb']:.1f} GB"
+        speed = f"{step['clips_per_second']:.1f} clips/s, {step['share_of_peak']:.0%} of it"
+        print(f"{name}: {speed}{memory}; most time in {next(iter(step['time_in']))}")
+    print(out)
+
+
+@app.command()
+def doctor(
+    seconds: Annotated[float, Option(help="for which the speed is measured")] = 20.0,
+    as_json: Annotated[bool, Option("--json", help="for programs")] = False,
+):
+    """Say what is here and works: devices, versions, weights, tagger, decoders, data, speed."""
+    import json
+
+    from tvrkit.training.doctor import examine
+
+    found = {}
+    for name, finding in examine(seconds):
+        found[name] = finding
+        if not as_json:
+            print(f"{name}: {finding}")
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+    failed = [name for name, finding in found.items() if finding.startswith("FAILS")]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
 
 
 @backbone_app.command("pretrain")

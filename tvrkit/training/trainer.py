@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +84,8 @@ class Trainer:
     def __init__(
         self, method: Method, loader, train: TrainConfig, device: torch.device, name_rows: Callable
     ):
+        if device.type == "cpu" and train.precision == "bf16":
+            warnings.warn("train.precision: bf16 on a CPU is up to ten times slower", stacklevel=2)
         self.method, self.loader, self.train, self.device = method, loader, train, device
         self.name_rows, self.seed = name_rows, torch.initial_seed()
         total = train.epochs * len(loader)

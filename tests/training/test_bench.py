@@ -1,0 +1,55 @@
+"""What a step costs: on a CPU the whole report at tiny size, and estimates against counts."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tvrkit.recipes import load_recipe
+from tvrkit.training import bench
+from tvrkit.training.runs import build_method
+
+SMALL = ["backbone.pretrained=null", "data.max_frames=2", "train.batch_size=2"]
+
+
+def test_the_report_holds_every_measure(tmp_path, monkeypatch):
+    """On a CPU here: no GPU was at hand. `tvrkit bench gpu` makes it on one."""
+    monkeypatch.setattr(bench, "STEPS", 1)
+    monkeypatch.setattr(bench, "WARM_UP", 0)
+    out = tmp_path / "report.json"
+    small = [*SMALL, "train.chunk_size=1"]
+    found = bench.report(out, "cpu", ["clip4clip_shapes"], small)
+    assert json.loads(out.read_text(encoding="utf-8")) == found
+    step = found["steps"]["clip4clip_shapes"]
+    assert step["clips_per_second"] == pytest.approx(2000 / step["step_ms"])
+    assert step["share_of_peak"] > 0
+    assert len(step["time_in"]) == bench.SHOWN
+    assert 0 < sum(step["time_in"].values()) <= 1
+    assert found["product_tflops"] > 0
+
+
+@pytest.mark.parametrize("recipe", ["clip4clip_shapes", "glscl_shapes", "hmmc_pretrain_shapes"])
+def test_needs_are_what_the_encoders_keep(recipe):
+    """Counted on real tensors for the whole batch, where the estimate has two rows of none."""
+    config = load_recipe(recipe, [*SMALL, "train.batch_size=6"])
+    method = build_method(config).train()
+    expected = bench._kept(method, config, 6) / 1e9
+    found = bench.needs(config)
+    assert found["activations"] == pytest.approx(expected, rel=0.02)
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    assert found["weights, gradients and moments"] >= 16 * trained / 1e9
+
+
+def test_chunks_and_precision_lower_the_needs():
+    config = load_recipe("clip4clip_shapes", SMALL[:2])
+    whole = bench.needs(config)["activations"]
+    chunked = bench.needs(replace(config, train=replace(config.train, chunk_size=16)))
+    half = bench.needs(replace(config, train=replace(config.train, precision="bf16")))
+    assert chunked["activations"] == pytest.approx(whole / 4, rel=0.2)  # some of it is no row's
+    assert half["activations"] == pytest.approx(whole / 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dmae_didemo", "glscl_msrvtt_b16"])  # the largest of each model
+def test_recipes_fit_a_card_of_80_gb(name):
+    assert sum(bench.needs(load_recipe(name)).values()) < 80

@@ -1,0 +1,20 @@
+"""What is here and works, and what is said where it does not."""
+
+from tvrkit import files
+from tvrkit.training import doctor
+
+
+def test_every_part_is_heard(tmp_path, monkeypatch):
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    broken = tmp_path / "data/mine"
+    broken.mkdir(parents=True)
+    files.write_json(broken / "card.json", {})
+    monkeypatch.setattr(doctor, "DECODERS", ("nosuch",))
+    found = dict(doctor.examine(seconds=0.1))
+    assert found["devices"].startswith("cpu: ")
+    assert "torch 2." in found["versions"]
+    assert found["weights"] == "tvrkit-tiny reads"
+    assert found["tagger en"].startswith("en_core_web_sm")
+    assert "clips a second" in found["speed on cpu"]
+    assert found["decoders"] == "FAILS: expected one of nosuch"
+    assert found["data mine"].startswith("FAILS: ")

@@ -1,0 +1,156 @@
+"""What a training step costs: measured time, memory and share of the device's peak; and what a
+recipe needs before it starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from tvrkit import files
+from tvrkit.data.batch import TextVideoBatch
+from tvrkit.models.method import Method
+from tvrkit.recipes import load_recipe
+from tvrkit.settings import Config
+from tvrkit.training import optim
+from tvrkit.training.card import resolve_device, run_card
+from tvrkit.training.large_batch import backward, backward_in_chunks
+from tvrkit.training.runs import build_method
+
+METHODS = ("clip4clip_msrvtt", "dmae_msrvtt", "glscl_msrvtt", "hmmc_msrvtt")
+GPU = ["train.batch_size=128", "data.max_frames=12", "train.precision=bf16"]  # the step measured
+WARM_UP, STEPS, PRODUCT = 3, 10, 8192
+SHOWN = 8  # operators that take the most time
+
+
+def random_batch(method: Method, config: Config, rows: int, device: torch.device) -> TextVideoBatch:
+    """Rows as the recipe's loader makes them, of random words and pixels."""
+    data, backbone, every = config.data, method.backbone, torch.arange(rows, device=device)
+    words = min(data.max_words, backbone.context_length)
+    tokens = torch.randint(1, 400, (rows, words), device=device)
+    size = (rows, data.max_frames, 3, backbone.image_size, backbone.image_size)
+    frames = torch.randint(256, size, dtype=torch.uint8, device=device)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    shown = torch.ones(size[:2], dtype=torch.bool, device=device)
+    return TextVideoBatch(tokens, mask, mask.long(), frames, shown, every, every, seed=every)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, size: int = PRODUCT) -> float:
+    """FLOP a second of a square matrix product, the peak that a step is held against."""
+    factors = torch.randn(2, size, size, device=device, dtype=dtype)
+    seconds = _seconds(lambda: factors[0] @ factors[1], device)
+    return 2 * size**3 / seconds
+
+
+def _seconds(call, device: torch.device) -> float:
+    """Of one call, the mean of `STEPS` after a warm-up."""
+    for number in range(WARM_UP + STEPS):
+        if number == WARM_UP:
+            _wait(device)
+            start = time.perf_counter()
+        call()
+    _wait(device)
+    return (time.perf_counter() - start) / STEPS
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(config: Config, device: torch.device, peak: float) -> dict[str, Any]:
+    """A training step of a recipe on random rows: clips a second, memory, share of `peak` (FLOP a
+    second), and the operators that take the most time."""
+    torch.manual_seed(0)
+    method = build_method(config).to(device).train()
+    train, optimizer = config.train, optim.build_optimizer(method, config.train, 1000)[0]
+    batch = random_batch(method, config, train.batch_size, device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        method.before_step()
+        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+            if train.chunk_size:
+                backward_in_chunks(method, batch, train.chunk_size)
+            else:
+                backward(method, batch)
+        optimizer.step()
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = _seconds(step, device)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    gpu = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=kinds) as profiled:
+        step()
+        _wait(device)
+    by = "self_device_time_total" if gpu else "self_cpu_time_total"
+    spent = sorted(profiled.key_averages(), key=lambda row: -getattr(row, by))
+    total = sum(getattr(row, by) for row in spent)
+    return {
+        "clips_per_second": train.batch_size / seconds,
+        "step_ms": 1000 * seconds,
+        "share_of_peak": counter.get_total_flops() / seconds / peak,
+        "memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if gpu else None,
+        "time_in": {row.key: getattr(row, by) / total for row in spent[:SHOWN]},
+    }
+
+
+def report(out: Path, device: str, recipes=METHODS, overrides=GPU) -> dict[str, Any]:
+    """Measure a step of each recipe, ViT-B/32 on batches of 128 x 12 frames in bf16 where nothing
+    else is asked, and write it as JSON."""
+    where = resolve_device(device)
+    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    peak = product_rate(where, dtype, PRODUCT if where.type == "cuda" else 1024)
+    found: dict[str, Any] = {**run_card(0, where), "product_tflops": peak / 1e12, "steps": {}}
+    for name in recipes:
+        config = load_recipe(name, ["backbone.pretrained=null", *overrides])
+        found["steps"][name] = measure(config, where, peak)
+    files.write_json(out, found)
+    return found
+
+
+def needs(config: Config) -> dict[str, float]:
+    """Memory of a recipe's training step on one process, in GB, before anything is read.
+
+    Parameters with gradients and both moments are counted in float32; what both encoders keep for
+    the backward pass is measured on two and on four rows that hold no numbers, and grows with the
+    rows that a process encodes at a time. Left out: the loss, and the workspace of the kernels.
+    """
+    random = replace(config, backbone=replace(config.backbone, pretrained=None))
+    method = build_method(random).to("meta").train()
+    rows = min(config.train.chunk_size or config.train.batch_size, config.train.batch_size)
+    two, four = (_kept(method, config, count) for count in (2, 4))
+    half = 0.5 if config.train.precision == "bf16" else 1.0
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    fixed = sum(p.numel() for p in method.parameters()) - trained
+    return {
+        "weights, gradients and moments": (16 * trained + 4 * fixed) / 1e9,
+        "activations": half * (two + (rows - 2) * (four - two) / 2) / 1e9,
+    }
+
+
+def _kept(method: Method, config: Config, rows: int) -> int:
+    """Bytes that both encoders keep for the backward pass, besides their weights."""
+    device = next(method.parameters()).device
+    batch, kept = random_batch(method, config, rows, device), dict[int, int]()
+    owned = {p.untyped_storage()._cdata for p in method.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in owned:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = method.encode_text(batch), method.encode_video(batch)
+    del features  # until here: a storage that is freed gives its number away
+    return sum(kept.values())

@@ -1,0 +1,90 @@
+"""What is here and works: devices, versions, weights, tagger, decoders, prepared data, speed."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from tvrkit import files
+from tvrkit.data.manifest import Manifest
+from tvrkit.data.text import LANGUAGES, Tagger
+from tvrkit.models.backbone import TINY, create_backbone
+from tvrkit.recipes import load_recipe
+from tvrkit.settings import BackboneConfig
+from tvrkit.training.bench import random_batch
+from tvrkit.training.card import cpu_name, versions
+from tvrkit.training.large_batch import backward
+from tvrkit.training.runs import build_method
+
+DECODERS = ("decord", "av")
+SECONDS = 20.0  # that the speed is measured for
+
+
+def examine(seconds: float = SECONDS) -> Iterator[tuple[str, str]]:
+    """Name and finding of each part, as it is found; a part that fails says why, and the others
+    go on."""
+    checks: dict[str, Callable[[], str]] = {
+        "devices": _devices,
+        "versions": lambda: ", ".join(f"{name} {found}" for name, found in versions().items()),
+        "weights": lambda: f"{create_backbone(BackboneConfig(TINY)).name} reads",
+        "decoders": _decoders,
+    }
+    checks |= {f"tagger {language}": partial(_tagger, language) for language in LANGUAGES}
+    for root in sorted((files.home() / "data").glob("*/card.json")):
+        checks[f"data {root.parent.name}"] = partial(_store, root.parent.name)
+    for place in _places():
+        checks[f"speed on {place}"] = partial(_speed, place, seconds)
+    for name, check in checks.items():
+        try:
+            yield name, check()
+        except Exception as error:  # each part is to be heard
+            yield name, f"FAILS: {error or type(error).__name__}"
+
+
+def _places() -> list[torch.device]:
+    gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return [torch.device("cpu"), *gpus]
+
+
+def _devices() -> str:
+    named = [f"{place}: {torch.cuda.get_device_name(place)}" for place in _places()[1:]]
+    return "; ".join([f"cpu: {cpu_name()}, {torch.get_num_threads()} threads", *named])
+
+
+def _decoders() -> str:
+    found = [name for name in DECODERS if importlib.util.find_spec(name)]
+    if not found:
+        raise ValueError(f"expected one of {', '.join(DECODERS)}")
+    return ", ".join(found)
+
+
+def _tagger(language: str) -> str:
+    tagger = Tagger(language)
+    tagger.tag(["a red ball" if language == "en" else "红色的球"])
+    return f"{tagger.name} {tagger.version}"
+
+
+def _store(name: str) -> str:
+    """A frame of the first and of the last video; `tvrkit data verify` reads all of them."""
+    store = Manifest.open(files.data(name)).frames
+    ids = store.video_ids()
+    for video_id in (ids[0], ids[-1]):
+        store.read(video_id, [0])
+    return f"{len(ids)} videos, first and last read"
+
+
+def _speed(place: torch.device, seconds: float) -> str:
+    """Training steps of the embedded CLIP4Clip recipe on random rows."""
+    config = load_recipe("clip4clip_shapes", ["data.max_frames=8"])
+    method = build_method(config).to(place).train()
+    batch, clips = random_batch(method, config, 16, place), 0
+    backward(method, batch)
+    start = time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds or not clips:
+        backward(method, batch)[0]["loss"].item()
+        clips += len(batch)
+    return f"{clips / spent:.0f} clips a second in training ({config.recipe}, {spent:.0f} s)"
