@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvrkit.data import text
-from tvrkit.data.text import KeywordMasker, Tagger, token_spans, tokenise, tokenise_masked
+from tvrkit.data.text import KeywordMasker, Tagger, token_spans, tokenise
 
 # isort: split
 from open_clip.tokenizer import (  # after tvrkit, which mends torchvision for it
@@ -293,7 +293,7 @@ def test_tags_stay_on_disk_by_content_and_neither_they_nor_the_model_are_made_ag
     assert not (tmp_path / "data").exists()
     first, other = Tagger("en"), Tagger("en")
     first.tag(captions)
-    second._load = other._load = lambda: pytest.fail("tagged again")
+    second._tag = other._tag = lambda captions: pytest.fail("tagged again")
     second.tag(captions)
     assert [second.content_spans(caption) for caption in captions] == [
         first.content_spans(caption) for caption in captions
@@ -331,7 +331,7 @@ def test_weights_of_masked_captions_are_those_of_the_whole(english, clip):
     captions = ["A red ball rolls over the grass", "the ball"]
     spans = [english.content_spans(clip.clean_fn(caption)) for caption in captions]
     whole = tokenise(captions, clip, 12, english)
-    masked = tokenise_masked(list(zip(captions, spans, strict=True)), clip, 12)
+    masked = tokenise(captions, clip, 12, content=spans)
     assert all(torch.equal(*pair) for pair in zip(whole, masked, strict=True))
-    part = tokenise_masked([("red rolls over", [(0, 3), (4, 9)])], clip, 12)
+    part = tokenise(["red rolls over"], clip, 12, content=[[(0, 3), (4, 9)]])
     assert part[2][0, :6].tolist() == [1, 2, 2, 1, 1, 0]

@@ -15,7 +15,7 @@ SMALL = ["backbone.pretrained=null", "data.max_frames=2", "train.batch_size=2"]
 def test_the_report_holds_every_measure(tmp_path, monkeypatch):
     """On a CPU here: no GPU was at hand. `tvrkit bench gpu` makes it on one."""
     monkeypatch.setattr(bench, "STEPS", 1)
-    monkeypatch.setattr(bench, "WARM_UP", 0)
+    monkeypatch.setattr(bench, "PRODUCT", 64)
     out = tmp_path / "report.json"
     small = [*SMALL, "train.chunk_size=1"]
     found = bench.report(out, "cpu", ["clip4clip_shapes"], small)

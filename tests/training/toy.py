@@ -23,6 +23,9 @@ class Backbone(nn.Module):
         self.dropout = nn.Dropout(0.2)
         self.pixels = nn.Linear(12, 8)
 
+    def encode_frames(self, frames):
+        return self.pixels(frames.float().flatten(2) / 255)
+
 
 class Toy(Method):
     """A method with every moving part of a real one, small enough to step in microseconds."""
@@ -31,9 +34,8 @@ class Toy(Method):
         words = self.backbone.dropout(self.backbone.words(batch.tokens))
         return TextFeatures(words.mean(1), words, batch.token_mask, batch.token_mask.long())
 
-    def encode_video(self, batch):
-        frames = self.backbone.pixels(batch.frames.float().flatten(2) / 255)
-        return VideoFeatures(frames.mean(1), frames, batch.frame_mask)
+    def video_features(self, frames, mask):
+        return VideoFeatures(frames.mean(1), frames, mask)
 
     def similarity(self, text, video):
         return (

@@ -24,7 +24,7 @@ from tvrkit.data.features import Features, padded
 from tvrkit.data.manifest import Split
 from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.data.sampling import SAMPLERS, sample
-from tvrkit.data.text import KeywordMasker, Tagger, tokenise, tokenise_masked
+from tvrkit.data.text import KeywordMasker, Tagger, tokenise
 from tvrkit.settings import Config, DataConfig, choose
 
 tagger = cache(Tagger)  # one per language and process: it remembers what it has tagged
@@ -153,7 +153,8 @@ class TrainData(Dataset):
                 self.masker.mask(self.split.video_ids[video], text, draw, content(text))
                 for video, text, draw in zip(videos, texts, draws, strict=True)
             ]
-            text = tokenise_masked(masked, self.tokenizer, self.data.max_words)
+            texts, spans = zip(*masked, strict=True)
+            text = tokenise(texts, self.tokenizer, self.data.max_words, content=spans)
             batch.tokens, batch.token_mask, batch.token_weight = text
         batch.frames, batch.frame_mask = self.clips.read(videos, draws)
         batch.seed = torch.tensor([int(draw.integers(2**63)) for draw in draws])

@@ -15,7 +15,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache
 from itertools import accumulate
 
 import numpy as np
@@ -45,7 +45,11 @@ Span = tuple[int, int]
 
 
 def tokenise(
-    captions: Sequence[str], tokenizer, max_words: int, tagger: Tagger | None = None
+    captions: Sequence[str],
+    tokenizer,
+    max_words: int,
+    tagger: Tagger | None = None,
+    content: Sequence[list[Span]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, their mask and their textual-attention weight.
 
@@ -59,6 +63,7 @@ def tokenise(
         tokenizer: open_clip's `SimpleTokenizer` or `HFTokenizer` (`backbone.tokenizer`).
         max_words: L, tokens per caption with SOT and EOT.
         tagger: finds the content words; without it every real token weighs 1.
+        content: of each caption, where they are known (`KeywordMasker.mask`).
 
     Returns:
         tokens (N, L) int64, mask (N, L) bool True on real tokens, weight (N, L) int64: 0 padding, 2
@@ -69,31 +74,17 @@ def tokenise(
             no EOT.
     """
     texts, tokens, mask, spans = _encode(captions, tokenizer, max_words)
-    weight = mask.to(torch.int64)
-    if tagger is not None:
+    if content is None and tagger is not None:
         tagger.tag(texts)
-        for row, text in enumerate(texts):
-            weight[row, _boosted(spans[row], tagger.content_spans(text), len(text))] = 2
-    return tokens, mask, weight
-
-
-def tokenise_masked(
-    masked: Sequence[tuple[str, list[Span]]], tokenizer, max_words: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`tokenise` of captions whose content words are known, see `KeywordMasker.mask`."""
-    texts, tokens, mask, spans = _encode([text for text, _ in masked], tokenizer, max_words)
+        content = [tagger.content_spans(text) for text in texts]
     weight = mask.to(torch.int64)
-    for row, (text, (_, content)) in enumerate(zip(texts, masked, strict=True)):
-        weight[row, _boosted(spans[row], content, len(text))] = 2
+    for row, words in enumerate(content or ()):
+        inside = np.zeros(len(texts[row]) + 1, bool)
+        for start, end in words:
+            inside[start:end] = True
+        boosted = [column for column, (start, end) in spans[row] if inside[start:end].any()]
+        weight[row, boosted] = 2
     return tokens, mask, weight
-
-
-def _boosted(tokens: list[tuple[int, Span]], content: list[Span], length: int) -> list[int]:
-    """Columns of the tokens that overlap a content word of a text of `length` characters."""
-    inside = np.zeros(length + 1, bool)
-    for start, end in content:
-        inside[start:end] = True
-    return [column for column, (start, end) in tokens if inside[start:end].any()]
 
 
 def token_spans(captions: Sequence[str], tokenizer, max_words: int) -> list[list[tuple[int, Span]]]:
@@ -207,11 +198,7 @@ class Tagger:
         self.language = choose("language", language, LANGUAGES)
         self._spans: dict[str, list[Span]] = {}
         make = _english_tagger if language == "en" else _chinese_tagger
-        self.name, self.version, self._load = make()
-
-    @cached_property
-    def _tag(self):
-        return self._load()
+        self.name, self.version, self._tag = make()
 
     def tag(self, captions: Iterable[str]) -> None:
         """Tag many captions at once, with a progress bar where it takes a while."""
@@ -242,17 +229,16 @@ def _english_tagger():
         expected = f"expected one of {', '.join(ENGLISH_MODELS)} to be installed"
         raise ValueError(f"no English tagger: {expected}")
 
-    def load():
-        model = importlib.import_module(name).load(exclude=["parser", "ner", "lemmatizer"])
+    @cache  # with the first caption
+    def model():
+        return importlib.import_module(name).load(exclude=["parser", "ner", "lemmatizer"])
 
-        def tag(captions):
-            for document in model.pipe(captions, batch_size=256):
-                words = [word for word in document if word.pos_ in CONTENT_POS and not word.is_stop]
-                yield [(word.idx, word.idx + len(word)) for word in words]
+    def tag(captions):
+        for document in model().pipe(captions, batch_size=256):
+            words = [word for word in document if word.pos_ in CONTENT_POS and not word.is_stop]
+            yield [(word.idx, word.idx + len(word)) for word in words]
 
-        return tag
-
-    return name, importlib.metadata.version(name), load
+    return name, importlib.metadata.version(name), tag
 
 
 def _jieba():
@@ -280,7 +266,7 @@ def _chinese_tagger():
                 position = end
             yield spans
 
-    return "jieba.posseg", jieba.__version__, lambda: tag
+    return "jieba.posseg", jieba.__version__, tag
 
 
 class KeywordMasker:

@@ -3,14 +3,14 @@ recipe needs before it starts."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from tvrkit import files
@@ -19,13 +19,13 @@ from tvrkit.models.method import Method
 from tvrkit.recipes import load_recipe
 from tvrkit.settings import Config
 from tvrkit.training import optim
-from tvrkit.training.card import resolve_device, run_card
-from tvrkit.training.large_batch import backward, backward_in_chunks
+from tvrkit.training.card import peak_memory_mb, resolve_device, run_card
+from tvrkit.training.large_batch import gradient
 from tvrkit.training.runs import build_method
 
 METHODS = ("clip4clip_msrvtt", "dmae_msrvtt", "glscl_msrvtt", "hmmc_msrvtt")
 GPU = ["train.batch_size=128", "data.max_frames=12", "train.precision=bf16"]  # the step measured
-WARM_UP, STEPS, PRODUCT = 3, 10, 8192
+STEPS, PRODUCT = 10, 8192
 SHOWN = 8  # operators that take the most time
 
 
@@ -41,27 +41,16 @@ def random_batch(method: Method, config: Config, rows: int, device: torch.device
     return TextVideoBatch(tokens, mask, mask.long(), frames, shown, every, every, seed=every)
 
 
-def product_rate(device: torch.device, dtype: torch.dtype, size: int = PRODUCT) -> float:
-    """FLOP a second of a square matrix product, the peak that a step is held against."""
-    factors = torch.randn(2, size, size, device=device, dtype=dtype)
-    seconds = _seconds(lambda: factors[0] @ factors[1], device)
-    return 2 * size**3 / seconds
+def product_rate(device: torch.device) -> float:
+    """FLOP a second of a square bf16 matrix product, the peak that a step is held against."""
+    factors = torch.randn(2, PRODUCT, PRODUCT, device=device, dtype=torch.bfloat16)
+    return 2 * PRODUCT**3 / _seconds(lambda: factors[0] @ factors[1])
 
 
-def _seconds(call, device: torch.device) -> float:
-    """Of one call, the mean of `STEPS` after a warm-up."""
-    for number in range(WARM_UP + STEPS):
-        if number == WARM_UP:
-            _wait(device)
-            start = time.perf_counter()
-        call()
-    _wait(device)
-    return (time.perf_counter() - start) / STEPS
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _seconds(call) -> float:
+    """Of one call, the mean of `STEPS` after a warm-up; a GPU is waited for."""
+    threads = torch.get_num_threads()
+    return Timer("call()", globals={"call": call}, num_threads=threads).timeit(STEPS).mean
 
 
 def measure(config: Config, device: torch.device, peak: float) -> dict[str, Any]:
@@ -75,32 +64,21 @@ def measure(config: Config, device: torch.device, peak: float) -> dict[str, Any]
     def step() -> None:
         optimizer.zero_grad()
         method.before_step()
-        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-            if train.chunk_size:
-                backward_in_chunks(method, batch, train.chunk_size)
-            else:
-                backward(method, batch)
+        gradient(method, batch, train)
         optimizer.step()
 
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = _seconds(step, device)
-    with FlopCounterMode(display=False) as counter:
+    seconds = _seconds(step)
+    with FlopCounterMode(display=False) as counter, profile() as profiled:
         step()
-    gpu = device.type == "cuda"
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with profile(activities=kinds) as profiled:
-        step()
-        _wait(device)
-    by = "self_device_time_total" if gpu else "self_cpu_time_total"
-    spent = sorted(profiled.key_averages(), key=lambda row: -getattr(row, by))
-    total = sum(getattr(row, by) for row in spent)
+    kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    spent = {row.key: getattr(row, kind) for row in profiled.key_averages()}
+    most, total = sorted(spent, key=spent.__getitem__, reverse=True), sum(spent.values())
     return {
         "clips_per_second": train.batch_size / seconds,
         "step_ms": 1000 * seconds,
         "share_of_peak": counter.get_total_flops() / seconds / peak,
-        "memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if gpu else None,
-        "time_in": {row.key: getattr(row, by) / total for row in spent[:SHOWN]},
+        "memory_gb": peak_memory_mb(device) / 1e3,
+        "time_in": {name: spent[name] / total for name in most[:SHOWN]},
     }
 
 
@@ -108,8 +86,7 @@ def report(out: Path, device: str, recipes=METHODS, overrides=GPU) -> dict[str, 
     """Measure a step of each recipe, ViT-B/32 on batches of 128 x 12 frames in bf16 where nothing
     else is asked, and write it as JSON."""
     where = resolve_device(device)
-    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    peak = product_rate(where, dtype, PRODUCT if where.type == "cuda" else 1024)
+    peak = product_rate(where)
     found: dict[str, Any] = {**run_card(0, where), "product_tflops": peak / 1e12, "steps": {}}
     for name in recipes:
         config = load_recipe(name, ["backbone.pretrained=null", *overrides])
@@ -130,10 +107,9 @@ def needs(config: Config) -> dict[str, float]:
     rows = min(config.train.chunk_size or config.train.batch_size, config.train.batch_size)
     two, four = (_kept(method, config, count) for count in (2, 4))
     half = 0.5 if config.train.precision == "bf16" else 1.0
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    fixed = sum(p.numel() for p in method.parameters()) - trained
+    size = sum(p.numel() * (16 if p.requires_grad else 4) for p in method.parameters())
     return {
-        "weights, gradients and moments": (16 * trained + 4 * fixed) / 1e9,
+        "weights, gradients and moments": size / 1e9,
         "activations": half * (two + (rows - 2) * (four - two) / 2) / 1e9,
     }
 

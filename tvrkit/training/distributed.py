@@ -73,19 +73,3 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     parts = (flat / processes.count()).split([gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
-
-
-def same_start(module: nn.Module) -> None:
-    """The main process's parameters and buffers on every process."""
-    if processes.count() > 1:
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, 0)
-
-
-def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether it is true on any process."""
-    if processes.count() == 1:
-        return flag
-    flags = torch.tensor([flag], dtype=torch.uint8, device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags.item())

@@ -27,39 +27,25 @@ SECONDS = 20.0  # that the speed is measured for
 def examine(seconds: float = SECONDS) -> Iterator[tuple[str, str]]:
     """Name and finding of each part, as it is found; a part that fails says why, and the others
     go on."""
+    gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     checks: dict[str, Callable[[], str]] = {
-        "devices": _devices,
+        "devices": lambda: "; ".join(
+            [f"cpu: {cpu_name()}", *map(torch.cuda.get_device_name, gpus)]
+        ),
         "versions": lambda: ", ".join(f"{name} {found}" for name, found in versions().items()),
         "weights": lambda: f"{create_backbone(BackboneConfig(TINY)).name} reads",
-        "decoders": _decoders,
+        "decoders": lambda: ", ".join(filter(importlib.util.find_spec, DECODERS)) or "FAILS: none",
     }
     checks |= {f"tagger {language}": partial(_tagger, language) for language in LANGUAGES}
     for root in sorted((files.home() / "data").glob("*/card.json")):
         checks[f"data {root.parent.name}"] = partial(_store, root.parent.name)
-    for place in _places():
+    for place in [torch.device("cpu"), *gpus]:
         checks[f"speed on {place}"] = partial(_speed, place, seconds)
     for name, check in checks.items():
         try:
             yield name, check()
         except Exception as error:  # each part is to be heard
             yield name, f"FAILS: {error or type(error).__name__}"
-
-
-def _places() -> list[torch.device]:
-    gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
-    return [torch.device("cpu"), *gpus]
-
-
-def _devices() -> str:
-    named = [f"{place}: {torch.cuda.get_device_name(place)}" for place in _places()[1:]]
-    return "; ".join([f"cpu: {cpu_name()}, {torch.get_num_threads()} threads", *named])
-
-
-def _decoders() -> str:
-    found = [name for name in DECODERS if importlib.util.find_spec(name)]
-    if not found:
-        raise ValueError(f"expected one of {', '.join(DECODERS)}")
-    return ", ".join(found)
 
 
 def _tagger(language: str) -> str:
@@ -72,9 +58,8 @@ def _store(name: str) -> str:
     """A frame of the first and of the last video; `tvrkit data verify` reads all of them."""
     store = Manifest.open(files.data(name)).frames
     ids = store.video_ids()
-    for video_id in (ids[0], ids[-1]):
-        store.read(video_id, [0])
-    return f"{len(ids)} videos, first and last read"
+    shapes = {store.read(video_id, [0]).shape[1:3] for video_id in (ids[0], ids[-1])}
+    return f"{len(ids)} videos, first and last read: {shapes}"
 
 
 def _speed(place: torch.device, seconds: float) -> str:

@@ -9,8 +9,18 @@ from torch import Tensor
 
 from tvrkit.data.batch import ABSENT, TextFeatures, TextVideoBatch, VideoFeatures
 from tvrkit.models.method import Method, Tensors
+from tvrkit.settings import TrainConfig
 from tvrkit.training.distributed import gather
 from tvrkit.training.guard import full_precision_loss
+
+
+def gradient(method: Method, batch: TextVideoBatch, train: TrainConfig) -> tuple[Tensors, Tensor]:
+    """`backward` as the recipe says: its precision, and chunks where the batch is larger."""
+    half = train.precision == "bf16"
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=half):
+        if train.chunk_size and len(batch) > train.chunk_size:
+            return backward_in_chunks(method, batch, train.chunk_size)
+        return backward(method, batch)
 
 
 def backward(method: Method, batch: TextVideoBatch) -> tuple[Tensors, Tensor]:

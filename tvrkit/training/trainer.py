@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from tvrkit.models.method import Method, Tensors
 from tvrkit.settings import TrainConfig
 from tvrkit.training import distributed, optim, resume
 from tvrkit.training.guard import NotFinite, check_finite
-from tvrkit.training.large_batch import backward, backward_in_chunks
+from tvrkit.training.large_batch import gradient
 
 SAVE_SECONDS = 180.0  # between two saved states, where the recipe names no number of steps
 NOTED_AFTER = 10  # steps on a GPU whose numbers are read together: it is waited for each time
@@ -52,20 +51,9 @@ class State:
     best: dict[str, Tensor] | None = None
 
 
-class Taken(NamedTuple):
-    """A step whose numbers are not read yet: on a GPU, reading waits for it.
-
-    Attributes:
-        step: its number, from 1.
-        rate: learning rate.
-        parts: the logit scale, the loss and its parts.
-        broken: see `guard.full_precision_loss`.
-    """
-
-    step: int
-    rate: float
-    parts: Tensors
-    broken: Tensor
+# A step whose numbers are not read yet, for on a GPU reading waits for it: its number from 1, the
+# learning rate, the logit scale with the loss and its parts, and the broken rows (see `guard`).
+Taken = tuple[int, float, Tensors, Tensor]
 
 
 class Trainer:
@@ -92,7 +80,6 @@ class Trainer:
         self.optimizer, self.scheduler = optim.build_optimizer(method, train, total)
         self.state, self.taken, self.since = State(), list[Taken](), 0.0
         self.is_main = processes.rank() == 0
-        distributed.same_start(method)
 
     def fit(
         self,
@@ -181,21 +168,18 @@ class Trainer:
         precision = {"dtype": torch.bfloat16, "enabled": self.train.precision == "bf16"}
         with torch.random.fork_rng(devices=[]), torch.autocast(self.device.type, **precision):
             torch.manual_seed(epoch)
-            return self.method.signs(next(iter(self.loader))[:WATCHED].to(self.device))
+            batch = distributed.gather(next(iter(self.loader)).to(self.device))
+            return self.method.signs(batch[:WATCHED])
 
     def _take(self, batch: TextVideoBatch) -> Taken:
         """One step."""
-        batch, chunk, precision = batch.to(self.device), self.train.chunk_size, self.train.precision
+        batch = batch.to(self.device)
         self.optimizer.zero_grad()
         self.method.before_step()
         # What a step draws (dropout) comes from its number: a resumed run needs no random state.
         draw = np.random.default_rng([self.seed, self.state.step, processes.rank()])
         torch.manual_seed(int(draw.integers(2**63)))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            if chunk and len(batch) > chunk:
-                parts, broken = backward_in_chunks(self.method, batch, chunk)
-            else:
-                parts, broken = backward(self.method, batch)
+        parts, broken = gradient(self.method, batch, self.train)
         distributed.average_gradients(self.method.parameters())
         clip_grad_norm_(self.method.parameters(), self.train.max_grad_norm)
         rate = optim.next_rate(self.optimizer)
@@ -205,7 +189,7 @@ class Trainer:
         scale = self.method.backbone.logit_scale
         scale.data.clamp_(max=math.log(self.train.max_logit_scale))
         parts = {"logit_scale": scale.detach().exp(), **parts}
-        return Taken(self.state.step + 1, rate, parts, broken)
+        return self.state.step + 1, rate, parts, broken
 
     def _note(self, epoch: int) -> None:
         """Read the numbers of the steps taken, check them and add them to the history."""
@@ -227,7 +211,7 @@ class Trainer:
             resume.append(self.folder / "history.csv", rows)
 
     def _stop_if_asked(self) -> None:
-        if distributed.any_of(self.stop_asked(), self.device):
+        if any(processes.collect([self.stop_asked()])):
             self._save()
             self.report(f"stopped at step {self.state.step}, saved")
             raise KeyboardInterrupt
