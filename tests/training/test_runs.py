@@ -174,6 +174,14 @@ def test_metrics_that_were_edited_with_their_hash_are_counted_again(copied):
         _ = runs.Run(copied.folder).metrics
 
 
+def test_ranks_that_unpack_to_more_than_any_data_set_needs_are_refused(copied, monkeypatch):
+    bomb = {name: np.zeros(10**5) for name in copied.ranks}
+    np.savez_compressed(copied.folder / "ranks.npz", **bomb)
+    write_card(copied.folder, copied.card)
+    monkeypatch.setattr(runs, "LARGEST", 10**6)
+    assert "expected at most 1,000,000 bytes unpacked" in runs.Run(copied.folder).damage()
+
+
 def test_a_damaged_run_is_not_taken_for_finished(home):
     path = home.folder / "ranks.npz"
     before = path.read_bytes()

@@ -178,13 +178,13 @@ def clusters(video_of_caption: np.ndarray, family_of_video: np.ndarray) -> dict[
     return {"t2v": family_of_video[video_of_caption], "v2t": family_of_video}
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, limit: int = LARGEST) -> dict[str, np.ndarray]:
     """All arrays of an .npz file by name.
 
     Raises:
-        ValueError: another file, a damaged one, or one of more than `LARGEST` bytes.
+        ValueError: another file, a damaged one, or one of more than `limit` bytes.
     """
-    files.check_zip(path, LARGEST)
+    files.check_zip(path, limit)
     try:
         with np.load(path) as file:
             return dict(file)

@@ -54,6 +54,7 @@ from tvrkit.training.card import CHECKPOINT, SCORES, peak_memory_mb, resolve_dev
 from tvrkit.training.resume import States, write_table
 from tvrkit.training.trainer import State, Trainer
 
+LARGEST = 2**28  # bytes that ranks.npz may unpack to
 PATIENCE = 2.0  # seconds that a lock is waited for without a word
 
 
@@ -153,7 +154,7 @@ class Run:
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
-        return read_arrays(self.artefact("ranks.npz"))
+        return read_arrays(self.artefact("ranks.npz"), LARGEST)
 
     @property
     def caption_ids(self) -> np.ndarray:
