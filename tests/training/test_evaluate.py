@@ -75,6 +75,12 @@ def test_a_method_with_new_parts_is_called_untrained_and_seeds_tell_it_apart(zer
     assert (first.evaluation.similarity != second.evaluation.similarity).any()
 
 
+def test_random_weights_are_never_called_zero_shot(zero_shot):
+    small = [*SMALL, "backbone.pretrained=null"]
+    run = evaluate("clip4clip_meanp_shapes", profile="smoke", overrides=small, run="random")
+    assert run.card["selection"] == "untrained"
+
+
 def test_only_the_evaluated_split_is_needed(zero_shot, monkeypatch):
     manifest = zero_shot.manifest
     only = manifest.captions[manifest.captions["split"] == "test"]

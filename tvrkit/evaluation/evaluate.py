@@ -273,7 +273,8 @@ def selection_label(train: TrainConfig, method: Method) -> str:
     if train.epochs:
         return f"{train.select} (optimistic)" if train.select == "test" else train.select
     adds = any(not name.startswith("backbone.") for name, _ in method.named_parameters())
-    return "as given" if train.start_from else "untrained" if adds else "zero-shot"
+    is_random = adds or method.backbone.pretrained is None
+    return "as given" if train.start_from else "untrained" if is_random else "zero-shot"
 
 
 def _score(
