@@ -297,9 +297,12 @@ def part_sides(name: str, run: str) -> dict[str, tuple[list, list]]:
     sides: dict[str, tuple[list, list]] = {}
     for axis, two in grid.items():
         combined = (itertools.product(*{**grid, axis: [level]}.values()) for level in two)
-        variants = [[done.get(_joined(levels), {}) for levels in side] for side in combined]
-        seeds = set.intersection(*(set(runs) for side in variants for runs in side))
-        present, absent = ([[runs[k] for runs in side] for k in sorted(seeds)] for side in variants)
+        variants = ([done.get(_joined(levels), {}) for levels in side] for side in combined)
+        pairs = [pair for pair in zip(*variants, strict=True) if all(pair)]
+        seeds = set.intersection(*(set(runs) for pair in pairs for runs in pair)) if pairs else ()
+        present, absent = (
+            [[pair[at][k] for pair in pairs] for k in sorted(seeds)] for at in (0, 1)
+        )
         sides[axis] = present, absent
     return sides
 
