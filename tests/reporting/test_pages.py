@@ -160,6 +160,16 @@ def test_diagnostics_of_all_methods_are_one_table(home):
     assert set(third.values()) == {"nothing", pages.ABSENT}
 
 
+def test_dead_parts_are_named_on_the_page_of_all_columns(home):
+    run = finished_run("dmae_shapes")
+    (run.folder / "curve.csv").write_text("epoch,words masked (%)\n1,40\n2,0.25\n")
+    write_card(run.folder, run.card)
+    details = page(pages.write_index("mine").with_name("details.html"))
+    (row,) = rows(details("table")[-1])
+    assert (row["sign"], row["2"]) == ("words masked (%)", "0.25")
+    assert row["verdict"] == "TPM-CL masks (next to) no word, or all"
+
+
 def test_figures_of_the_findings_are_open_and_every_link_leads_somewhere(home):
     index, board = fill()
     figures = {part.summary.text: "open" in part.attrs for part in page(index)("details")}

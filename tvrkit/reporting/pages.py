@@ -22,7 +22,7 @@ from markupsafe import Markup
 from tvrkit import figures, files
 from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.ranks import DIRECTIONS
-from tvrkit.reporting import claims
+from tvrkit.reporting import claims, signs
 from tvrkit.reporting.tables import interval, number, protocol_of, results
 from tvrkit.training.runs import Run, sound
 
@@ -84,7 +84,7 @@ def write_index(run: str) -> Path:
         raise ValueError(f"reports/{run} has no finished recipe: run `tvrkit reproduce` first")
     main = parts.pop("", [])
     tables, tested = _tables(main, root), claims.results(run)
-    details = {"": tables, "Diagnostics": _diagnostics(main)}
+    details = {"": tables, "Diagnostics": _diagnostics(main), "Is each part alive?": _signs(main)}
     below = {name: _tables(part, root, name) for name, part in parts.items()}
     back = {"up": "index.html", "up_title": run}
     _write(root / "details.html", title=f"{run}: all columns", sections=details, **back)
@@ -199,6 +199,15 @@ def _diagnostics(runs: Sequence[Run]) -> Tables:
     columns = ["number", *sorted({column for row in numbers.values() for column in row})]
     label = f"Mean and 95 % interval; {ABSENT}: the method has no such number"
     return [(label, pd.DataFrame(rows, columns=columns).fillna(ABSENT))] if rows else []
+
+
+def _signs(runs: Sequence[Run]) -> Tables:
+    """A table per run of what shows that each part is alive, epoch by epoch."""
+    watched = [run for run in runs if "curve.csv" in run.card["artefacts"]]
+    tables = [(f"{run.recipe}, seed {run.seed}", signs.table(run)) for run in watched]
+    return [
+        (name, table.round(3).reset_index().astype(str)) for name, table in tables if len(table)
+    ]
 
 
 def _written(row: dict[str, dict]) -> dict[str, str]:
