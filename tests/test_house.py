@@ -24,7 +24,7 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("inspection", "figures"),
-    ("reporting",),
+    ("reporting", "search"),
     ("cli",),
     ("__main__",),
 )

@@ -275,6 +275,87 @@ def convert(
     print(f"{out}  SHA-256 {official.convert(method, source, out)}")
 
 
+@app.command()
+def index(
+    folder: Annotated[Path, Argument(help="any tree of video files")],
+    out: Annotated[str, Option(help="folder of the index, or address of an object store")],
+    run: Annotated[str | None, Option(help="RUN/RECIPE/seedK of a finished run")] = None,
+    backbone: Annotated[str | None, Option(help="or an open_clip name")] = None,
+    pretrained: Annotated[str | None, Option(help="its weights; random ones if not given")] = None,
+    engine: Annotated[str, Option(help="local or ray")] = "local",
+    seconds: Annotated[float, Option(help="of a segment of a long video")] = 10.0,
+    watch: Annotated[float | None, Option(help="look again every so many seconds")] = None,
+    workers: int = 2,
+    device: Device = "cpu",
+):
+    """Index a folder of videos for `tvrkit search`; only what is new or has changed is read."""
+    import time
+
+    from tvrkit.search.encoder import Encoder, Model
+    from tvrkit.search.index import Index, exists
+    from tvrkit.search.pages import shown
+
+    known = Index.open(out).card["model"] if not (run or backbone) and exists(out) else {}
+    encoder = Encoder(Model(**known) if known else Model(run, backbone, pretrained), device)
+    version = None
+    while True:
+        options: dict[str, Any] = {"engine": engine, "workers": workers, "retry": version is None}
+        made = Index.build(folder, out, encoder, seconds=seconds, **options)
+        if made.table.version != version:
+            version = made.table.version
+            for row in made.failures().itertuples():
+                print(f"{row.status} {shown(row.path)}: {row.reason}")
+            count = made.table.count_rows("status = 'ok'")
+            print(f"{count:,} segments of {len(made.files()):,} files in {out}", flush=True)
+        if watch is None:
+            return
+        time.sleep(watch)
+
+
+@app.command()
+def search(
+    place: Annotated[str, Argument(metavar="INDEX", help="what `tvrkit index` made")],
+    query: Annotated[str | None, Argument(help="words; - reads one query a line")] = None,
+    video: Annotated[Path | None, Option(help="a video as the query")] = None,
+    image: Annotated[Path | None, Option(help="a picture as the query")] = None,
+    k: Annotated[int, Option("-k", help="hits")] = 10,
+    where: Annotated[str | None, Option(help="\"duration < 60 and path like '%holiday%'\"")] = None,
+    min_score: Annotated[float | None, Option(help="leave out what scores less")] = None,
+    shortlist: Annotated[int, Option(help="segments that are scored exactly")] = 200,
+    prompts: Annotated[str, Option(help="none, video or zh: wordings to average over")] = "none",
+    as_json: Annotated[bool, Option("--json", help="one object a line for each query")] = False,
+    html: Annotated[Path | None, Option(help="page to write")] = None,
+    recall: Annotated[bool, Option("--recall", help="measure the short list instead")] = False,
+):
+    """Search an index by words, a video or a picture."""
+    from tvrkit.search import pages
+    from tvrkit.search.index import Index
+    from tvrkit.search.query import shortlist_recall
+
+    if sum(source is not None for source in (query, video, image)) != 1:
+        raise ValueError("expected one query: words, --video FILE or --image FILE")
+    index = Index.open(place)
+    asked: list[Any] = [query]
+    if query == "-":
+        asked = [line.rstrip("\n") for line in sys.stdin]
+    elif video:
+        asked = [index.encoder.video_query(video)]
+    elif image:
+        asked = [index.encoder.image_query(image)]
+    if recall:
+        texts = [index.encoder.text_query(text, prompts) for text in asked]
+        print(shortlist_recall(index, texts, k).round(1).to_string(index=False))
+        return
+    options: dict[str, Any] = {"where": where, "shortlist": shortlist, "min_score": min_score}
+    found = [index.search(one, k, prompts=prompts, **options) for one in asked]
+    for table in found:
+        for note in pages.notes(table):
+            print(note, file=sys.stderr)
+        print(pages.to_json(table) if as_json else pages.to_lines(table))
+    if html:
+        pages.write_page(found, [index.media(table) for table in found], html)
+
+
 @data_app.command("list")
 def data_list():
     """Data sets and their protocols."""

@@ -1,0 +1,203 @@
+"""Files of a folder, and what is read of each: segments, their frames as JPEG files.
+
+Nothing is decoded in this process: videos are read by the workers of `tvrkit.data.decoders`,
+pictures by a process of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from tvrkit.data.decoders import TIMEOUT, DecodeError, DecodePool, FrameSettings, VideoInfo
+from tvrkit.data.extract import VIDEO_SUFFIXES
+from tvrkit.data.prepare import SHORT_SIDE
+from tvrkit.data.sampling import sample
+from tvrkit.files import sha256
+
+SECONDS = 10.0  # of a segment; a rest of less than half of it is not cut off
+CUT = 0.45  # share of a picture's colours that changes at once at a shot boundary
+SHORTEST = 2  # frames of a shot
+# A picture from a stranger is decoded here: upright, RGB, small, or not at all.
+STILL = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, ({4 << 30}, {4 << 30}))
+from PIL import Image, ImageOps
+picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+scale = min(1, {SHORT_SIDE} / min(picture.size))
+size = [max(1, round(side * scale)) for side in picture.size]
+picture.resize(size, Image.Resampling.BICUBIC).save(sys.stdout.buffer, "JPEG", quality=90)
+"""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as the folder has it.
+
+    Attributes:
+        path: absolute; bytes that are no UTF-8 stand in it as surrogates.
+        size: bytes.
+        modified: nanoseconds since 1970.
+    """
+
+    path: str
+    size: int
+    modified: int
+
+    @property
+    def key(self) -> str:
+        """What stands for the path in an index: letters and digits, whatever the name holds."""
+        return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:24]
+
+    @property
+    def shown(self) -> str:
+        """The path as text; bytes that are no UTF-8 as `\\xff`."""
+        return os.fsencode(self.path).decode(errors="backslashreplace")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A span of a video, in seconds, and its frames as JPEG files."""
+
+    start: float
+    end: float
+    frames: list[bytes]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A file that was read; without segments, `info.reason` says why."""
+
+    file: File
+    sha256: str = ""
+    info: VideoInfo = field(default_factory=VideoInfo)
+    segments: list[Segment] = field(default_factory=list)
+
+
+def find(folder: Path) -> tuple[list[File], int]:
+    """The videos of a tree by path, and how many other files it has.
+
+    Links are followed, each folder is entered once; hidden files and folders are passed over.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder of videos at {folder}")
+    found, others, entered = [], 0, set()
+    for place, folders, names in os.walk(os.path.abspath(folder), followlinks=True):
+        there = os.stat(place)
+        if (there.st_dev, there.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((there.st_dev, there.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = os.path.join(place, name)
+            if name.startswith(".") or not os.path.isfile(path):
+                continue
+            if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
+                status = os.stat(path)
+                found.append(File(path, status.st_size, status.st_mtime_ns))
+            else:
+                others += 1
+    return sorted(found, key=lambda file: file.path), others
+
+
+def read(pool: DecodePool, file: File, frames: int, seconds: float) -> Clip:
+    """Hash and segments of one file.
+
+    A video of up to 1.5 `seconds` is one segment of `frames` frames, sampled uniformly. A longer
+    one is sampled at the rate of `frames` in `seconds`, and cut at its shots; a longer shot is cut
+    into segments that overlap by half.
+    """
+    try:
+        digest = sha256(Path(file.path))
+    except OSError as error:
+        return Clip(file, info=VideoInfo(reason=f"can't be read: {error.strerror}"))
+    info, pictures = _sample(pool, file.path, frames)
+    if info.duration < 1.5 * seconds or len(pictures) < frames:
+        spans = [(0, len(pictures))] if pictures else []
+    else:
+        info, pictures = _sample(pool, file.path, math.ceil(info.duration / seconds * frames))
+        spans = cut(pictures, frames)
+    step = info.duration / max(1, len(pictures))
+    segments = [
+        Segment(a * step, b * step, [pictures[a + i] for i in sample("uniform", b - a, frames)])
+        for a, b in spans
+    ]
+    return Clip(file, digest, info, segments)
+
+
+def _sample(pool: DecodePool, path: str, frames: int) -> tuple[VideoInfo, list[bytes]]:
+    return next(pool.run([path], FrameSettings(frames, SHORT_SIDE)))
+
+
+def cut(pictures: Sequence[bytes], length: int) -> list[tuple[int, int]]:
+    """Spans (first, behind the last) of segments of up to 1.5 `length` frames.
+
+    A shot begins where the histogram of 64 colours changes by more than `CUT`.
+    """
+    colours = np.stack([_histogram(picture) for picture in pictures])
+    change = np.abs(np.diff(colours, axis=0)).sum(axis=1) / 2
+    starts = [0]
+    for place in np.flatnonzero(change > CUT) + 1:
+        if place - starts[-1] >= SHORTEST and place + SHORTEST <= len(pictures):
+            starts.append(int(place))
+    ends = [*starts[1:], len(pictures)]
+    return [span for a, b in zip(starts, ends, strict=True) for span in _windows(a, b, length)]
+
+
+def _histogram(picture: bytes) -> np.ndarray:
+    """(64,) shares of colours."""
+    levels = simplejpeg.decode_jpeg(picture, min_height=16, min_width=16) >> 6
+    codes = levels[..., 0] * 16 + levels[..., 1] * 4 + levels[..., 2]
+    return np.bincount(codes.ravel(), minlength=64) / codes.size
+
+
+def _windows(start: int, end: int, length: int) -> Iterator[tuple[int, int]]:
+    """Spans of `length` frames that overlap by half; the last one takes the rest."""
+    half = max(1, length // 2)
+    while end - start >= length + half:
+        yield start, start + length
+        start += half
+    yield start, end
+
+
+def read_clip(path: Path, frames: int) -> list[bytes]:
+    """Frames of a whole video as JPEG files.
+
+    Raises:
+        DecodeError: no frame could be read.
+    """
+    with DecodePool(1) as pool:
+        info, pictures = _sample(pool, str(path), frames)
+    if not pictures:
+        raise DecodeError(f"{path}: {info.reason}")
+    return pictures
+
+
+def read_still(path: Path) -> bytes:
+    """A picture as a JPEG file, decoded in a process of its own under limits of time and memory.
+
+    Raises:
+        DecodeError: it is no picture.
+    """
+    program = [sys.executable, "-I", "-c", STILL, str(path.absolute())]
+    try:
+        done = subprocess.run(program, capture_output=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        raise DecodeError(f"{path}: no picture: it takes more than {TIMEOUT:g} s") from None
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().split("\n")[-1]
+        raise DecodeError(f"{path}: no picture: {reason}")
+    return done.stdout

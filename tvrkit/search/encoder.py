@@ -1,0 +1,222 @@
+"""A trained method, or a bare backbone, that turns clips into rows of an index and queries into
+scores."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import simplejpeg
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tvrkit import files
+from tvrkit.data import loader
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.data.text import token_spans, tokenise
+from tvrkit.models.method import Method
+from tvrkit.models.similarity import token_interaction
+from tvrkit.models.temporal import mean_frame
+from tvrkit.recipes import build
+from tvrkit.search.clips import read_clip, read_still
+from tvrkit.settings import Config, choose
+from tvrkit.training import runs
+from tvrkit.training.card import resolve_device
+
+LONGEST = 1000  # characters of a query
+BATCH = 32  # segments encoded at a time
+# Names of `prompts`: the scores of a query are means over its templates.
+PROMPTS = {
+    "none": ("{}",),
+    "video": ("{}", "a video of {}", "a clip that shows {}", "footage of {}"),
+    "zh": ("{}", "一段{}的视频", "视频里{}"),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What an index is made with.
+
+    Attributes:
+        run: "RUN/RECIPE/seedK" of a finished run; None: the mean of the backbone's frames
+            (CLIP4Clip's meanP, which has no weights of its own).
+        backbone: open_clip name, where there is no run.
+        pretrained: its weights, see `BackboneConfig`; None = random ones, always the same.
+    """
+
+    run: str | None = None
+    backbone: str | None = None
+    pretrained: str | None = None
+
+    def load(self) -> tuple[Config, Method]:
+        """The recipe and the method in evaluation mode.
+
+        Raises:
+            ValueError: neither run nor backbone is named, or both are.
+            FileNotFoundError: no such run, or no such weights.
+        """
+        if (self.run is None) == (self.backbone is None):
+            raise ValueError("expected a run (RUN/RECIPE/seedK) or a backbone, and not both")
+        if self.run:
+            run = runs.Run(files.run(self.run))
+            if not (run.folder / runs.CHECKPOINT).exists():
+                raise FileNotFoundError(f"no run with weights at {run.folder}: train it first")
+            return run.config, run.method()
+        chosen = {"name": self.backbone, "pretrained": self.pretrained}
+        method = {"name": "clip4clip", "head": "meanP"}
+        raw = {"data": {"prepared": "none"}, "backbone": chosen, "method": method}
+        config = build(raw, f"the mean of {self.backbone}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return config, runs.build_method(config).eval()
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for.
+
+    Attributes:
+        label: the text, or the name of the file.
+        vector: (D,) float, unit length: what the first stage compares with `global_vector`.
+        score: (N,) exact scores of N videos.
+        text: of a query in words its features, else None.
+        words: the text's words behind the tokens: (column, word).
+        language: "en" or "zh" of a query in words, else "".
+        notes: what the searcher should know, such as that the text was cut.
+    """
+
+    label: str
+    vector: Tensor
+    score: Callable[[VideoFeatures], Tensor]
+    text: TextFeatures | None = None
+    words: list[tuple[int, str]] = field(default_factory=list)
+    language: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def global_vector(video: VideoFeatures) -> Tensor:
+    """(N, D) unit vectors: the method's own vector of a video, else the mean of its unit frames."""
+    whole = video.video if video.video is not None else mean_frame(video.frames, video.mask)
+    return normalize(whole, dim=-1)
+
+
+class Encoder:
+    """A method with its preprocessing.
+
+    Args:
+        model: which one.
+        device: "cpu", "cuda" or "cuda:k".
+    """
+
+    def __init__(self, model: Model, device: str = "cpu"):
+        self.device = resolve_device(device)
+        self.model, (self.config, method) = model, model.load()
+        self.method = method.to(self.device)
+        self.frames = self.config.data.max_frames
+        self.max_words = min(self.config.data.max_words, method.backbone.context_length)
+
+    @cached_property
+    def card(self) -> dict:
+        """What an index must agree on with whoever adds to it or searches it."""
+        backbone = self.method.backbone
+        weights = hashlib.sha256()
+        for name, tensor in self.method.state_dict().items():
+            weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return {
+            "model": asdict(self.model),
+            "method": self.config.method_name,
+            "backbone": backbone.name,
+            "weights_sha256": weights.hexdigest(),
+            "tokenizer": backbone.tokenizer_id,
+            "frames": self.frames,
+            "image_size": backbone.image_size,
+        }
+
+    @torch.inference_mode()
+    def videos(self, segments: Sequence[Sequence[bytes]]) -> VideoFeatures:
+        """Features, on the CPU, of segments that are given as JPEG files of their frames."""
+        size = self.method.backbone.image_size
+        parts = []
+        for start in range(0, len(segments), BATCH):
+            batch = segments[start : start + BATCH]
+            frames = torch.zeros(len(batch), self.frames, 3, size, size, dtype=torch.uint8)
+            mask = torch.zeros(len(batch), self.frames, dtype=torch.bool)
+            for row, files_ in enumerate(batch):
+                images = [torch.from_numpy(simplejpeg.decode_jpeg(file)) for file in files_]
+                clip = loader.fit(torch.stack(images).permute(0, 3, 1, 2), size)
+                frames[row, : len(clip)], mask[row, : len(clip)] = clip, True
+            made = TextVideoBatch(frames=frames, frame_mask=mask).to(self.device)
+            parts.append(self.method.encode_video(made).to("cpu"))
+        return VideoFeatures.cat(parts)
+
+    def can_read(self, text: str) -> bool:
+        """Whether the tokenizer knows the text's script: else it spells characters in bytes."""
+        spans = token_spans([_checked(text)], self.method.backbone.tokenizer, LONGEST)[0]
+        return len(spans) <= len({place for _, span in spans for place in range(*span)})
+
+    @torch.inference_mode()
+    def text_query(self, text: str, prompts: str = "none") -> Query:
+        """A query in words.
+
+        Args:
+            prompts: a key of `PROMPTS`.
+
+        Raises:
+            ValueError: an empty or overlong text, or unknown prompts.
+        """
+        templates = PROMPTS[choose("prompts", prompts, PROMPTS)]
+        tokenizer, notes = self.method.backbone.tokenizer, []
+        spans = token_spans([_checked(text)], tokenizer, LONGEST)[0]
+        if len(spans) > self.max_words - 2:
+            notes.append(f"the model reads {self.max_words - 2} tokens of the query's {len(spans)}")
+        texts = [template.format(text) for template in templates]
+        language = "zh" if _is_chinese(text) else "en"
+        tagger = loader.tagger(language)
+        tokens, mask, weight = tokenise(texts, tokenizer, self.max_words, tagger)
+        batch = TextVideoBatch(tokens, mask, weight).to(self.device)
+        features = self.method.encode_text(batch)
+        vector = normalize(normalize(features.sentence, dim=-1).mean(dim=0), dim=-1).cpu()
+        clean = tokenizer.clean_fn(text)
+        words = [(i, clean[start:end]) for i, (start, end) in spans[: self.max_words - 2]]
+
+        def score(videos: VideoFeatures) -> Tensor:
+            similarity = self.method.similarity(features, videos.to(self.device))
+            return similarity.float().mean(dim=0).cpu()
+
+        score = torch.inference_mode()(score)
+        return Query(text, vector, score, features[:1], words, language, notes)
+
+    def video_query(self, path: Path) -> Query:
+        """A video as the query, all of it: the nearest frames of both sides decide (DMAE's
+        token-wise interaction between the two sets of frames)."""
+        return self._frames_query(path, read_clip(path, self.frames))
+
+    def image_query(self, path: Path) -> Query:
+        """A picture as the query: a video of one frame."""
+        return self._frames_query(path, [read_still(path)])
+
+    def _frames_query(self, path: Path, frames: list[bytes]) -> Query:
+        own = self.videos([frames])
+        look, whole = normalize(own.frames, dim=-1), own.mask
+
+        def score(videos: VideoFeatures) -> Tensor:
+            theirs = normalize(videos.frames, dim=-1)
+            return token_interaction(look, theirs, whole, videos.mask, mask_fill="exclude")[0]
+
+        return Query(path.name, global_vector(own)[0], score)
+
+
+def _checked(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the query is empty: expected words")
+    if len(text) > LONGEST:
+        raise ValueError(f"expected a query of at most {LONGEST:,} characters, got {len(text):,}")
+    return text
+
+
+def _is_chinese(text: str) -> bool:
+    return any("\u4e00" <= character <= "\u9fff" for character in text)

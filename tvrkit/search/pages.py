@@ -1,0 +1,68 @@
+"""What a search found, as lines, as JSON and as a page."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+import pandas as pd
+
+from tvrkit import files
+
+NOTHING = "nothing matches: unrelated queries score as high"
+
+
+def notes(found: pd.DataFrame) -> list[str]:
+    """What the searcher should know."""
+    return [*found.attrs["notes"], *([] if found.attrs["matches"] else [NOTHING])]
+
+
+def to_lines(found: pd.DataFrame) -> str:
+    """A line for each hit; control characters of names are escaped."""
+    return "\n".join(
+        f"{hit.score:.3f}  {hit.start:.1f}-{hit.end:.1f} s  {shown(hit.path)}"
+        + (f"  (and {len(hit.copies)} near-duplicates)" if hit.copies else "")
+        for hit in found.itertuples()
+    )
+
+
+def shown(path: str) -> str:
+    """A path on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+
+
+def to_json(found: pd.DataFrame) -> str:
+    """One line: query, matches, notes and hits."""
+    hits = json.loads(found.to_json(orient="records", date_format="iso", double_precision=6))
+    return json.dumps({**found.attrs, "hits": hits}, ensure_ascii=False)
+
+
+def write_page(found: list[pd.DataFrame], media: list[list[dict]], target: Path) -> None:
+    """A page that needs no other file: film strips inside, links to the videos at their time.
+
+    Args:
+        found: tables of `Index.search`.
+        media: of each what `Index.media` returns.
+        target: the file to write.
+    """
+    folder = jinja2.FileSystemLoader(files.ASSETS)
+    environment = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True)
+    searches = [
+        {
+            "query": table.attrs["query"],
+            "notes": notes(table),
+            "hits": [_hit(*pair) for pair in zip(table.itertuples(), rows, strict=True)],
+        }
+        for table, rows in zip(found, media, strict=True)
+    ]
+    page = environment.get_template("search.html").render(title="search", searches=searches)
+    files.write_text(target, page)
+
+
+def _hit(hit, media: dict) -> dict:
+    image = "data:image/jpeg;base64," + base64.b64encode(media["strip"]).decode()
+    link = f"file://{quote(media['name'])}#t={hit.start:.2f},{hit.end:.2f}"
+    return {**hit._asdict(), "strip": image, "link": link}
