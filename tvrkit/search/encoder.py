@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from tvrkit import files
 from tvrkit.data import loader
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.data.text import token_spans, tokenise
+from tvrkit.data.text import Span, token_spans, tokenise
 from tvrkit.models.method import Method
 from tvrkit.models.similarity import token_interaction
 from tvrkit.models.temporal import mean_frame
@@ -84,7 +84,7 @@ class Query:
         vector: (D,) float, unit length: what the first stage compares with `global_vector`.
         score: (N,) exact scores of N videos.
         text: of a query in words its features, else None.
-        words: the text's words behind the tokens: (column, word).
+        tokens: of a query in words where they stand in it, see `tvrkit.data.text.token_spans`.
         language: "en" or "zh" of a query in words, else "".
         notes: what the searcher should know, such as that the text was cut.
     """
@@ -93,7 +93,7 @@ class Query:
     vector: Tensor
     score: Callable[[VideoFeatures], Tensor]
     text: TextFeatures | None = None
-    words: list[tuple[int, str]] = field(default_factory=list)
+    tokens: list[tuple[int, Span]] = field(default_factory=list)
     language: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -117,7 +117,8 @@ class Encoder:
         self.model, (self.config, method) = model, model.load()
         self.method = method.to(self.device)
         self.frames = self.config.data.max_frames
-        self.max_words = min(self.config.data.max_words, method.backbone.context_length)
+        longest = method.backbone.context_length
+        self.max_words = self.config.data.max_words if model.run else longest
 
     @cached_property
     def card(self) -> dict:
@@ -180,15 +181,13 @@ class Encoder:
         batch = TextVideoBatch(tokens, mask, weight).to(self.device)
         features = self.method.encode_text(batch)
         vector = normalize(normalize(features.sentence, dim=-1).mean(dim=0), dim=-1).cpu()
-        clean = tokenizer.clean_fn(text)
-        words = [(i, clean[start:end]) for i, (start, end) in spans[: self.max_words - 2]]
 
+        @torch.inference_mode()
         def score(videos: VideoFeatures) -> Tensor:
             similarity = self.method.similarity(features, videos.to(self.device))
             return similarity.float().mean(dim=0).cpu()
 
-        score = torch.inference_mode()(score)
-        return Query(text, vector, score, features[:1], words, language, notes)
+        return Query(text, vector, score, features[:1], spans, language, notes)
 
     def video_query(self, path: Path) -> Query:
         """A video as the query, all of it: the nearest frames of both sides decide (DMAE's

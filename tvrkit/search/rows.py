@@ -69,7 +69,7 @@ def to_features(table: pa.Table, kinds: Shapes) -> VideoFeatures:
 
 def to_vectors(table: pa.Table) -> np.ndarray:
     """(N, D) float32, the column `vector`."""
-    return _numbers(table["vector"]).reshape(len(table), -1)
+    return _numbers(table["vector"]).reshape(len(table), table["vector"].type.list_size)
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:

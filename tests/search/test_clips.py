@@ -1,0 +1,131 @@
+"""Files of a folder and the segments that are read of them."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from tests.data.video_files import write_audio
+from tvrkit.data.decoders import DecodeError, DecodePool
+from tvrkit.search import clips
+
+
+def jpeg(colour):
+    return simplejpeg.encode_jpeg(np.full((32, 32, 3), colour, np.uint8))
+
+
+def test_finds_videos_in_every_folder_and_counts_the_others(tmp_path):
+    for name in ("b.mp4", "deep/er/a.MKV", ".hidden.mp4", ".dir/c.mp4", "notes.txt", "no_suffix"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    found, others = clips.find(tmp_path)
+    assert [os.path.basename(file.path) for file in found] == ["b.mp4", "a.MKV"]
+    assert others == 2
+    with pytest.raises(FileNotFoundError, match="no folder of videos"):
+        clips.find(tmp_path / "nowhere")
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a.mp4").write_bytes(b"x")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(outside)
+    (outside / "back").symlink_to(folder)
+    (folder / "self").symlink_to(folder)
+    (folder / "nowhere.mp4").symlink_to(tmp_path / "gone.mp4")
+    found, others = clips.find(folder)
+    assert [file.path for file in found] == [str(folder / "link" / "a.mp4")]
+    assert others == 0
+
+
+def test_names_of_any_bytes_have_a_key_and_a_text(tmp_path):
+    names = [b'it\'s "quoted".mp4', b"two\nlines.mp4", "😀 狗.mp4".encode(), b"\xff\xfe.mp4"]
+    for name in names:
+        open(os.path.join(os.fsencode(tmp_path), name), "wb").close()
+    found, _ = clips.find(tmp_path)
+    assert {os.path.basename(os.fsencode(file.path)) for file in found} == set(names)
+    assert all(file.key.isalnum() and file.shown.encode() for file in found)
+    assert len({file.key for file in found}) == 4
+
+
+@pytest.mark.parametrize(
+    ("colours", "expected"),
+    [
+        ([10] * 14, [(0, 14)]),
+        ([10] * 30, [(0, 10), (5, 15), (10, 20), (15, 25), (20, 30)]),
+        ([10] * 8 + [250] * 6, [(0, 8), (8, 14)]),
+        ([10] * 8 + [250] + [10] * 6, [(0, 8), (8, 15)]),  # a flash ends no shot of its own
+    ],
+)
+def test_cut(colours, expected):
+    spans = clips.cut([jpeg(colour) for colour in colours], 10)
+    assert spans == expected
+    seen = {place for span in spans for place in range(*span)}
+    assert seen == set(range(len(colours))), "every frame is in a segment"
+
+
+def read(path, frames=8, seconds=10.0):
+    (file,) = [f for f in clips.find(path.parent)[0] if f.path == str(path)]
+    with DecodePool(1) as pool:
+        return clips.read(pool, file, frames, seconds)
+
+
+def test_a_short_video_is_one_segment(corpus):
+    clip = read(sorted(corpus.iterdir())[0])
+    (segment,) = clip.segments
+    assert (segment.start, segment.end, len(segment.frames)) == (0.0, 2.0, 8)
+    assert len(clip.sha256) == 64
+
+
+def test_a_long_video_is_cut_at_its_shot(long_video):
+    clip = read(long_video)
+    spans = [(round(s.start, 2), round(s.end, 2)) for s in clip.segments]
+    before, after = [(0, 10), (5, 15), (10, 20)], [(a, a + 10) for a in (20, 25, 30, 35, 40)]
+    assert spans == before + after
+    assert all(len(segment.frames) == 8 for segment in clip.segments)
+    for segment in clip.segments:
+        red, green, _ = simplejpeg.decode_jpeg(segment.frames[0])[0, 0].tolist()
+        assert (red > 2 * green) == (segment.start >= 20)
+
+
+def test_what_gives_no_frames_has_a_reason(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    assert read(tmp_path / "text.mp4").info.reason
+    assert "only audio" in read(write_audio(tmp_path / "sound.mp4")).info.reason
+    (tmp_path / "gone.mp4").write_bytes(b"x")
+    (file,) = [f for f in clips.find(tmp_path)[0] if f.path.endswith("gone.mp4")]
+    (tmp_path / "gone.mp4").unlink()
+    with DecodePool(1) as pool:
+        clip = clips.read(pool, file, 8, 10.0)
+    assert "No such file" in clip.info.reason
+    assert not clip.segments
+
+
+def test_stills_are_read_upright_and_small(tmp_path):
+    picture = Image.fromarray(np.full((600, 900, 3), (250, 10, 10), np.uint8))
+    tag = Image.Exif()
+    tag[274] = 6  # to be turned by 90 degrees
+    picture.save(tmp_path / "a.jpg", exif=tag)
+    found = Image.open(io.BytesIO(clips.read_still(tmp_path / "a.jpg")))
+    assert found.size == (256, 384)
+    (tmp_path / "b.png").write_text("no picture")
+    with pytest.raises(DecodeError, match="no picture"):
+        clips.read_still(tmp_path / "b.png")
+    with pytest.raises(DecodeError, match="no picture"):
+        clips.read_still(tmp_path / "nowhere.png")
+
+
+def test_real_clips_are_read(realdata):
+    found, _ = clips.find(realdata / "videos")
+    with DecodePool(2) as pool:
+        made = [clips.read(pool, file, 4, 10.0) for file in found]
+    assert all(clip.segments for clip in made)
+    for clip in made:
+        assert clip.segments[0].start == 0
+        assert clip.segments[-1].end == pytest.approx(clip.info.duration, abs=0.01)

@@ -1,0 +1,257 @@
+"""An index is built, kept current, survives what happens to it, and refuses what it must."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.data.video_files import write_audio
+from tests.search.conftest import EMBEDDED
+from tvrkit.data.decoders import DecodePool
+from tvrkit.search import engines
+from tvrkit.search import index as indexes
+from tvrkit.search.encoder import Encoder, Model
+from tvrkit.search.index import Index
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Names of the files that a build decodes."""
+    names, read = [], engines.read
+
+    def spy(pool, file, *arguments):
+        names.append(os.path.basename(file.path))
+        return read(pool, file, *arguments)
+
+    monkeypatch.setattr(engines, "read", spy)
+    return names
+
+
+def paths(index):
+    return sorted(os.path.basename(path) for path in index.files()["path"])
+
+
+def test_a_row_per_segment(index, corpus):
+    files = index.files()
+    assert paths(index) == sorted(os.listdir(corpus))
+    assert set(files["status"]) == {"ok"}
+    assert index.failures().empty
+    rows = index.table.to_arrow()
+    assert len(rows) == 12
+    assert rows["vector"].null_count == 0
+    assert rows["strip"][0].as_py()[:2] == b"\xff\xd8"
+    assert index.card["weights_sha256"]
+
+
+def test_nothing_is_read_twice(videos, place, encoder, reads):
+    first = Index.build(videos, place, encoder).table.version
+    assert len(reads) == 4
+    reads.clear()
+    assert Index.build(videos, place, encoder).table.version == first
+    assert reads == []
+
+
+def test_new_changed_touched_moved_and_removed(videos, place, encoder, corpus, reads):
+    Index.build(videos, place, encoder)
+    reads.clear()
+    a, b, c, d = sorted(videos.iterdir())
+    more = sorted(corpus.iterdir())[5:7]
+    shutil.copy(more[0], videos / "new.mp4")
+    shutil.copy(more[1], a)  # changed
+    os.utime(b)  # touched
+    (videos / "sub").mkdir()
+    c.rename(videos / "sub" / "moved.mp4")
+    d.unlink()
+    index = Index.build(videos, place, encoder)
+    assert sorted(reads) == sorted([a.name, "new.mp4"])
+    assert paths(index) == sorted([a.name, b.name, "moved.mp4", "new.mp4"])
+    found = index.files().set_index("path")
+    assert found.loc[str(b), "modified"] == b.stat().st_mtime_ns
+    fresh = Index.build(videos, place.with_name("fresh"), encoder)
+    columns = ["file", "segment", "path", "size", "modified", "sha256", "vector", "strip"]
+    first, second = (
+        i.table.search().select(columns).to_arrow().sort_by("file") for i in (index, fresh)
+    )
+    assert first.equals(second), "the same as built anew"
+    reads.clear()
+    Index.build(videos, place, encoder)
+    assert reads == []
+
+
+def test_a_changed_video_leaves_no_segment_behind(videos, place, encoder, long_video):
+    first = sorted(videos.iterdir())[0]
+    keep = first.read_bytes()
+    shutil.copy(long_video, first)
+    assert Index.build(videos, place, encoder).table.count_rows() == 3 + 8
+    first.write_bytes(keep)
+    assert Index.build(videos, place, encoder).table.count_rows() == 4
+
+
+def test_two_folders_share_an_index(videos, corpus, place, encoder):
+    Index.build(videos, place, encoder)
+    index = Index.build(corpus, place, encoder)
+    assert len(index.files()) == 16
+    for path in videos.iterdir():
+        path.unlink()
+    assert len(Index.build(corpus, place, encoder).files()) == 16
+    assert len(Index.build(videos, place, encoder).files()) == 12
+
+
+def test_failures_have_reasons_and_are_tried_again(videos, place, encoder, reads):
+    (videos / "text.mp4").write_text("no video")
+    (videos / "empty.mp4").touch()
+    write_audio(videos / "sound.mp4")
+    failures = Index.build(videos, place, encoder).failures()
+    assert [os.path.basename(path) for path in sorted(failures["path"])] == [
+        "empty.mp4",
+        "sound.mp4",
+        "text.mp4",
+    ]
+    assert set(failures["status"]) == {"failed"}
+    assert failures["reason"].str.len().gt(5).all()
+    reads.clear()
+    assert len(Index.build(videos, place, encoder, retry=False).files()) == 7
+    assert reads == []
+    shutil.copy(max(videos.iterdir(), key=lambda path: path.stat().st_size), videos / "text.mp4")
+    index = Index.build(videos, place, encoder)
+    assert sorted(reads) == ["empty.mp4", "sound.mp4"], "and the third is a copy by now"
+    assert len(index.failures()) == 2
+
+
+def test_hostile_names_are_indexed_and_found(videos, place, encoder):
+    names = [b'it\'s "one"; drop.mp4', b"two\nlines.mp4", "😀 狗.mp4".encode(), b"bytes\xff.mp4"]
+    for name, path in zip(names, sorted(videos.iterdir()), strict=True):
+        os.rename(path, os.path.join(os.fsencode(videos), name))
+    index = Index.build(videos, place, encoder)
+    assert index.failures().empty, index.failures().to_string()
+    found = index.search("a circle", k=4)
+    assert {os.path.basename(row["name"]) for row in index.media(found)} == set(names)
+    where = "path like '%it''s \"one\"; drop%'"
+    assert len(index.search("a circle", where=where)) == 1
+    assert len(Index.build(videos, place, encoder).files()) == 4
+
+
+def test_no_folder_and_no_videos(tmp_path, place, encoder):
+    with pytest.raises(FileNotFoundError, match="no folder of videos"):
+        Index.build(tmp_path / "nowhere", place, encoder)
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ValueError, match="expected videos, found none among 1 files"):
+        Index.build(tmp_path, place, encoder)
+    assert not place.exists()
+    with pytest.raises(FileNotFoundError, match="no index at"):
+        Index.open(place)
+
+
+def test_only_broken_files_give_an_index_without_hits(tmp_path, place, encoder):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_text("no")
+    index = Index.build(tmp_path / "videos", place, encoder)
+    assert len(index.failures()) == 1
+    found = index.search("a red circle")
+    assert found.empty
+    assert not found.attrs["matches"]
+
+
+def test_an_index_of_another_model_is_refused_and_stays(videos, place, encoder):
+    Index.build(videos, place, encoder)
+    other = Encoder(Model(backbone="tvrkit-tiny"))
+    for attempt in (Index.build, lambda _, place, encoder: Index.open(place, encoder)):
+        with pytest.raises(ValueError, match="is an index of another model: expected weights_sha"):
+            attempt(videos, place, other)
+    assert len(Index.open(place).search("a circle")) > 0
+    index = Index.open(place)
+    index.card["format"] = 0
+    indexes._write_card(index._database, index.card)
+    with pytest.raises(ValueError, match="expected an index of format 1, got 0"):
+        Index.open(place)
+
+
+def test_the_model_is_loaded_when_a_search_needs_it(built):
+    assert Index.open(built).encoder.card["model"] == vars(EMBEDDED)
+
+
+INTERRUPTED = """
+import sys
+from tvrkit.search import engines
+from tvrkit.search.encoder import Encoder, Model
+from tvrkit.search.index import Index
+engines.COMMIT = 2
+Index.build(sys.argv[1], sys.argv[2], Encoder(Model(backbone="tvrkit-tiny", pretrained="tvrkit")))
+"""
+
+
+def test_a_killed_build_goes_on(corpus, place, built, encoder, reads):
+    command = [sys.executable, "-c", INTERRUPTED, str(corpus), str(place)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        if place.exists() and indexes.exists(str(place)) and Index.open(place).table.count_rows():
+            process.kill()
+        time.sleep(0.002)
+    there = len(Index.open(place).files())
+    assert 0 < there < 12, "killed in the middle"
+    index = Index.build(corpus, place, encoder)
+    assert len(reads) == 12 - there
+    columns = ["file", "segment", "path", "sha256", "vector"]
+    tables = [
+        i.table.search().select(columns).to_arrow().sort_by("file")
+        for i in (index, Index.open(built))
+    ]
+    assert tables[0].equals(tables[1])
+
+
+def test_two_builders_at_once(videos, place, encoder):
+    Index.build(videos, place, encoder)
+    with (
+        indexes._only_builder(str(place)),
+        pytest.raises(OSError, match="another process is building"),
+    ):
+        Index.build(videos, place, encoder)
+    Index.build(videos, place, encoder)
+
+
+def test_a_full_disk(corpus, place, encoder, monkeypatch):
+    put, calls = Index._put, []
+
+    def full(self, table):
+        calls.append(1)
+        if len(calls) == 2:
+            self.place += "/nowhere"
+            raise RuntimeError("lance error: LanceError(IO): No space left on device (os error 28)")
+        put(self, table)
+
+    monkeypatch.setattr(engines, "COMMIT", 4)
+    monkeypatch.setattr(Index, "_put", full)
+    with pytest.raises(OSError, match="could not be written: No space left"):
+        Index.build(corpus, place, encoder)
+    assert len(Index.open(place, encoder).files()) == 4
+    monkeypatch.setattr(Index, "_put", put)
+    assert len(Index.build(corpus, place, encoder).files()) == 12
+
+
+def test_a_failing_encoder_ends_the_workers(corpus, place, encoder, monkeypatch):
+    pools = []
+
+    class Watched(DecodePool):
+        def __enter__(self):
+            pools.append(self)
+            return super().__enter__()
+
+    def broken(pictures):
+        if len(pictures) > 1:
+            raise RuntimeError("broken")
+        return Encoder.videos(encoder, pictures)
+
+    Index.build(corpus, place, encoder)
+    monkeypatch.setattr(engines, "DecodePool", Watched)
+    monkeypatch.setattr(encoder, "videos", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        Index.build(corpus, place.with_name("other"), encoder)
+    assert all(w.process.poll() is not None for w in pools[0]._workers.values())

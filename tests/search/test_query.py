@@ -1,0 +1,151 @@
+"""Two stages find what one exhaustive ranking finds; filters, duplicates and "nothing matches"."""
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tvrkit.search import query as queries
+from tvrkit.search.index import Index
+from tvrkit.shapes.captions import mention, tell
+
+
+@pytest.fixture(scope="session")
+def captions(scenes):
+    rng = np.random.default_rng(0)
+    return [tell(v.scene, mention(v.scene, 0.0, rng), "en", 0.0, rng)[0] for v in scenes]
+
+
+def test_captions_find_their_videos(index, captions, scenes):
+    hits = [
+        index.search(caption, k=3)["path"].str.contains(v.video_id).any()
+        for caption, v in zip(captions, scenes, strict=True)
+    ]
+    assert np.mean(hits) >= 0.75
+
+
+def test_the_ranking_is_the_exhaustive_one(index, captions):
+    for caption in captions[:4]:
+        query = index.encoder.text_query(caption)
+        best = queries.exhaustive(index, query)
+        found = index.search(query, k=12)
+        assert found["score"].tolist() == pytest.approx(
+            best["score"].tolist()[: len(found)], abs=1e-6
+        )
+
+
+def test_a_short_list_is_scored_exactly_and_measured(index, captions):
+    asked = [index.encoder.text_query(caption) for caption in captions]
+    table = queries.shortlist_recall(index, asked, k=3, lengths=(1, 6, 12)).set_index("length")
+    assert table.loc[12].tolist() == [100, 100]
+    assert table.loc[1, "recall@3"] == pytest.approx(100 / 3)
+    assert table["recall@3"].is_monotonic_increasing
+    few = index.search(captions[0], k=2, shortlist=2)
+    assert len(few) == 2
+
+
+def test_filters_and_least_scores(index, scenes):
+    everything = index.search("a circle", k=12)
+    assert len(everything) == 12
+    assert everything["score"].is_monotonic_decreasing
+    least = everything["score"].iloc[4]
+    assert len(index.search("a circle", k=12, min_score=least)) == 5
+    names = [video.video_id for video in scenes[:2]]
+    where = f"(path like '%{names[0]}%' or path like '%{names[1]}%') and duration < 60"
+    found = index.search("a circle", k=12, where=where)["path"]
+    assert sorted(path.rpartition("/")[2] for path in found) == [f"{name}.mp4" for name in names]
+    assert index.search("a circle", where="duration > 60").empty
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "",
+        "drop table segments",
+        "nosuch = 3",
+        "duration <",
+        "duration + 1",
+        "1=1; delete from segments",
+        "'",
+        "file in (select file from segments)",
+    ],
+)
+def test_what_is_no_filter(index, where):
+    rows = index.table.count_rows()
+    with pytest.raises(ValueError, match="filter") as raised:
+        index.search("a circle", where=where)
+    assert len(str(raised.value).splitlines()) == 1
+    assert index.table.count_rows() == rows
+
+
+def test_unusable_searches(index):
+    for options in ({"k": 0}, {"k": 5, "shortlist": 4}):
+        with pytest.raises(ValueError, match="expected 1 <= k <= shortlist"):
+            index.search("a circle", **options)
+    with pytest.raises(ValueError, match="does not know the script"):
+        index.search("ลูกบอลสีแดง")
+    with pytest.raises(ValueError, match="the query is empty"):
+        index.search(" ")
+
+
+def test_copies_of_a_video_are_one_hit(videos, tmp_path, encoder):
+    first = sorted(videos.iterdir())[0]
+    shutil.copy(first, videos / "copy.mp4")
+    index = Index.build(videos, tmp_path / "index", encoder)
+    found = index.search("a circle", k=10)
+    assert len(found) == 4
+    (copies,) = [row for row in found["copies"] if row]
+    assert len(copies) == 1
+    assert "copy.mp4" in copies[0] or first.name in copies[0]
+
+
+def test_segments_that_overlap_are_one_hit():
+    def row(file, start, end, *vector):
+        return {"file": file, "path": file, "start": start, "end": end, "vector": vector}
+
+    rows = [
+        row("a", 0.0, 10.0, 1, 0),
+        row("a", 5.0, 15.0, 0, 1),
+        row("a", 15.0, 20.0, 0, -1),
+        row("b", 0.0, 9.0, 0.999, 0.04),
+        row("c", 0.0, 9.0, 0, -1),
+        row("d", 0.0, 1.0, -1, 0),
+    ]
+    vector = pa.list_(pa.float32(), 2)
+    table = pa.Table.from_pylist(rows).cast(
+        pa.schema(
+            [
+                ("file", pa.string()),
+                ("path", pa.string()),
+                ("start", pa.float64()),
+                ("end", pa.float64()),
+                ("vector", vector),
+            ]
+        )
+    )
+    firsts, copies = queries.group(table, 10)
+    assert firsts == [0, 2, 5]
+    assert copies == [["a 5.0 s", "b 0.0 s"], ["c 0.0 s"], []]
+    assert queries.group(table, 1) == ([0], [["a 5.0 s", "b 0.0 s"]])
+
+
+def test_nothing_matches(index, captions):
+    background = index.card["unrelated"]
+    assert {len(scores) for scores in background.values()} == {40}
+    assert all(scores == sorted(scores) for scores in background.values())
+    known = [index.search(caption, k=1) for caption in captions]
+    assert np.mean([table.attrs["matches"] for table in known]) > 0.5
+    strange = index.search("a walrus plays the accordion on an ice floe", k=1)
+    assert not strange.attrs["matches"]
+    assert strange["unrelated"][0] > queries.NOTHING
+    by_video = index.search(index.encoder.text_query(captions[0]), k=1)
+    assert by_video["unrelated"].between(0, 1).all()
+
+
+def test_a_video_as_the_query(index, corpus):
+    path = sorted(corpus.iterdir())[2]
+    found = index.search(index.encoder.video_query(path), k=2)
+    assert found["path"][0] == str(path)
+    assert np.isnan(found["unrelated"][0])
+    assert found.attrs["matches"]
