@@ -330,21 +330,18 @@ def search(
     """Search an index by words, a video or a picture."""
     from tvrkit.search import pages
     from tvrkit.search.index import Index
-    from tvrkit.search.query import shortlist_recall
 
     if sum(source is not None for source in (query, video, image)) != 1:
         raise ValueError("expected one query: words, --video FILE or --image FILE")
     index = Index.open(place)
-    asked: list[Any] = [query]
-    if query == "-":
-        asked = [line.rstrip("\n") for line in sys.stdin]
-    elif video:
+    asked: list[Any] = sys.stdin.read().splitlines() if query == "-" else [query]
+    if video:
         asked = [index.encoder.video_query(video)]
-    elif image:
+    if image:
         asked = [index.encoder.image_query(image)]
     if recall:
         texts = [index.encoder.text_query(text, prompts) for text in asked]
-        print(shortlist_recall(index, texts, k).round(1).to_string(index=False))
+        print(index.recall(texts, k).round(1).to_string(index=False))
         return
     options: dict[str, Any] = {"where": where, "shortlist": shortlist, "min_score": min_score}
     found = [index.search(one, k, prompts=prompts, **options) for one in asked]

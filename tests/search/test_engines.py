@@ -11,7 +11,7 @@ def test_local_gives_each_file_once_and_whole(corpus, encoder, commit, monkeypat
     monkeypatch.setattr(engines, "COMMIT", commit)
     found, _ = find(corpus)
     columns = rows.schema(rows.shapes(encoder), encoder.method.backbone.width)
-    tables = list(engines.local(engines.Plan(found, columns, 10.0, 2), encoder))
+    tables = list(engines.local(found, encoder, columns, 10.0, 2))
     names = [name for table in tables for name in table["path"].to_pylist()]
     assert names == [file.path for file in found]
     assert len(tables) == -(-12 // commit)

@@ -28,7 +28,7 @@ def test_captions_find_their_videos(index, captions, scenes):
 def test_the_ranking_is_the_exhaustive_one(index, captions):
     for caption in captions[:4]:
         query = index.encoder.text_query(caption)
-        best = queries.exhaustive(index, query)
+        best = queries.exhaustive(query, index.table, index.card["tensors"])
         found = index.search(query, k=12)
         assert found["score"].tolist() == pytest.approx(
             best["score"].tolist()[: len(found)], abs=1e-6
@@ -37,7 +37,7 @@ def test_the_ranking_is_the_exhaustive_one(index, captions):
 
 def test_a_short_list_is_scored_exactly_and_measured(index, captions):
     asked = [index.encoder.text_query(caption) for caption in captions]
-    table = queries.shortlist_recall(index, asked, k=3, lengths=(1, 6, 12)).set_index("length")
+    table = index.recall(asked, k=3, lengths=(1, 6, 12)).set_index("length")
     assert table.loc[12].tolist() == [100, 100]
     assert table.loc[1, "recall@3"] == pytest.approx(100 / 3)
     assert table["recall@3"].is_monotonic_increasing

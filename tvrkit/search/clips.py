@@ -6,6 +6,7 @@ pictures by a process of their own.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -57,6 +58,13 @@ class File:
     def key(self) -> str:
         """What stands for the path in an index: letters and digits, whatever the name holds."""
         return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:24]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content, "" where it can't be read."""
+        with contextlib.suppress(OSError):
+            return sha256(Path(self.path))
+        return ""
 
     @property
     def shown(self) -> str:
@@ -120,10 +128,6 @@ def read(pool: DecodePool, file: File, frames: int, seconds: float) -> Clip:
     one is sampled at the rate of `frames` in `seconds`, and cut at its shots; a longer shot is cut
     into segments that overlap by half.
     """
-    try:
-        digest = sha256(Path(file.path))
-    except OSError as error:
-        return Clip(file, info=VideoInfo(reason=f"can't be read: {error.strerror}"))
     info, pictures = _sample(pool, file.path, frames)
     if info.duration < 1.5 * seconds or len(pictures) < frames:
         spans = [(0, len(pictures))] if pictures else []
@@ -135,7 +139,7 @@ def read(pool: DecodePool, file: File, frames: int, seconds: float) -> Clip:
         Segment(a * step, b * step, [pictures[a + i] for i in sample("uniform", b - a, frames)])
         for a, b in spans
     ]
-    return Clip(file, digest, info, segments)
+    return Clip(file, file.sha256, info, segments)
 
 
 def _sample(pool: DecodePool, path: str, frames: int) -> tuple[VideoInfo, list[bytes]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -21,43 +20,34 @@ AHEAD = 16  # files that are read before they are encoded: bounds memory
 COMMIT = 64  # segments, about, of a table
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be done.
+def local(
+    files: list[File], encoder: Encoder, columns: pa.Schema, seconds: float, workers: int
+) -> Iterator[pa.Table]:
+    """Decoding processes ahead of one encoder, in this process.
 
-    Attributes:
+    Args:
         files: that are read.
+        encoder: that describes them.
         columns: of the tables.
         seconds: of a segment.
         workers: that decode.
-        device: that encodes.
     """
-
-    files: list[File]
-    columns: pa.Schema
-    seconds: float
-    workers: int
-    device: str = "cpu"
-
-
-def local(plan: Plan, encoder: Encoder) -> Iterator[pa.Table]:
-    """Decoding processes ahead of one encoder, in this process."""
-    with DecodePool(plan.workers) as pool, ThreadPoolExecutor(plan.workers) as threads:
+    with DecodePool(workers) as pool, ThreadPoolExecutor(workers) as threads:
 
         def start(file: File) -> Future[Clip]:
-            return threads.submit(read, pool, file, encoder.frames, plan.seconds)
+            return threads.submit(read, pool, file, encoder.frames, seconds)
 
         ready: list[Clip] = []
         try:
-            for clip in _ahead(map(start, plan.files)):
+            for clip in _ahead(map(start, files)):
                 ready.append(clip)
                 if sum(max(1, len(clip.segments)) for clip in ready) >= COMMIT:
-                    yield rows.to_table(encoder, ready, plan.columns)
+                    yield rows.to_table(encoder, ready, columns)
                     ready = []
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
         if ready:
-            yield rows.to_table(encoder, ready, plan.columns)
+            yield rows.to_table(encoder, ready, columns)
 
 
 def _ahead(started: Iterable[Future[Clip]]) -> Iterator[Clip]:

@@ -21,12 +21,11 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from tvrkit.files import sha256
 from tvrkit.search import query as queries
 from tvrkit.search import rows
 from tvrkit.search.clips import SECONDS, File, find
 from tvrkit.search.encoder import Encoder, Model, Query
-from tvrkit.search.engines import ENGINES, Plan
+from tvrkit.search.engines import ENGINES
 from tvrkit.settings import choose
 
 FORMAT = 1
@@ -123,9 +122,9 @@ class Index:
                 _create(place, encoder)
             index = cls.open(place, encoder)
             before = index.table.version
-            unread = index._copy_known(found, retry)
-            plan = Plan(unread, index.table.schema, seconds, workers)
-            index._write(run(plan, encoder), len(unread), f"indexing {folder}")
+            unread = index._rename_known(found, retry)
+            tables = run(unread, encoder, index.table.schema, seconds, workers)
+            index._write(tables, len(unread), f"indexing {folder}")
             index._remove_gone(folder, found)
             if index.table.version != before or "unrelated" not in index.card:
                 index._settle()
@@ -168,38 +167,25 @@ class Index:
         known = {(row["file"], row["segment"]): row for row in table}
         return [known[key] for key in zip(found["file"], found["segment"], strict=True)]
 
-    def _copy_known(self, found: Sequence[File], retry: bool) -> list[File]:
-        """Give files that were moved or touched the rows of their content; the others are
-        returned."""
-        known = self.files().set_index("file")
-        good = known[known["status"] == "ok"]
-        sizes, unread, copies = set(good["size"]), [], []
+    def _rename_known(self, found: Sequence[File], retry: bool) -> list[File]:
+        """Files that must be read. Those that were moved or touched keep the rows of their
+        content."""
+        known, here = self.files().set_index("file"), {file.key for file in found}
+        good, unread = known[known["status"] == "ok"], []
         for file in found:
-            if file.key in known.index:
-                row = known.loc[file.key]
-                same = (row["size"], row["modified"]) == (file.size, file.modified)
-                if same and (row["status"] == "ok" or not retry):
-                    continue
-            twins = good.index[good["sha256"] == _hash(file)] if file.size in sizes else []
-            if len(twins):
-                copies.append((file.key if file.key in twins else twins[0], file))
-            else:
+            row = known.loc[file.key] if file.key in known.index else None
+            if row is not None and (row["size"], row["modified"]) == (file.size, file.modified):
+                unread += [file] if retry and row["status"] != "ok" else []
+                continue
+            alike = good[good["size"] == file.size]
+            twins = alike.index[alike["sha256"] == file.sha256] if len(alike) else []
+            twin = next((key for key in twins if key == file.key or key not in here), None)
+            if twin is None:
                 unread.append(file)
-        for start in range(0, len(copies), CHUNK):
-            self._put(self._copied(copies[start : start + CHUNK]))
+            else:
+                here.add(twin)  # its rows are taken
+                self.table.update(f"file = '{twin}'", rows.identity(file))
         return unread
-
-    def _copied(self, copies: Sequence[tuple[str, File]]) -> pa.Table:
-        """Rows of files with the content of others: (key of the other, file)."""
-        sources = self.table.search().where(_named({key for key, _ in copies})).to_arrow()
-        parts = []
-        for key, file in copies:
-            part = sources.filter(pa.compute.equal(sources["file"], key))
-            for name, value in rows.identity(file).items():
-                column = pa.array([value] * len(part), rows.FACTS[name])
-                part = part.set_column(part.column_names.index(name), name, column)
-            parts.append(part)
-        return pa.concat_tables(parts)
 
     def _write(self, tables: Iterator[pa.Table], files: int, title: str) -> None:
         bar = tqdm(desc=title, total=files, unit="video", disable=None if files else True)
@@ -231,7 +217,7 @@ class Index:
         """Pack what was written in pieces, bring the approximate index up to date, and note what
         unrelated queries score."""
         self.table.optimize(cleanup_older_than=KEPT)
-        self.card["unrelated"] = queries.unrelated(self)
+        self.card["unrelated"] = queries.unrelated(self.encoder, self.table, self.card["tensors"])
         _write_card(self._database, self.card)
 
     def search(
@@ -274,7 +260,17 @@ class Index:
             query = self.encoder.text_query(query, prompts)
         self.table.checkout_latest()
         near = queries.nearest(self.table, [query], shortlist, where)[0]
-        return queries.ranked(self, query, near, k, min_score)
+        exact = queries.scores(query, near, self.card["tensors"])
+        found = queries.ranked(near, exact, k, min_score)
+        background = self.card["unrelated"].get(query.language, [])
+        found["unrelated"] = queries.share(background, found["score"].to_numpy())
+        matches = bool(len(found)) and not found["unrelated"][0] > queries.NOTHING
+        found.attrs = {"query": query.label, "matches": matches, "notes": query.notes}
+        return found[queries.SHOWN]
+
+    def recall(self, asked: Sequence[Query], k: int = 10, **options) -> pd.DataFrame:
+        """`query.shortlist_recall` of this index."""
+        return queries.shortlist_recall(asked, self.table, self.card["tensors"], k, **options)
 
 
 def exists(place: str) -> bool:
@@ -318,19 +314,10 @@ def _room(place: str) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if "LanceError(IO)" not in str(error):
             raise
-        reason = next(
-            (word for word in ("No space left", "File too large") if word in str(error)),
-            str(error).split("\n")[0],
-        )
+            reason = str(error).split("\n")[0]
         raise OSError(f"{place} could not be written: {reason}. {FULL}") from None
 
 
 def _named(keys: Collection[str]) -> str:
     """A filter for these files; keys are letters and digits."""
     return f"file in ({', '.join(repr(key) for key in sorted(keys))})"
-
-
-def _hash(file: File) -> str:
-    with contextlib.suppress(OSError):
-        return sha256(Path(file.path))
-    return "unreadable"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,7 @@ import pyarrow as pa
 
 from tvrkit.files import ASSETS
 from tvrkit.search import rows
-from tvrkit.search.encoder import Query
-
-if TYPE_CHECKING:
-    from tvrkit.search.index import Index
+from tvrkit.search.encoder import Encoder, Query
 
 SHORTLIST = 200  # segments that are scored exactly
 LENGTHS = (10, 20, 50, 100, 200, 500)  # of the short list whose recall is measured
@@ -53,28 +50,22 @@ def nearest(
     return [found.filter(pa.compute.equal(column, i)) for i in range(len(queries))]
 
 
-def scores(index: Index, query: Query, near: pa.Table) -> np.ndarray:
-    """(N,) exact scores of rows."""
+def scores(query: Query, near: pa.Table, kinds: rows.Shapes) -> np.ndarray:
+    """(N,) exact scores of rows whose features have these shapes."""
     if not len(near):
         return np.zeros(0, np.float32)
-    return query.score(rows.to_features(near, index.card["tensors"])).numpy()
+    return query.score(rows.to_features(near, kinds)).numpy()
 
 
-def ranked(index: Index, query: Query, near: pa.Table, k: int, min_score: float | None):
-    """The `k` best groups of a short list, see `Index.search`."""
-    exact = scores(index, query, near)
+def ranked(near: pa.Table, exact: np.ndarray, k: int, min_score: float | None) -> pd.DataFrame:
+    """The `k` best groups of a short list with its exact scores (N,), see `Index.search`."""
     order = np.argsort(-exact, kind="stable")
     if min_score is not None:
         order = order[exact[order] >= min_score]
-    near, exact = near.take(pa.array(order)), exact[order]
+    near = near.take(pa.array(order))
     firsts, copies = group(near, k)
     frame = near.take(pa.array(firsts, pa.int64())).select(list(rows.FACTS)).to_pandas()
-    frame["score"], frame["copies"] = exact[firsts], copies
-    frame["unrelated"] = share(index, query, frame["score"].to_numpy())
-    frame = frame[SHOWN]
-    matches = bool(len(frame)) and not frame["unrelated"].iloc[0] > NOTHING
-    frame.attrs = {"query": query.label, "matches": matches, "notes": query.notes}
-    return frame
+    return frame.assign(score=exact[order][firsts], copies=copies)
 
 
 def group(near: pa.Table, k: int) -> tuple[list[int], list[list[str]]]:
@@ -107,43 +98,44 @@ def _overlap(a: dict, b: dict) -> bool:
     return a["file"] == b["file"] and a["start"] < b["end"] and b["start"] < a["end"]
 
 
-def unrelated(index: Index) -> dict[str, list[float]]:
+def unrelated(encoder: Encoder, table: Any, kinds: rows.Shapes) -> dict[str, list[float]]:
     """The best score in the index of each query of `unrelated_*.txt`, rising, by language; one that
     needs a tagger which is not installed is left out."""
     found: dict[str, list[float]] = {}
     for language in ("en", "zh"):
         lines = (ASSETS / f"unrelated_{language}.txt").read_text(encoding="utf-8").splitlines()
         with contextlib.suppress(ValueError):
-            asked = [index.encoder.text_query(line) for line in lines]
-            lists = nearest(index.table, asked, SHORTLIST)
-            best = [scores(index, *pair).max(initial=-1) for pair in zip(asked, lists, strict=True)]
-            found[language] = sorted(map(float, best))
+            asked = [encoder.text_query(line) for line in lines]
+            pairs = zip(asked, nearest(table, asked, SHORTLIST), strict=True)
+            found[language] = sorted(float(scores(*pair, kinds).max(initial=-1)) for pair in pairs)
     return found
 
 
-def share(index: Index, query: Query, values: np.ndarray) -> np.ndarray:
-    """(N,) shares of unrelated queries whose best score is no lower than each of (N,) scores; NaN
-    where that is not known."""
-    background = index.card["unrelated"].get(query.language)
+def share(background: Sequence[float], values: np.ndarray) -> np.ndarray:
+    """(N,) shares of a rising background that are no lower than each of (N,) scores; NaN where
+    there is none."""
     if not background:
         return np.full(len(values), np.nan)
     return 1 - np.searchsorted(background, values) / len(background)
 
 
-def exhaustive(index: Index, query: Query) -> pd.DataFrame:
-    """Score of every segment: file, segment, score, falling. What the short list is measured
+def exhaustive(query: Query, table: Any, kinds: rows.Shapes) -> pd.DataFrame:
+    """Every segment by falling score: file, segment, path, score. What the short list is measured
     against."""
-    batches = index.table.search().where("status = 'ok'").to_batches(ALL)
     parts = []
-    for batch in batches:
-        table = pa.Table.from_batches([batch])
-        part = table.select(["file", "segment", "path"]).to_pandas()
-        parts.append(part.assign(score=scores(index, query, table)))
+    for batch in table.search().where("status = 'ok'").to_batches(ALL):
+        part = pa.Table.from_batches([batch])
+        known = part.select(["file", "segment", "path"]).to_pandas()
+        parts.append(known.assign(score=scores(query, part, kinds)))
     return pd.concat(parts).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
 
 def shortlist_recall(
-    index: Index, queries: Sequence[Query], k: int = 10, lengths: Sequence[int] = LENGTHS
+    queries: Sequence[Query],
+    table: Any,
+    kinds: rows.Shapes,
+    k: int = 10,
+    lengths: Sequence[int] = LENGTHS,
 ) -> pd.DataFrame:
     """How much of the exhaustive ranking the short list keeps.
 
@@ -151,22 +143,11 @@ def shortlist_recall(
         DataFrame by length: `recall@1` and `recall@k`, shares (%) of the exhaustive ranking's first
         and first `k` segments that are in a short list of that length, mean over the queries.
     """
-    lists = nearest(index.table, queries, max(lengths))
-    hits = []
-    for query, near in zip(queries, lists, strict=True):
-        best = exhaustive(index, query).head(k)
-        keys = list(zip(near["file"].to_pylist(), near["segment"].to_pylist(), strict=True))
-        places = [
-            keys.index(key) if key in keys else len(keys)
-            for key in zip(best["file"], best["segment"], strict=True)
-        ]
-        hits.append(np.array(places))
-    table = [
-        {
-            "length": n,
-            "recall@1": np.mean([p[0] < n for p in hits]) * 100,
-            f"recall@{k}": np.mean([(p < n).mean() for p in hits]) * 100,
-        }
-        for n in lengths
-    ]
-    return pd.DataFrame(table)
+    places = []
+    for query, near in zip(queries, nearest(table, queries, max(lengths)), strict=True):
+        best = exhaustive(query, table, kinds).head(k)
+        place = near.select(["file", "segment"]).to_pandas().assign(place=range(len(near)))
+        places.append(best.merge(place, "left", ["file", "segment"])["place"].fillna(np.inf))
+    found = np.stack(places)[..., None] < np.array(lengths)
+    recalls = {"recall@1": found[:, 0].mean(axis=0), f"recall@{k}": found.mean(axis=(0, 1))}
+    return pd.DataFrame({"length": lengths} | {key: 100 * r for key, r in recalls.items()})
