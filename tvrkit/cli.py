@@ -330,6 +330,7 @@ def search(
     """Search an index by words, a video or a picture."""
     from tvrkit.search import pages
     from tvrkit.search.index import Index
+    from tvrkit.search.query import shortlist_recall
 
     if sum(source is not None for source in (query, video, image)) != 1:
         raise ValueError("expected one query: words, --video FILE or --image FILE")
@@ -341,7 +342,7 @@ def search(
         asked = [index.encoder.image_query(image)]
     if recall:
         texts = [index.encoder.text_query(text, prompts) for text in asked]
-        print(index.recall(texts, k).round(1).to_string(index=False))
+        print(shortlist_recall(texts, index.table, k).round(1).to_string(index=False))
         return
     options: dict[str, Any] = {"where": where, "shortlist": shortlist, "min_score": min_score}
     found = [index.search(one, k, prompts=prompts, **options) for one in asked]

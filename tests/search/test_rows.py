@@ -1,14 +1,12 @@
-"""Features keep what they are in an index, but for half precision."""
+"""From files to rows; features keep what they are, but for half precision; engines lose nothing."""
 
-import pyarrow as pa
 import pytest
 import torch
 
-from tests.fakes import TwoLayers
 from tvrkit.data.batch import VideoFeatures
 from tvrkit.data.decoders import VideoInfo
 from tvrkit.search import rows
-from tvrkit.search.clips import Clip, File, Segment, read_clip
+from tvrkit.search.clips import Clip, File, Segment, find, read_clip
 
 
 @pytest.fixture
@@ -21,24 +19,20 @@ def clips(corpus):
 
 
 def test_a_row_per_segment_and_one_for_a_failure(encoder, clips):
-    kinds = rows.shapes(encoder)
-    table = rows.to_table(encoder, clips, rows.schema(kinds, encoder.method.backbone.width))
+    table = rows.to_table(encoder, clips)
     facts = table.select(["path", "segment", "start", "end", "status", "reason"]).to_pylist()
     assert [tuple(row.values()) for row in facts] == [
         ("/a.mp4", 0, 0.0, 1.0, "ok", ""),
         ("/a.mp4", 1, 1.0, 2.0, "ok", ""),
         ("/b.mp4", 0, None, None, "failed", "no frames"),
     ]
-    assert table["vector"].null_count == table["frames"].null_count == 1
-    alone = rows.to_table(encoder, clips[1:], table.schema)
-    assert alone.equals(table.slice(2))
+    assert table["vector"].null_count == table["features"].null_count == 1
+    assert rows.to_table(encoder, clips[1:]).equals(table.slice(2))
 
 
 def test_features_come_back(encoder, clips):
-    kinds = rows.shapes(encoder)
-    table = rows.to_table(encoder, clips, rows.schema(kinds, encoder.method.backbone.width))
     made = encoder.videos([segment.frames for segment in clips[0].segments])
-    back = rows.to_features(table.slice(0, 2), kinds)
+    back = rows.unpack(rows.to_table(encoder, clips)["features"].to_pylist()[:2])
     assert torch.equal(back.mask, made.mask)
     torch.testing.assert_close(back.frames, made.frames, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(back.video, made.video, rtol=1e-3, atol=1e-3)
@@ -47,16 +41,18 @@ def test_features_come_back(encoder, clips):
 def test_every_kind_of_tensor_comes_back():
     extras = {"near": torch.tensor([[2, 1], [0, 1]]), "gain": torch.rand(2, 2)}
     made = VideoFeatures(None, torch.rand(2, 2, 4), torch.tensor([[True, False]] * 2), extras)
-    kinds = {k: (list(t.shape[1:]), str(t.dtype)[6:]) for k, t in rows.tensors(made).items()}
-    columns = rows.schema(kinds, TwoLayers().width)
-    arrays = {
-        key: pa.FixedSizeListArray.from_arrays(
-            pa.array(t.flatten().numpy()).cast(columns.field(key).type.value_type), t[0].numel()
-        )
-        for key, t in rows.tensors(made).items()
-    }
-    back = rows.to_features(pa.table(arrays), kinds)
+    back = rows.unpack([rows.pack(made[:1]), rows.pack(made[1:])])
     assert back.video is None
-    assert back.extras["near"].dtype == torch.int64
+    assert (back.mask.dtype, back.frames.dtype) == (torch.bool, torch.float32)
     assert torch.equal(back.extras["near"], extras["near"])
     torch.testing.assert_close(back.extras["gain"], extras["gain"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("commit", [1, 5, 100])
+def test_local_gives_each_file_once_and_whole(corpus, encoder, commit, monkeypatch):
+    monkeypatch.setattr(rows, "COMMIT", commit)
+    found, _ = find(corpus)
+    tables = list(rows.local(found, encoder, 10.0, 2))
+    names = [name for table in tables for name in table["path"].to_pylist()]
+    assert names == [file.path for file in found]
+    assert len(tables) == -(-12 // commit)

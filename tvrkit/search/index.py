@@ -25,14 +25,12 @@ from tvrkit.search import query as queries
 from tvrkit.search import rows
 from tvrkit.search.clips import SECONDS, File, find
 from tvrkit.search.encoder import Encoder, Model, Query
-from tvrkit.search.engines import ENGINES
 from tvrkit.settings import choose
 
 FORMAT = 1
 SEGMENTS, CARD = "segments", "card"
 KEPT = timedelta(minutes=10)  # a search under way may go on reading an old version so long
 FACTS = ["file", "path", "name", "size", "modified", "sha256", "status", "reason"]
-CHUNK = 500  # files named in one statement
 APPROXIMATE = 50_000  # rows from which on an approximate index pays; below, every vector is read
 GROWTH = 4  # it is made anew when there are so many times the rows it was made of
 FULL = "What was finished is kept: make room and run the same command again"
@@ -47,18 +45,18 @@ class Index:
         table: LanceDB's table of segments.
     """
 
-    def __init__(self, place: str):
-        self.place = place
-        if not exists(place):
-            raise FileNotFoundError(
-                f"no index at {place}: `tvrkit index DIR --out {place}` makes it"
-            )
-        self._database = lancedb.connect(place)
+    def __init__(self, place: str, encoder: Encoder | None = None):
+        self.place, self._database = place, lancedb.connect(place) if exists(place) else None
+        if self._database is None:
+            raise FileNotFoundError(f"no index at {place}: `tvrkit index` makes it")
         self.card = json.loads(self._database.open_table(CARD).to_arrow()["card"][0].as_py())
         if self.card["format"] != FORMAT:
-            expected = f"expected an index of format {FORMAT}, got {self.card['format']}"
-            raise ValueError(f"{place}: {expected}: make it anew")
+            got = f"got {self.card['format']}: make it anew"
+            raise ValueError(f"{place}: expected an index of format {FORMAT}, {got}")
         self.table = self._database.open_table(SEGMENTS)
+        if encoder is not None:
+            self.check(encoder)
+            self.encoder = encoder
 
     @classmethod
     def open(cls, place: Path | str, encoder: Encoder | None = None) -> Index:
@@ -73,11 +71,7 @@ class Index:
             FileNotFoundError: there is none.
             ValueError: it was made by another version of the kit, or with another model.
         """
-        index = cls(str(place))
-        if encoder is not None:
-            index.check(encoder)
-            index.encoder = encoder
-        return index
+        return cls(str(place), encoder)
 
     @classmethod
     def build(
@@ -103,7 +97,7 @@ class Index:
             place: folder of the index, or the address of an object store.
             encoder: the model that describes the videos.
             seconds: of a segment.
-            engine: a key of `ENGINES`.
+            engine: a key of `rows.ENGINES`.
             workers: that decode.
             retry: read again what had failed.
 
@@ -113,21 +107,26 @@ class Index:
             OSError: another process builds this index, or the disk is full.
         """
         place, folder = str(place), Path(folder)
-        run = ENGINES[choose("engine", engine, ENGINES)]
+        run = rows.ENGINES[choose("engine", engine, rows.ENGINES)]
         found, others = find(folder)
         if not found and not exists(place):
             raise ValueError(f"{folder}: expected videos, found none among {others:,} files")
-        with _only_builder(place), _room(place):
+        with _building(place):
             if not exists(place):
                 _create(place, encoder)
             index = cls.open(place, encoder)
             before = index.table.version
             unread = index._rename_known(found, retry)
-            tables = run(unread, encoder, index.table.schema, seconds, workers)
-            index._write(tables, len(unread), f"indexing {folder}")
+            tables = run(unread, encoder, seconds, workers)
+            with tqdm(desc=f"indexing {folder}", total=len(unread), unit="video") as bar:
+                for table in tables:
+                    index._put(table)
+                    bar.update(table["segment"].to_pylist().count(0))
             index._remove_gone(folder, found)
             if index.table.version != before or "unrelated" not in index.card:
-                index._settle()
+                index.table.optimize(cleanup_older_than=KEPT)
+                index.card["unrelated"] = queries.unrelated(encoder, index.table)
+                _write_card(index._database, index.card)
         return index
 
     @cached_property
@@ -144,10 +143,11 @@ class Index:
 
     def check(self, encoder: Encoder) -> None:
         """ValueError where the index was made with another model."""
-        made = {key: value for key, value in encoder.card.items() if key != "model"}
-        other = [key for key in made if self.card[key] != made[key]]
-        if other:
-            says = ", ".join(f"{key} {self.card[key]!r}, got {made[key]!r}" for key in other)
+        made, has = encoder.card, self.card
+        if any(made[key] != has[key] for key in made if key != "model"):
+            says = ", ".join(
+                f"{key} {has[key]!r}, got {made[key]!r}" for key in made if made[key] != has[key]
+            )
             raise ValueError(f"{self.place} is an index of another model: expected {says}")
 
     def files(self) -> pd.DataFrame:
@@ -179,20 +179,16 @@ class Index:
                 continue
             alike = good[good["size"] == file.size]
             twins = alike.index[alike["sha256"] == file.sha256] if len(alike) else []
-            twin = next((key for key in twins if key == file.key or key not in here), None)
+            free = (
+                key for key in twins if key not in here and not os.path.exists(good["name"][key])
+            )
+            twin = file.key if file.key in twins else next(free, None)
             if twin is None:
                 unread.append(file)
             else:
                 here.add(twin)  # its rows are taken
                 self.table.update(f"file = '{twin}'", rows.identity(file))
         return unread
-
-    def _write(self, tables: Iterator[pa.Table], files: int, title: str) -> None:
-        bar = tqdm(desc=title, total=files, unit="video", disable=None if files else True)
-        with bar, contextlib.closing(tables):  # type: ignore[type-var]
-            for table in tables:
-                self._put(table)
-                bar.update(table["segment"].to_pylist().count(0))
 
     def _put(self, table: pa.Table) -> None:
         """Rows of whole files, in place of those the files had: in one step, or not at all."""
@@ -205,20 +201,11 @@ class Index:
         merge.when_not_matched_by_source_delete(files).execute(table, on_bad_vectors="null")
 
     def _remove_gone(self, folder: Path, found: Sequence[File]) -> None:
-        known = self.table.search().where("segment = 0").select(["file", "name"]).to_arrow()
-        below = os.fsencode(os.path.join(os.path.abspath(folder), ""))
-        here = {file.key for file in found}
-        pairs = zip(known["file"].to_pylist(), known["name"].to_pylist(), strict=True)
-        gone = [key for key, name in pairs if name.startswith(below) and key not in here]
-        for start in range(0, len(gone), CHUNK):
-            self.table.delete(_named(gone[start : start + CHUNK]))
-
-    def _settle(self) -> None:
-        """Pack what was written in pieces, bring the approximate index up to date, and note what
-        unrelated queries score."""
-        self.table.optimize(cleanup_older_than=KEPT)
-        self.card["unrelated"] = queries.unrelated(self.encoder, self.table, self.card["tensors"])
-        _write_card(self._database, self.card)
+        known, below = self.files(), os.fsencode(os.path.join(os.path.abspath(folder), ""))
+        gone = ~known["file"].isin({file.key for file in found})
+        inside = [name.startswith(below) for name in known["name"]]
+        if (gone & inside).any():
+            self.table.delete(_named(set(known.loc[gone & inside, "file"])))
 
     def search(
         self,
@@ -260,7 +247,7 @@ class Index:
             query = self.encoder.text_query(query, prompts)
         self.table.checkout_latest()
         near = queries.nearest(self.table, [query], shortlist, where)[0]
-        exact = queries.scores(query, near, self.card["tensors"])
+        exact = queries.scores(query, near)
         found = queries.ranked(near, exact, k, min_score)
         background = self.card["unrelated"].get(query.language, [])
         found["unrelated"] = queries.share(background, found["score"].to_numpy())
@@ -268,24 +255,20 @@ class Index:
         found.attrs = {"query": query.label, "matches": matches, "notes": query.notes}
         return found[queries.SHOWN]
 
-    def recall(self, asked: Sequence[Query], k: int = 10, **options) -> pd.DataFrame:
-        """`query.shortlist_recall` of this index."""
-        return queries.shortlist_recall(asked, self.table, self.card["tensors"], k, **options)
-
 
 def exists(place: str) -> bool:
     """Whether there is an index."""
-    if "://" not in place:
-        return Path(place, f"{CARD}.lance").exists()
-    return CARD in lancedb.connect(place).table_names()
+    if "://" in place or Path(place).is_dir():
+        with contextlib.suppress(ValueError):
+            return bool(lancedb.connect(place).open_table(CARD))
+    return False
 
 
 def _create(place: str, encoder: Encoder) -> None:
     """An empty index; the card is written last: without it there is none."""
-    kinds, database = rows.shapes(encoder), lancedb.connect(place)
-    columns = rows.schema(kinds, encoder.method.backbone.width)
+    database, columns = lancedb.connect(place), rows.schema(encoder.method.backbone.width)
     database.create_table(SEGMENTS, schema=columns, mode="overwrite")
-    _write_card(database, {"format": FORMAT, **encoder.card, "tensors": kinds})
+    _write_card(database, {"format": FORMAT, **encoder.card})
 
 
 def _write_card(database: Any, card: dict) -> None:
@@ -293,28 +276,22 @@ def _write_card(database: Any, card: dict) -> None:
 
 
 @contextlib.contextmanager
-def _only_builder(place: str) -> Iterator[None]:
-    """One process builds. An object store has no lock: there, see to it yourself."""
-    if "://" in place:
-        yield
-        return
-    Path(place).mkdir(parents=True, exist_ok=True)
+def _building(place: str) -> Iterator[None]:
+    """This process alone builds (an object store has no lock: there, see to it yourself), and a
+    write that fails is one line."""
+    lock: Any = contextlib.nullcontext()
+    if "://" not in place:
+        Path(place).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(Path(place, ".lock"), timeout=0)
     try:
-        with FileLock(Path(place, ".lock"), timeout=0):
+        with lock:
             yield
     except Timeout:
         raise OSError(f"another process is building {place}: wait until it is done") from None
-
-
-@contextlib.contextmanager
-def _room(place: str) -> Iterator[None]:
-    """LanceDB's tale of a write that failed, as one line."""
-    try:
-        yield
     except (OSError, RuntimeError) as error:
         if "LanceError(IO)" not in str(error):
             raise
-            reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0]
         raise OSError(f"{place} could not be written: {reason}. {FULL}") from None
 
 

@@ -18,7 +18,6 @@ SHORTLIST = 200  # segments that are scored exactly
 LENGTHS = (10, 20, 50, 100, 200, 500)  # of the short list whose recall is measured
 SAME = 0.98  # cosine of two segments' vectors from which on they show the same
 NOTHING = 0.1  # share of unrelated queries that may score as high as a match
-ALL = 10_000  # rows that an exhaustive search holds at a time
 SHOWN = ["score", "unrelated", "path", "start", "end", "duration", "copies"]
 SHOWN += ["size", "date", "width", "height", "fps", "file", "segment"]
 
@@ -50,11 +49,11 @@ def nearest(
     return [found.filter(pa.compute.equal(column, i)) for i in range(len(queries))]
 
 
-def scores(query: Query, near: pa.Table, kinds: rows.Shapes) -> np.ndarray:
-    """(N,) exact scores of rows whose features have these shapes."""
+def scores(query: Query, near: pa.Table) -> np.ndarray:
+    """(N,) exact scores of rows."""
     if not len(near):
         return np.zeros(0, np.float32)
-    return query.score(rows.to_features(near, kinds)).numpy()
+    return query.score(rows.unpack(near["features"].to_pylist())).numpy()
 
 
 def ranked(near: pa.Table, exact: np.ndarray, k: int, min_score: float | None) -> pd.DataFrame:
@@ -74,7 +73,7 @@ def group(near: pa.Table, k: int) -> tuple[list[int], list[list[str]]]:
     Of rows by falling score, one joins the first group whose first row it is nearly the same as:
     the cosine of their vectors reaches `SAME`, or they overlap in one video.
     """
-    vectors = rows.to_vectors(near)
+    vectors = np.array(near["vector"].to_pylist(), np.float32)
     spans = near.select(["file", "path", "start", "end"]).to_pylist()
     firsts: list[int] = []
     copies: list[list[str]] = []
@@ -98,7 +97,7 @@ def _overlap(a: dict, b: dict) -> bool:
     return a["file"] == b["file"] and a["start"] < b["end"] and b["start"] < a["end"]
 
 
-def unrelated(encoder: Encoder, table: Any, kinds: rows.Shapes) -> dict[str, list[float]]:
+def unrelated(encoder: Encoder, table: Any) -> dict[str, list[float]]:
     """The best score in the index of each query of `unrelated_*.txt`, rising, by language; one that
     needs a tagger which is not installed is left out."""
     found: dict[str, list[float]] = {}
@@ -107,7 +106,7 @@ def unrelated(encoder: Encoder, table: Any, kinds: rows.Shapes) -> dict[str, lis
         with contextlib.suppress(ValueError):
             asked = [encoder.text_query(line) for line in lines]
             pairs = zip(asked, nearest(table, asked, SHORTLIST), strict=True)
-            found[language] = sorted(float(scores(*pair, kinds).max(initial=-1)) for pair in pairs)
+            found[language] = sorted(float(scores(*pair).max(initial=-1)) for pair in pairs)
     return found
 
 
@@ -119,23 +118,8 @@ def share(background: Sequence[float], values: np.ndarray) -> np.ndarray:
     return 1 - np.searchsorted(background, values) / len(background)
 
 
-def exhaustive(query: Query, table: Any, kinds: rows.Shapes) -> pd.DataFrame:
-    """Every segment by falling score: file, segment, path, score. What the short list is measured
-    against."""
-    parts = []
-    for batch in table.search().where("status = 'ok'").to_batches(ALL):
-        part = pa.Table.from_batches([batch])
-        known = part.select(["file", "segment", "path"]).to_pandas()
-        parts.append(known.assign(score=scores(query, part, kinds)))
-    return pd.concat(parts).sort_values("score", ascending=False, kind="stable", ignore_index=True)
-
-
 def shortlist_recall(
-    queries: Sequence[Query],
-    table: Any,
-    kinds: rows.Shapes,
-    k: int = 10,
-    lengths: Sequence[int] = LENGTHS,
+    queries: Sequence[Query], table: Any, k: int = 10, lengths: Sequence[int] = LENGTHS
 ) -> pd.DataFrame:
     """How much of the exhaustive ranking the short list keeps.
 
@@ -144,10 +128,9 @@ def shortlist_recall(
         and first `k` segments that are in a short list of that length, mean over the queries.
     """
     places = []
-    for query, near in zip(queries, nearest(table, queries, max(lengths)), strict=True):
-        best = exhaustive(query, table, kinds).head(k)
-        place = near.select(["file", "segment"]).to_pandas().assign(place=range(len(near)))
-        places.append(best.merge(place, "left", ["file", "segment"])["place"].fillna(np.inf))
+    for query in queries:
+        everything = nearest(table, [query], table.count_rows())[0]
+        places.append(np.argsort(-scores(query, everything), kind="stable")[:k])
     found = np.stack(places)[..., None] < np.array(lengths)
     recalls = {"recall@1": found[:, 0].mean(axis=0), f"recall@{k}": found.mean(axis=(0, 1))}
     return pd.DataFrame({"length": lengths} | {key: 100 * r for key, r in recalls.items()})

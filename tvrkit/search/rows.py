@@ -1,100 +1,71 @@
-"""A row of an index is a segment: what is known of it, and the features the method scores by."""
+"""From files to the rows of an index, a row for each segment.
+
+An engine takes files and gives tables of whole files' rows, in any order; the index alone writes.
+"""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import simplejpeg
 import torch
-from torch import Tensor
+from safetensors.torch import load, save
 
 from tvrkit.data.batch import VideoFeatures
-from tvrkit.search.clips import Clip, File
+from tvrkit.data.decoders import DecodePool
+from tvrkit.search.clips import Clip, File, read
 from tvrkit.search.encoder import Encoder, global_vector
 
-# How the tensors of `VideoFeatures` are kept: half precision halves the index.
-STORED = {"float32": pa.float16(), "bool": pa.uint8(), "int64": pa.int32()}
-FACTS = {
-    **{"file": pa.string(), "segment": pa.int32(), "path": pa.string()},
-    **{"name": pa.binary(), "start": pa.float32(), "end": pa.float32()},
-    **{"duration": pa.float32(), "size": pa.int64(), "modified": pa.int64()},
-    **{"date": pa.timestamp("s", "UTC"), "sha256": pa.string(), "status": pa.string()},
-    **{"reason": pa.string(), "fps": pa.float32(), "width": pa.int32(), "height": pa.int32()},
-    "strip": pa.binary(),
-}
+AHEAD = 16  # files that are read before they are encoded: bounds memory
+COMMIT = 64  # segments, about, of a table
 STRIP = 64  # pixels: height of the film strip
-Shapes = dict[str, tuple[list[int], str]]  # of each tensor, for one video, and its dtype
+FACTS = {
+    **{"file": pa.string(), "segment": pa.int32(), "path": pa.string(), "name": pa.binary()},
+    **{"start": pa.float32(), "end": pa.float32(), "duration": pa.float32(), "size": pa.int64()},
+    **{"modified": pa.int64(), "date": pa.timestamp("s", "UTC"), "sha256": pa.string()},
+    **{"status": pa.string(), "reason": pa.string(), "fps": pa.float32(), "width": pa.int32()},
+    **{"height": pa.int32(), "strip": pa.binary(), "features": pa.binary()},
+}
 
 
-def tensors(features: VideoFeatures) -> dict[str, Tensor]:
-    """The tensors of features by the name of their column."""
-    extras = {f"extra_{name}": tensor for name, tensor in features.extras.items()}
-    whole = {} if features.video is None else {"video": features.video}
-    return {"frames": features.frames, "mask": features.mask, **whole, **extras}
+def schema(width: int) -> pa.Schema:
+    """The columns of an index with vectors of this width.
+
+    `file` stands for the path, `name` has its bytes, `path` its text; `strip` is a JPEG file;
+    `features` is a safetensors file of what the method scores by, in half precision.
+    """
+    return pa.schema({**FACTS, "vector": pa.list_(pa.float32(), width)})
 
 
-def shapes(encoder: Encoder) -> Shapes:
-    """What the encoder makes of a video."""
-    size = encoder.method.backbone.image_size
-    black = simplejpeg.encode_jpeg(np.zeros((size, size, 3), np.uint8))
-    made = tensors(encoder.videos([[black] * encoder.frames]))
-    return {
-        key: (list(t.shape[1:]), str(t.dtype).removeprefix("torch.")) for key, t in made.items()
-    }
-
-
-def schema(kinds: Shapes, width: int) -> pa.Schema:
-    """Columns of an index whose features have these shapes and whose vectors have this width."""
-    columns = {
-        key: pa.list_(STORED[dtype], math.prod(shape)) for key, (shape, dtype) in kinds.items()
-    }
-    return pa.schema({**FACTS, "vector": pa.list_(pa.float32(), width), **columns})
-
-
-def to_features(table: pa.Table, kinds: Shapes) -> VideoFeatures:
-    """The features of rows, as the encoder made them but for half precision."""
-    found: dict[str, Any] = {
-        key: torch.from_numpy(_numbers(table[key]).reshape(-1, *shape)).to(getattr(torch, dtype))
-        for key, (shape, dtype) in kinds.items()
-    }
-    extras = {key.removeprefix("extra_"): found[key] for key in found if key.startswith("extra_")}
-    return VideoFeatures(found.get("video"), found["frames"], found["mask"], extras)
-
-
-def to_vectors(table: pa.Table) -> np.ndarray:
-    """(N, D) float32, the column `vector`."""
-    return _numbers(table["vector"]).reshape(len(table), table["vector"].type.list_size)
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    whole = column.combine_chunks()
-    return whole.flatten().to_numpy(zero_copy_only=False).copy()
-
-
-def to_table(encoder: Encoder, clips: Sequence[Clip], columns: pa.Schema) -> pa.Table:
+def to_table(encoder: Encoder, clips: Sequence[Clip]) -> pa.Table:
     """Rows of files that were read; a file without a segment has one row, its reason."""
-    rows = [row for clip in clips for row in _facts(clip)]
-    facts = pa.Table.from_pylist(rows, schema=pa.schema(FACTS))
     pictures = [segment.frames for clip in clips for segment in clip.segments]
+    columns = schema(encoder.method.backbone.width)
     if not pictures:
-        return pa.Table.from_pylist(rows, schema=columns)
+        return pa.Table.from_pylist([_facts(clip) for clip in clips], columns)
     features = encoder.videos(pictures)
-    values = {"vector": global_vector(features), **tensors(features)}
-    # the row of the features that a row of the table takes; none where a file failed
-    count = iter(range(len(pictures)))
-    takes = pa.array([next(count) if row["status"] == "ok" else None for row in rows], pa.int64())
-    for column in list(columns)[len(FACTS) :]:
-        flat = values[column.name].reshape(len(pictures), -1).numpy()
-        stored = pa.array(flat.astype(column.type.value_type.to_pandas_dtype()).ravel())
-        array = pa.FixedSizeListArray.from_arrays(stored, flat.shape[1])
-        facts = facts.append_column(column, array.take(takes))
-    return facts
+    vectors = global_vector(features).numpy()
+    described = iter(zip(vectors, map(pack, _each(features)), strict=True))
+    rows = []
+    for clip in clips:
+        rows += [] if clip.segments else [_facts(clip)]
+        for number, segment in enumerate(clip.segments):
+            place = {"segment": number, "start": segment.start, "end": segment.end}
+            seen = dict(zip(("vector", "features"), next(described), strict=True))
+            rows.append(_facts(clip) | place | seen | {"strip": strip(segment.frames)})
+    return pa.Table.from_pylist(rows, columns)
+
+
+def _facts(clip: Clip) -> dict:
+    info, status = clip.info, "ok" if clip.segments else "failed"
+    known = {key: getattr(info, key) for key in ("reason", "duration", "fps", "width", "height")}
+    return {**identity(clip.file), "sha256": clip.sha256, "status": status, "segment": 0, **known}
 
 
 def identity(file: File) -> dict:
@@ -109,25 +80,61 @@ def identity(file: File) -> dict:
     }
 
 
-def _facts(clip: Clip) -> list[dict]:
-    info = clip.info
-    known = {
-        **identity(clip.file),
-        "sha256": clip.sha256,
-        "status": "ok" if clip.segments else "failed",
-        "reason": info.reason,
-        "duration": info.duration,
-        **{key: getattr(info, key) for key in ("fps", "width", "height")},
-    }
-    if not clip.segments:
-        return [known | {"segment": 0}]
-    return [
-        known | {"segment": i, "start": s.start, "end": s.end, "strip": strip(s.frames)}
-        for i, s in enumerate(clip.segments)
-    ]
-
-
 def strip(frames: Sequence[bytes]) -> bytes:
     """The frames side by side, small, as one JPEG file."""
     images = [simplejpeg.decode_jpeg(file, min_height=STRIP) for file in frames]
     return simplejpeg.encode_jpeg(np.concatenate(images, axis=1), quality=75)
+
+
+def _each(features: VideoFeatures) -> Iterator[VideoFeatures]:
+    return (features[i : i + 1] for i in range(len(features)))
+
+
+def pack(features: VideoFeatures) -> bytes:
+    """A safetensors file; half precision halves the index."""
+    named = {"frames": features.frames, "mask": features.mask, **features.extras}
+    named |= {} if features.video is None else {"video": features.video}
+    halved = {key: t.half() if t.is_floating_point() else t for key, t in named.items()}
+    return save({key: tensor.contiguous() for key, tensor in halved.items()})
+
+
+def unpack(files: Sequence[bytes]) -> VideoFeatures:
+    """The features of several rows, as the encoder made them but for half precision."""
+    rows = [load(file) for file in files]
+    named = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+    whole = {key: t.float() if t.is_floating_point() else t for key, t in named.items()}
+    video, frames, mask = (whole.pop(key, None) for key in ("video", "frames", "mask"))
+    return VideoFeatures(video, frames, mask, whole)
+
+
+def local(
+    files: Sequence[File], encoder: Encoder, seconds: float, workers: int
+) -> Iterator[pa.Table]:
+    """Decoding processes ahead of one encoder, in this process."""
+    with DecodePool(workers) as pool, ThreadPoolExecutor(workers) as threads:
+        started = (threads.submit(read, pool, file, encoder.frames, seconds) for file in files)
+        ready: list[Clip] = []
+        try:
+            for clip in _ahead(started):
+                ready.append(clip)
+                if sum(max(1, len(clip.segments)) for clip in ready) >= COMMIT:
+                    yield to_table(encoder, ready)
+                    ready = []
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+        if ready:
+            yield to_table(encoder, ready)
+
+
+def _ahead(started: Iterable[Future[Clip]]) -> Iterator[Clip]:
+    """The results in order, with up to `AHEAD` under way."""
+    pending: deque[Future[Clip]] = deque()
+    for future in started:
+        pending.append(future)
+        if len(pending) == AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+ENGINES = {"local": local}
