@@ -291,12 +291,14 @@ def index(
     """Index a folder of videos for `tvrkit search`; only what is new or has changed is read."""
     import time
 
-    from tvrkit.search.encoder import Encoder, Model
+    from tvrkit.search.encoder import Encoder
     from tvrkit.search.index import Index, exists
     from tvrkit.search.pages import shown
 
-    known = Index.open(out).card["model"] if not (run or backbone) and exists(out) else {}
-    encoder = Encoder(Model(**known) if known else Model(run, backbone, pretrained), device)
+    model = (run, backbone, pretrained)
+    if not (run or backbone) and exists(out):
+        model = Index.open(out).card["model"]
+    encoder = Encoder(*model, device=device)
     version = None
     while True:
         options: dict[str, Any] = {"engine": engine, "workers": workers, "retry": version is None}
@@ -320,7 +322,7 @@ def search(
     image: Annotated[Path | None, Option(help="a picture as the query")] = None,
     k: Annotated[int, Option("-k", help="hits")] = 10,
     where: Annotated[str | None, Option(help="\"duration < 60 and path like '%holiday%'\"")] = None,
-    min_score: Annotated[float | None, Option(help="leave out what scores less")] = None,
+    min_score: Annotated[float, Option(help="leave out what scores less")] = -1.0,
     shortlist: Annotated[int, Option(help="segments that are scored exactly")] = 200,
     prompts: Annotated[str, Option(help="none, video or zh: wordings to average over")] = "none",
     as_json: Annotated[bool, Option("--json", help="one object a line for each query")] = False,
@@ -351,7 +353,7 @@ def search(
             print(note, file=sys.stderr)
         print(pages.to_json(table) if as_json else pages.to_lines(table))
     if html:
-        pages.write_page(found, [index.media(table) for table in found], html)
+        pages.write_page(found, html)
 
 
 @data_app.command("list")

@@ -7,17 +7,17 @@ import pytest
 
 pytest.importorskip("lancedb", reason="search needs the extra `search`")
 
-from tvrkit.search.encoder import Encoder, Model
+from tvrkit.search.encoder import Encoder
 from tvrkit.search.index import Index
 from tvrkit.shapes.render import encode, render
 from tvrkit.shapes.scenes import PRESETS, plan
 
-EMBEDDED = Model(backbone="tvrkit-tiny", pretrained="tvrkit")
+EMBEDDED = (None, "tvrkit-tiny", "tvrkit")
 
 
 @pytest.fixture(scope="session")
 def encoder():
-    return Encoder(EMBEDDED)
+    return Encoder(*EMBEDDED)
 
 
 @pytest.fixture(scope="session")

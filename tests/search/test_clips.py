@@ -10,21 +10,20 @@ from PIL import Image
 
 from tests.data.video_files import write_audio
 from tvrkit.data.decoders import DecodeError, DecodePool
-from tvrkit.search import clips
+from tvrkit.search import clips, rows
 
 
 def jpeg(colour):
     return simplejpeg.encode_jpeg(np.full((32, 32, 3), colour, np.uint8))
 
 
-def test_finds_videos_in_every_folder_and_counts_the_others(tmp_path):
+def test_finds_videos_in_every_folder_and_no_other_file(tmp_path):
     for name in ("b.mp4", "deep/er/a.MKV", ".hidden.mp4", ".dir/c.mp4", "notes.txt", "no_suffix"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    found, others = clips.find(tmp_path)
+    found = clips.find(tmp_path)
     assert [os.path.basename(file.path) for file in found] == ["b.mp4", "a.MKV"]
-    assert others == 2
     with pytest.raises(FileNotFoundError, match="no folder of videos"):
         clips.find(tmp_path / "nowhere")
 
@@ -39,19 +38,19 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (outside / "back").symlink_to(folder)
     (folder / "self").symlink_to(folder)
     (folder / "nowhere.mp4").symlink_to(tmp_path / "gone.mp4")
-    found, others = clips.find(folder)
+    found = clips.find(folder)
     assert [file.path for file in found] == [str(folder / "link" / "a.mp4")]
-    assert others == 0
 
 
 def test_names_of_any_bytes_have_a_key_and_a_text(tmp_path):
     names = [b'it\'s "quoted".mp4', b"two\nlines.mp4", "😀 狗.mp4".encode(), b"\xff\xfe.mp4"]
     for name in names:
         open(os.path.join(os.fsencode(tmp_path), name), "wb").close()
-    found, _ = clips.find(tmp_path)
+    found = clips.find(tmp_path)
     assert {os.path.basename(os.fsencode(file.path)) for file in found} == set(names)
-    assert all(file.key.isalnum() and file.shown.encode() for file in found)
-    assert len({file.key for file in found}) == 4
+    known = [rows.identity(file) for file in found]
+    assert all(row["file"].isalnum() and row["path"].encode() for row in known)
+    assert len({row["file"] for row in known}) == 4
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def test_cut(colours, expected):
 
 
 def read(path, frames=8, seconds=10.0):
-    (file,) = [f for f in clips.find(path.parent)[0] if f.path == str(path)]
+    (file,) = [f for f in clips.find(path.parent) if f.path == str(path)]
     with DecodePool(1) as pool:
         return clips.read(pool, file, frames, seconds)
 
@@ -99,7 +98,7 @@ def test_what_gives_no_frames_has_a_reason(tmp_path):
     assert read(tmp_path / "text.mp4").info.reason
     assert "only audio" in read(write_audio(tmp_path / "sound.mp4")).info.reason
     (tmp_path / "gone.mp4").write_bytes(b"x")
-    (file,) = [f for f in clips.find(tmp_path)[0] if f.path.endswith("gone.mp4")]
+    (file,) = [f for f in clips.find(tmp_path) if f.path.endswith("gone.mp4")]
     (tmp_path / "gone.mp4").unlink()
     with DecodePool(1) as pool:
         clip = clips.read(pool, file, 8, 10.0)
@@ -122,7 +121,7 @@ def test_stills_are_read_upright_and_small(tmp_path):
 
 
 def test_real_clips_are_read(realdata):
-    found, _ = clips.find(realdata / "videos")
+    found = clips.find(realdata / "videos")
     with DecodePool(2) as pool:
         made = [clips.read(pool, file, 4, 10.0) for file in found]
     assert all(clip.segments for clip in made)

@@ -13,7 +13,7 @@ from tests.search.conftest import EMBEDDED
 from tvrkit.data.decoders import DecodePool
 from tvrkit.search import index as indexes
 from tvrkit.search import rows
-from tvrkit.search.encoder import Encoder, Model
+from tvrkit.search.encoder import Encoder
 from tvrkit.search.index import Index
 
 
@@ -48,7 +48,7 @@ def test_a_row_per_segment(index, corpus):
     assert len(table) == 12
     assert table["vector"].null_count == 0
     assert table["strip"][0].as_py()[:2] == b"\xff\xd8"
-    assert index.card["weights_sha256"]
+    assert index.card["made"]["weights"]
 
 
 def test_nothing_is_read_twice(videos, place, encoder, reads):
@@ -71,7 +71,7 @@ def test_new_changed_touched_moved_and_removed(videos, place, encoder, corpus, r
     c.rename(videos / "sub" / "moved.mp4")
     d.unlink()
     index = Index.build(videos, place, encoder)
-    assert sorted(reads) == sorted([a.name, "new.mp4"])
+    assert sorted(reads) == sorted([a.name, "new.mp4", "moved.mp4"])
     assert paths(index) == sorted([a.name, b.name, "moved.mp4", "new.mp4"])
     found = index.files().set_index("path")
     assert found.loc[str(b), "modified"] == b.stat().st_mtime_ns
@@ -133,7 +133,7 @@ def test_hostile_names_are_indexed_and_found(videos, place, encoder):
     index = Index.build(videos, place, encoder)
     assert index.failures().empty, index.failures().to_string()
     found = index.search("a circle", k=4)
-    assert {os.path.basename(row["name"]) for row in index.media(found)} == set(names)
+    assert {os.path.basename(row["name"]) for row in found.to_dict("records")} == set(names)
     where = "path like '%it''s \"one\"; drop%'"
     assert len(index.search("a circle", where=where)) == 1
     assert len(Index.build(videos, place, encoder).files()) == 4
@@ -143,7 +143,7 @@ def test_no_folder_and_no_videos(tmp_path, place, encoder):
     with pytest.raises(FileNotFoundError, match="no folder of videos"):
         Index.build(tmp_path / "nowhere", place, encoder)
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ValueError, match="expected videos, found none among 1 files"):
+    with pytest.raises(ValueError, match="expected videos, such as"):
         Index.build(tmp_path, place, encoder)
     assert not place.exists()
     with pytest.raises(FileNotFoundError, match="no index at"):
@@ -162,29 +162,29 @@ def test_only_broken_files_give_an_index_without_hits(tmp_path, place, encoder):
 
 def test_an_index_of_another_model_is_refused_and_stays(videos, place, encoder):
     Index.build(videos, place, encoder)
-    other = Encoder(Model(backbone="tvrkit-tiny"))
+    other = Encoder(backbone="tvrkit-tiny")
     for attempt in (Index.build, lambda _, place, encoder: Index.open(place, encoder)):
-        with pytest.raises(ValueError, match="is an index of another model: expected weights_sha"):
+        with pytest.raises(ValueError, match="is an index of another model: expected {'weights'"):
             attempt(videos, place, other)
     assert len(Index.open(place).search("a circle")) > 0
     index = Index.open(place)
-    index.card["format"] = 0
+    index.card["made"]["format"] = "0"
     indexes._write_card(index._database, index.card)
-    with pytest.raises(ValueError, match="expected an index of format 1, got 0"):
-        Index.open(place)
+    with pytest.raises(ValueError, match=r"expected {'format': '0'}, got {'format': '1'}"):
+        Index.open(place, encoder)
 
 
 def test_the_model_is_loaded_when_a_search_needs_it(built):
-    assert Index.open(built).encoder.card["model"] == vars(EMBEDDED)
+    assert Index.open(built).encoder.model == EMBEDDED
 
 
 INTERRUPTED = """
 import sys
 from tvrkit.search import rows
-from tvrkit.search.encoder import Encoder, Model
+from tvrkit.search.encoder import Encoder
 from tvrkit.search.index import Index
 rows.COMMIT = 2
-Index.build(sys.argv[1], sys.argv[2], Encoder(Model(backbone="tvrkit-tiny", pretrained="tvrkit")))
+Index.build(sys.argv[1], sys.argv[2], Encoder(None, "tvrkit-tiny", "tvrkit"))
 """
 
 
@@ -225,7 +225,7 @@ def test_a_full_disk(corpus, place, encoder, monkeypatch):
 
     monkeypatch.setattr(rows, "COMMIT", 4)
     monkeypatch.setattr(Index, "_put", full)
-    with pytest.raises(OSError, match="could not be written: No space left"):
+    with pytest.raises(OSError, match=r"could not be written: .*No space left"):
         Index.build(corpus, place, encoder)
     assert len(Index.open(place, encoder).files()) == 4
     monkeypatch.setattr(Index, "_put", put)

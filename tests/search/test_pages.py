@@ -8,12 +8,24 @@ import pytest
 from tvrkit.search import pages
 
 EVIL = "<script>alert('x')</script>\n\x1b[31m😀.mp4"
+NAME = b"/v/a b\xff'\".mp4"
 
 
 @pytest.fixture
 def found():
     row = {"score": 0.5, "unrelated": 0.2, "path": EVIL, "start": 1.0, "end": 3.5}
-    table = pd.DataFrame([row | {"copies": ["a.mp4 0.0 s"], "file": "ab", "segment": 0}])
+    table = pd.DataFrame(
+        [
+            row
+            | {
+                "copies": ["a.mp4 0.0 s"],
+                "file": "ab",
+                "segment": 0,
+                "name": NAME,
+                "strip": b"jpeg",
+            }
+        ]
+    )
     table.attrs = {"query": "<b>red</b>", "matches": False, "notes": ["cut"]}
     return table
 
@@ -36,8 +48,7 @@ def test_json_is_one_line_that_reads_back(found):
 
 
 def test_the_page_escapes_and_links_to_the_time(found, tmp_path):
-    media = [{"name": b"/v/a b\xff'\".mp4", "strip": b"jpeg"}]
-    pages.write_page([found], [media], tmp_path / "page.html")
+    pages.write_page([found], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<script>alert" not in page
     assert "<b>red</b>" not in page

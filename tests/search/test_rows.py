@@ -14,7 +14,7 @@ def clips(corpus):
     frames = read_clip(sorted(corpus.iterdir())[0], 8)
     info = VideoInfo(8, 8.0, 2.0, 64, 64, "pyav", "")
     segments = [Segment(0.0, 1.0, frames), Segment(1.0, 2.0, frames[:3])]
-    broken = Clip(File("/b.mp4", 3, 5), "", VideoInfo(reason="no frames"))
+    broken = Clip(File("/b.mp4", 3, 5), "", VideoInfo(reason="no frames"), [])
     return [Clip(File("/a.mp4", 10, 1_700_000_000 * 10**9), "f" * 64, info, segments), broken]
 
 
@@ -51,7 +51,7 @@ def test_every_kind_of_tensor_comes_back():
 @pytest.mark.parametrize("commit", [1, 5, 100])
 def test_local_gives_each_file_once_and_whole(corpus, encoder, commit, monkeypatch):
     monkeypatch.setattr(rows, "COMMIT", commit)
-    found, _ = find(corpus)
+    found = find(corpus)
     tables = list(rows.local(found, encoder, 10.0, 2))
     names = [name for table in tables for name in table["path"].to_pylist()]
     assert names == [file.path for file in found]

@@ -7,14 +7,14 @@ pictures by a process of their own.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -40,24 +40,13 @@ picture.resize(size, Image.Resampling.BICUBIC).save(sys.stdout.buffer, "JPEG", q
 """
 
 
-@dataclass(frozen=True)
-class File:
-    """A file as the folder has it.
-
-    Attributes:
-        path: absolute; bytes that are no UTF-8 stand in it as surrogates.
-        size: bytes.
-        modified: nanoseconds since 1970.
-    """
+class File(NamedTuple):
+    """A file as the folder has it: absolute path (bytes that are no UTF-8 stand in it as
+    surrogates), size in bytes, time of its last change in nanoseconds."""
 
     path: str
     size: int
     modified: int
-
-    @property
-    def key(self) -> str:
-        """What stands for the path in an index: letters and digits, whatever the name holds."""
-        return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:24]
 
     @property
     def sha256(self) -> str:
@@ -66,14 +55,8 @@ class File:
             return sha256(Path(self.path))
         return ""
 
-    @property
-    def shown(self) -> str:
-        """The path as text; bytes that are no UTF-8 as `\\xff`."""
-        return os.fsencode(self.path).decode(errors="backslashreplace")
 
-
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A span of a video, in seconds, and its frames as JPEG files."""
 
     start: float
@@ -86,13 +69,13 @@ class Clip:
     """A file that was read; without segments, `info.reason` says why."""
 
     file: File
-    sha256: str = ""
-    info: VideoInfo = field(default_factory=VideoInfo)
-    segments: list[Segment] = field(default_factory=list)
+    sha256: str
+    info: VideoInfo
+    segments: list[Segment]
 
 
-def find(folder: Path) -> tuple[list[File], int]:
-    """The videos of a tree by path, and how many other files it has.
+def find(folder: Path) -> list[File]:
+    """The videos of a tree, by path: files whose names end as videos' do.
 
     Links are followed, each folder is entered once; hidden files and folders are passed over.
 
@@ -101,24 +84,17 @@ def find(folder: Path) -> tuple[list[File], int]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of videos at {folder}")
-    found, others, entered = [], 0, set()
+    found, entered = [], set()
     for place, folders, names in os.walk(os.path.abspath(folder), followlinks=True):
-        there = os.stat(place)
-        if (there.st_dev, there.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((there.st_dev, there.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            path = os.path.join(place, name)
-            if name.startswith(".") or not os.path.isfile(path):
-                continue
-            if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
+        here = os.path.realpath(place)
+        seen = [name for name in (*folders, *names) if name[0] != "." and here not in entered]
+        folders[:] = sorted(set(folders) & set(seen))
+        entered.add(here)
+        for path in (os.path.join(place, name) for name in seen):
+            if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES and os.path.isfile(path):
                 status = os.stat(path)
                 found.append(File(path, status.st_size, status.st_mtime_ns))
-            else:
-                others += 1
-    return sorted(found, key=lambda file: file.path), others
+    return sorted(found)
 
 
 def read(pool: DecodePool, file: File, frames: int, seconds: float) -> Clip:
@@ -129,16 +105,13 @@ def read(pool: DecodePool, file: File, frames: int, seconds: float) -> Clip:
     into segments that overlap by half.
     """
     info, pictures = _sample(pool, file.path, frames)
-    if info.duration < 1.5 * seconds or len(pictures) < frames:
-        spans = [(0, len(pictures))] if pictures else []
-    else:
+    spans = [(0, len(pictures))] if pictures else []
+    if info.duration >= 1.5 * seconds and len(pictures) == frames:
         info, pictures = _sample(pool, file.path, math.ceil(info.duration / seconds * frames))
         spans = cut(pictures, frames)
     step = info.duration / max(1, len(pictures))
-    segments = [
-        Segment(a * step, b * step, [pictures[a + i] for i in sample("uniform", b - a, frames)])
-        for a, b in spans
-    ]
+    chosen = [[pictures[a + i] for i in sample("uniform", b - a, frames)] for a, b in spans]
+    segments = [Segment(a * step, b * step, p) for (a, b), p in zip(spans, chosen, strict=True)]
     return Clip(file, file.sha256, info, segments)
 
 
@@ -154,9 +127,9 @@ def cut(pictures: Sequence[bytes], length: int) -> list[tuple[int, int]]:
     colours = np.stack([_histogram(picture) for picture in pictures])
     change = np.abs(np.diff(colours, axis=0)).sum(axis=1) / 2
     starts = [0]
-    for place in np.flatnonzero(change > CUT) + 1:
+    for place in (np.flatnonzero(change > CUT) + 1).tolist():
         if place - starts[-1] >= SHORTEST and place + SHORTEST <= len(pictures):
-            starts.append(int(place))
+            starts.append(place)
     ends = [*starts[1:], len(pictures)]
     return [span for a, b in zip(starts, ends, strict=True) for span in _windows(a, b, length)]
 
@@ -164,7 +137,7 @@ def cut(pictures: Sequence[bytes], length: int) -> list[tuple[int, int]]:
 def _histogram(picture: bytes) -> np.ndarray:
     """(64,) shares of colours."""
     levels = simplejpeg.decode_jpeg(picture, min_height=16, min_width=16) >> 6
-    codes = levels[..., 0] * 16 + levels[..., 1] * 4 + levels[..., 2]
+    codes = levels @ np.array([16, 4, 1], np.uint8)
     return np.bincount(codes.ravel(), minlength=64) / codes.size
 
 
@@ -198,10 +171,7 @@ def read_still(path: Path) -> bytes:
     """
     program = [sys.executable, "-I", "-c", STILL, str(path.absolute())]
     try:
-        done = subprocess.run(program, capture_output=True, timeout=TIMEOUT, check=False)
-    except subprocess.TimeoutExpired:
-        raise DecodeError(f"{path}: no picture: it takes more than {TIMEOUT:g} s") from None
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().split("\n")[-1]
-        raise DecodeError(f"{path}: no picture: {reason}")
-    return done.stdout
+        return subprocess.run(program, capture_output=True, timeout=TIMEOUT, check=True).stdout
+    except subprocess.SubprocessError as error:
+        said = (error.stderr or str(error).encode()).decode(errors="replace")
+        raise DecodeError(f"{path}: no picture: {said.strip().splitlines()[-1]}") from None

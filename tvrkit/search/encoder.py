@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import simplejpeg
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from tvrkit.settings import Config, choose
 from tvrkit.training import runs
 from tvrkit.training.card import resolve_device
 
+FORMAT = 1  # of an index
 LONGEST = 1000  # characters of a query
 BATCH = 32  # segments encoded at a time
 # Names of `prompts`: the scores of a query are means over its templates.
@@ -37,42 +39,28 @@ PROMPTS = {
 }
 
 
-@dataclass(frozen=True)
-class Model:
-    """What an index is made with.
+def load_model(
+    run: str | None, backbone: str | None, pretrained: str | None
+) -> tuple[Config, Method]:
+    """The recipe and the method that an index is made with, see `Encoder`.
 
-    Attributes:
-        run: "RUN/RECIPE/seedK" of a finished run; None: the mean of the backbone's frames
-            (CLIP4Clip's meanP, which has no weights of its own).
-        backbone: open_clip name, where there is no run.
-        pretrained: its weights, see `BackboneConfig`; None = random ones, always the same.
+    Raises:
+        ValueError: neither run nor backbone is named, or both are.
+        FileNotFoundError: no such run, or no such weights.
     """
-
-    run: str | None = None
-    backbone: str | None = None
-    pretrained: str | None = None
-
-    def load(self) -> tuple[Config, Method]:
-        """The recipe and the method in evaluation mode.
-
-        Raises:
-            ValueError: neither run nor backbone is named, or both are.
-            FileNotFoundError: no such run, or no such weights.
-        """
-        if (self.run is None) == (self.backbone is None):
-            raise ValueError("expected a run (RUN/RECIPE/seedK) or a backbone, and not both")
-        if self.run:
-            run = runs.Run(files.run(self.run))
-            if not (run.folder / runs.CHECKPOINT).exists():
-                raise FileNotFoundError(f"no run with weights at {run.folder}: train it first")
-            return run.config, run.method()
-        chosen = {"name": self.backbone, "pretrained": self.pretrained}
-        method = {"name": "clip4clip", "head": "meanP"}
-        raw = {"data": {"prepared": "none"}, "backbone": chosen, "method": method}
-        config = build(raw, f"the mean of {self.backbone}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return config, runs.build_method(config).eval()
+    if (run is None) == (backbone is None):
+        raise ValueError("expected a run (RUN/RECIPE/seedK) or a backbone, and not both")
+    if run is not None:
+        done = runs.Run(files.run(run))
+        if not (done.folder / runs.CHECKPOINT).exists():
+            raise FileNotFoundError(f"no run with weights at {done.folder}: train it first")
+        return done.config, done.method()
+    raw = {"data": {"prepared": "none"}, "method": {"name": "clip4clip", "head": "meanP"}}
+    raw["backbone"] = {"name": backbone, "pretrained": pretrained}
+    config = build(raw, f"the mean of {backbone}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return config, runs.build_method(config).eval()
 
 
 @dataclass(frozen=True)
@@ -108,56 +96,53 @@ class Encoder:
     """A method with its preprocessing.
 
     Args:
-        model: which one.
+        run: "RUN/RECIPE/seedK" of a finished run; None: the mean of the backbone's frames
+            (CLIP4Clip's meanP, which has no weights of its own).
+        backbone: open_clip name, where there is no run.
+        pretrained: its weights, see `BackboneConfig`; None = random ones, always the same.
         device: "cpu", "cuda" or "cuda:k".
     """
 
-    def __init__(self, model: Model, device: str = "cpu"):
-        self.device = resolve_device(device)
-        self.model, (self.config, method) = model, model.load()
+    def __init__(
+        self,
+        run: str | None = None,
+        backbone: str | None = None,
+        pretrained: str | None = None,
+        device: str = "cpu",
+    ):
+        self.model, self.device = (run, backbone, pretrained), resolve_device(device)
+        self.config, method = load_model(*self.model)
         self.method = method.to(self.device)
         self.frames = self.config.data.max_frames
-        longest = method.backbone.context_length
-        self.max_words = self.config.data.max_words if model.run else longest
+        self.max_words = self.config.data.max_words if run else method.backbone.context_length
 
     @cached_property
-    def card(self) -> dict:
+    def card(self) -> dict[str, str]:
         """What an index must agree on with whoever adds to it or searches it."""
-        backbone = self.method.backbone
-        weights = hashlib.sha256()
+        backbone, weights = self.method.backbone, hashlib.sha256()
         for name, tensor in self.method.state_dict().items():
             weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return {
-            "model": asdict(self.model),
-            "method": self.config.method_name,
-            "backbone": backbone.name,
-            "weights_sha256": weights.hexdigest(),
-            "tokenizer": backbone.tokenizer_id,
-            "frames": self.frames,
-            "image_size": backbone.image_size,
-        }
+        made = {"format": FORMAT, "method": self.config.method_name, "backbone": backbone.name}
+        made |= {"weights": weights.hexdigest(), "tokenizer": backbone.tokenizer_id}
+        made |= {"frames": self.frames, "preprocessing": backbone.preprocessing}
+        return {key: str(value) for key, value in made.items()}
 
-    @torch.inference_mode()
     def videos(self, segments: Sequence[Sequence[bytes]]) -> VideoFeatures:
         """Features, on the CPU, of segments that are given as JPEG files of their frames."""
-        size = self.method.backbone.image_size
-        parts = []
-        for start in range(0, len(segments), BATCH):
-            batch = segments[start : start + BATCH]
-            frames = torch.zeros(len(batch), self.frames, 3, size, size, dtype=torch.uint8)
-            mask = torch.zeros(len(batch), self.frames, dtype=torch.bool)
-            for row, files_ in enumerate(batch):
-                images = [torch.from_numpy(simplejpeg.decode_jpeg(file)) for file in files_]
-                clip = loader.fit(torch.stack(images).permute(0, 3, 1, 2), size)
-                frames[row, : len(clip)], mask[row, : len(clip)] = clip, True
-            made = TextVideoBatch(frames=frames, frame_mask=mask).to(self.device)
-            parts.append(self.method.encode_video(made).to("cpu"))
-        return VideoFeatures.cat(parts)
+        starts = range(0, len(segments), BATCH)
+        return VideoFeatures.cat([self._videos(segments[i : i + BATCH]) for i in starts])
 
-    def can_read(self, text: str) -> bool:
-        """Whether the tokenizer knows the text's script: else it spells characters in bytes."""
-        spans = token_spans([_checked(text)], self.method.backbone.tokenizer, LONGEST)[0]
-        return len(spans) <= len({place for _, span in spans for place in range(*span)})
+    @torch.inference_mode()
+    def _videos(self, segments: Sequence[Sequence[bytes]]) -> VideoFeatures:
+        fit, size = self.method.backbone.preprocessing.fit, self.method.backbone.image_size
+        frames = torch.zeros(len(segments), self.frames, 3, size, size, dtype=torch.uint8)
+        mask = torch.zeros(len(segments), self.frames, dtype=torch.bool)
+        for row, segment in enumerate(segments):
+            images = np.stack([simplejpeg.decode_jpeg(file) for file in segment])
+            frames[row, : len(images)] = fit(torch.from_numpy(images).permute(0, 3, 1, 2))
+            mask[row, : len(images)] = True
+        batch = TextVideoBatch(frames=frames, frame_mask=mask).to(self.device)
+        return self.method.encode_video(batch).to("cpu")
 
     @torch.inference_mode()
     def text_query(self, text: str, prompts: str = "none") -> Query:
@@ -171,7 +156,12 @@ class Encoder:
         """
         templates = PROMPTS[choose("prompts", prompts, PROMPTS)]
         tokenizer, notes = self.method.backbone.tokenizer, []
-        spans = token_spans([_checked(text)], tokenizer, LONGEST)[0]
+        if not text.strip() or len(text) > LONGEST:
+            expected = f"expected words of 1 to {LONGEST:,} characters"
+            raise ValueError(f"query: {expected}, got {len(text):,}")
+        spans = token_spans([text], tokenizer, LONGEST)[0]
+        if len(spans) > len({place for _, span in spans for place in range(*span)}):
+            notes.append("the model does not know this script: it spells the query in bytes")
         if len(spans) > self.max_words - 2:
             notes.append(f"the model reads {self.max_words - 2} tokens of the query's {len(spans)}")
         texts = [template.format(text) for template in templates]
@@ -207,14 +197,6 @@ class Encoder:
             return token_interaction(look, theirs, whole, videos.mask, mask_fill="exclude")[0]
 
         return Query(path.name, global_vector(own)[0], score)
-
-
-def _checked(text: str) -> str:
-    if not text.strip():
-        raise ValueError("the query is empty: expected words")
-    if len(text) > LONGEST:
-        raise ValueError(f"expected a query of at most {LONGEST:,} characters, got {len(text):,}")
-    return text
 
 
 def _is_chinese(text: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
@@ -24,10 +25,9 @@ from tqdm import tqdm
 from tvrkit.search import query as queries
 from tvrkit.search import rows
 from tvrkit.search.clips import SECONDS, File, find
-from tvrkit.search.encoder import Encoder, Model, Query
+from tvrkit.search.encoder import Encoder, Query
 from tvrkit.settings import choose
 
-FORMAT = 1
 SEGMENTS, CARD = "segments", "card"
 KEPT = timedelta(minutes=10)  # a search under way may go on reading an old version so long
 FACTS = ["file", "path", "name", "size", "modified", "sha256", "status", "reason"]
@@ -50,9 +50,6 @@ class Index:
         if self._database is None:
             raise FileNotFoundError(f"no index at {place}: `tvrkit index` makes it")
         self.card = json.loads(self._database.open_table(CARD).to_arrow()["card"][0].as_py())
-        if self.card["format"] != FORMAT:
-            got = f"got {self.card['format']}: make it anew"
-            raise ValueError(f"{place}: expected an index of format {FORMAT}, {got}")
         self.table = self._database.open_table(SEGMENTS)
         if encoder is not None:
             self.check(encoder)
@@ -69,7 +66,7 @@ class Index:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it was made by another version of the kit, or with another model.
+            ValueError: it was made with another model, or by another version of the kit.
         """
         return cls(str(place), encoder)
 
@@ -88,9 +85,8 @@ class Index:
         """Make the index of a folder, or bring it up to date; stopped at any moment, the next call
         goes on.
 
-        Only what is new or has changed is read: by size and time, then by hash. A file that was
-        moved, or only touched, keeps its rows. Rows of files that are gone from `folder` are
-        removed; other folders may share the index.
+        Only what is new or has changed is read: by size and time, then by hash. Rows of files that
+        are gone from `folder` are removed; other folders may share the index.
 
         Args:
             folder: any tree of video files.
@@ -108,15 +104,15 @@ class Index:
         """
         place, folder = str(place), Path(folder)
         run = rows.ENGINES[choose("engine", engine, rows.ENGINES)]
-        found, others = find(folder)
+        found = find(folder)
         if not found and not exists(place):
-            raise ValueError(f"{folder}: expected videos, found none among {others:,} files")
+            raise ValueError(f"{folder}: expected videos, such as .mp4 or .mkv, found none")
         with _building(place):
             if not exists(place):
                 _create(place, encoder)
             index = cls.open(place, encoder)
             before = index.table.version
-            unread = index._rename_known(found, retry)
+            unread = index._changed(found, retry)
             tables = run(unread, encoder, seconds, workers)
             with tqdm(desc=f"indexing {folder}", total=len(unread), unit="video") as bar:
                 for table in tables:
@@ -137,18 +133,17 @@ class Index:
             FileNotFoundError: it is no longer there.
             ValueError: it is another one by now.
         """
-        encoder = Encoder(Model(**self.card["model"]))
+        encoder = Encoder(*self.card["model"])
         self.check(encoder)
         return encoder
 
     def check(self, encoder: Encoder) -> None:
         """ValueError where the index was made with another model."""
-        made, has = encoder.card, self.card
-        if any(made[key] != has[key] for key in made if key != "model"):
-            says = ", ".join(
-                f"{key} {has[key]!r}, got {made[key]!r}" for key in made if made[key] != has[key]
-            )
-            raise ValueError(f"{self.place} is an index of another model: expected {says}")
+        other = dict(encoder.card.items() - self.card["made"].items())
+        if other:
+            expected = {key: self.card["made"][key] for key in other}
+            what = f"is an index of another model: expected {expected}, got {other}"
+            raise ValueError(f"{self.place} {what}")
 
     def files(self) -> pd.DataFrame:
         """A row per file: path, status "ok" or "failed", reason, and what else is known of it."""
@@ -159,35 +154,19 @@ class Index:
         files = self.files()
         return files.loc[files["reason"] != "", ["path", "status", "reason"]]
 
-    def media(self, found: pd.DataFrame) -> list[dict]:
-        """Of each hit its file's `name` (bytes), and the film `strip` of its segment, a JPEG
-        file."""
-        wanted = self.table.search().where(_named({"", *found["file"]}))
-        table = wanted.select(["file", "segment", "name", "strip"]).to_arrow().to_pylist()
-        known = {(row["file"], row["segment"]): row for row in table}
-        return [known[key] for key in zip(found["file"], found["segment"], strict=True)]
-
-    def _rename_known(self, found: Sequence[File], retry: bool) -> list[File]:
-        """Files that must be read. Those that were moved or touched keep the rows of their
-        content."""
-        known, here = self.files().set_index("file"), {file.key for file in found}
-        good, unread = known[known["status"] == "ok"], []
+    def _changed(self, found: Sequence[File], retry: bool) -> list[File]:
+        """Files that must be read; rows of those that were only touched are brought up to date."""
+        known, unread = self.files().set_index("file"), []
         for file in found:
-            row = known.loc[file.key] if file.key in known.index else None
-            if row is not None and (row["size"], row["modified"]) == (file.size, file.modified):
-                unread += [file] if retry and row["status"] != "ok" else []
-                continue
-            alike = good[good["size"] == file.size]
-            twins = alike.index[alike["sha256"] == file.sha256] if len(alike) else []
-            free = (
-                key for key in twins if key not in here and not os.path.exists(good["name"][key])
-            )
-            twin = file.key if file.key in twins else next(free, None)
-            if twin is None:
+            there = rows.identity(file)
+            row = known.loc[there["file"]] if there["file"] in known.index else None
+            if row is None or (row["status"] != "ok" and retry) or row["size"] != file.size:
                 unread.append(file)
-            else:
-                here.add(twin)  # its rows are taken
-                self.table.update(f"file = '{twin}'", rows.identity(file))
+            elif row["modified"] != file.modified:
+                if row["sha256"] == file.sha256:
+                    self.table.update(f"file = '{there['file']}'", there)
+                else:
+                    unread.append(file)
         return unread
 
     def _put(self, table: pa.Table) -> None:
@@ -202,10 +181,10 @@ class Index:
 
     def _remove_gone(self, folder: Path, found: Sequence[File]) -> None:
         known, below = self.files(), os.fsencode(os.path.join(os.path.abspath(folder), ""))
-        gone = ~known["file"].isin({file.key for file in found})
-        inside = [name.startswith(below) for name in known["name"]]
-        if (gone & inside).any():
-            self.table.delete(_named(set(known.loc[gone & inside, "file"])))
+        gone = ~known["name"].isin({os.fsencode(file.path) for file in found})
+        gone &= known["name"].map(lambda name: name.startswith(below)).astype(bool)
+        if gone.any():
+            self.table.delete(_named(set(known.loc[gone, "file"])))
 
     def search(
         self,
@@ -214,7 +193,7 @@ class Index:
         where: str | None = None,
         *,
         shortlist: int = queries.SHORTLIST,
-        min_score: float | None = None,
+        min_score: float = -math.inf,
         prompts: str = "none",
     ) -> pd.DataFrame:
         """The best segments for a query: the nearest `shortlist` by global vector, then scored
@@ -242,15 +221,13 @@ class Index:
         if k < 1 or shortlist < k:
             raise ValueError(f"expected 1 <= k <= shortlist, got k {k}, shortlist {shortlist}")
         if isinstance(query, str):
-            if not self.encoder.can_read(query):
-                raise ValueError(f"the model does not know the script of {query[:40]!r}")
             query = self.encoder.text_query(query, prompts)
         self.table.checkout_latest()
-        near = queries.nearest(self.table, [query], shortlist, where)[0]
-        exact = queries.scores(query, near)
-        found = queries.ranked(near, exact, k, min_score)
+        near = queries.nearest(self.table, query, shortlist, where)
+        found = queries.ranked(near, queries.scores(query, near), k)
+        found = found[found["score"] >= min_score].reset_index(drop=True)
         background = self.card["unrelated"].get(query.language, [])
-        found["unrelated"] = queries.share(background, found["score"].to_numpy())
+        found["unrelated"] = [pd.Series(background).ge(score).mean() for score in found["score"]]
         matches = bool(len(found)) and not found["unrelated"][0] > queries.NOTHING
         found.attrs = {"query": query.label, "matches": matches, "notes": query.notes}
         return found[queries.SHOWN]
@@ -268,7 +245,7 @@ def _create(place: str, encoder: Encoder) -> None:
     """An empty index; the card is written last: without it there is none."""
     database, columns = lancedb.connect(place), rows.schema(encoder.method.backbone.width)
     database.create_table(SEGMENTS, schema=columns, mode="overwrite")
-    _write_card(database, {"format": FORMAT, **encoder.card})
+    _write_card(database, {"model": encoder.model, "made": encoder.card})
 
 
 def _write_card(database: Any, card: dict) -> None:

@@ -36,33 +36,29 @@ def shown(path: str) -> str:
 
 def to_json(found: pd.DataFrame) -> str:
     """One line: query, matches, notes and hits."""
-    hits = json.loads(found.to_json(orient="records", date_format="iso", double_precision=6))
+    hits = json.loads(
+        found.drop(columns=["name", "strip"]).to_json(
+            orient="records", date_format="iso", double_precision=6
+        )
+    )
     return json.dumps({**found.attrs, "hits": hits}, ensure_ascii=False)
 
 
-def write_page(found: list[pd.DataFrame], media: list[list[dict]], target: Path) -> None:
+def write_page(found: list[pd.DataFrame], target: Path) -> None:
     """A page that needs no other file: film strips inside, links to the videos at their time.
 
     Args:
         found: tables of `Index.search`.
-        media: of each what `Index.media` returns.
         target: the file to write.
     """
     folder = jinja2.FileSystemLoader(files.ASSETS)
     environment = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True)
-    searches = [
-        {
-            "query": table.attrs["query"],
-            "notes": notes(table),
-            "hits": [_hit(*pair) for pair in zip(table.itertuples(), rows, strict=True)],
-        }
-        for table, rows in zip(found, media, strict=True)
-    ]
+    environment.filters |= {"image": image, "quote": quote}
+    searches = [(table.attrs["query"], notes(table), list(table.itertuples())) for table in found]
     page = environment.get_template("search.html").render(title="search", searches=searches)
     files.write_text(target, page)
 
 
-def _hit(hit, media: dict) -> dict:
-    image = "data:image/jpeg;base64," + base64.b64encode(media["strip"]).decode()
-    link = f"file://{quote(media['name'])}#t={hit.start:.2f},{hit.end:.2f}"
-    return {**hit._asdict(), "strip": image, "link": link}
+def image(jpeg: bytes) -> str:
+    """A JPEG file as the address of an image."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

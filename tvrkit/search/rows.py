@@ -5,10 +5,10 @@ An engine takes files and gives tables of whole files' rows, in any order; the i
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import numpy as np
@@ -22,8 +22,7 @@ from tvrkit.data.decoders import DecodePool
 from tvrkit.search.clips import Clip, File, read
 from tvrkit.search.encoder import Encoder, global_vector
 
-AHEAD = 16  # files that are read before they are encoded: bounds memory
-COMMIT = 64  # segments, about, of a table
+COMMIT = 16  # files of a table
 STRIP = 64  # pixels: height of the film strip
 FACTS = {
     **{"file": pa.string(), "segment": pa.int32(), "path": pa.string(), "name": pa.binary()},
@@ -51,7 +50,10 @@ def to_table(encoder: Encoder, clips: Sequence[Clip]) -> pa.Table:
         return pa.Table.from_pylist([_facts(clip) for clip in clips], columns)
     features = encoder.videos(pictures)
     vectors = global_vector(features).numpy()
-    described = iter(zip(vectors, map(pack, _each(features)), strict=True))
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"the model gives no number for a video among {clips[0].file.path!r} ...")
+    packed = (pack(features[i : i + 1]) for i in range(len(features)))
+    described = iter(zip(vectors, packed, strict=True))
     rows = []
     for clip in clips:
         rows += [] if clip.segments else [_facts(clip)]
@@ -69,11 +71,13 @@ def _facts(clip: Clip) -> dict:
 
 
 def identity(file: File) -> dict:
-    """What a row says of where its file is."""
+    """What a row says of where its file is. `file` is letters and digits, whatever the name
+    holds; in `path` bytes that are no UTF-8 are `\\xff`."""
+    name = os.fsencode(file.path)
     return {
-        "file": file.key,
-        "path": file.shown,
-        "name": os.fsencode(file.path),
+        "file": hashlib.sha256(name).hexdigest()[:24],
+        "path": name.decode(errors="backslashreplace"),
+        "name": name,
         "size": file.size,
         "modified": file.modified,
         "date": datetime.fromtimestamp(file.modified // 10**9, UTC),
@@ -84,10 +88,6 @@ def strip(frames: Sequence[bytes]) -> bytes:
     """The frames side by side, small, as one JPEG file."""
     images = [simplejpeg.decode_jpeg(file, min_height=STRIP) for file in frames]
     return simplejpeg.encode_jpeg(np.concatenate(images, axis=1), quality=75)
-
-
-def _each(features: VideoFeatures) -> Iterator[VideoFeatures]:
-    return (features[i : i + 1] for i in range(len(features)))
 
 
 def pack(features: VideoFeatures) -> bytes:
@@ -110,31 +110,17 @@ def unpack(files: Sequence[bytes]) -> VideoFeatures:
 def local(
     files: Sequence[File], encoder: Encoder, seconds: float, workers: int
 ) -> Iterator[pa.Table]:
-    """Decoding processes ahead of one encoder, in this process."""
+    """In this process: workers decode the next files while these are encoded."""
+    ahead: Iterator[Clip] = iter(())
     with DecodePool(workers) as pool, ThreadPoolExecutor(workers) as threads:
-        started = (threads.submit(read, pool, file, encoder.frames, seconds) for file in files)
-        ready: list[Clip] = []
         try:
-            for clip in _ahead(started):
-                ready.append(clip)
-                if sum(max(1, len(clip.segments)) for clip in ready) >= COMMIT:
-                    yield to_table(encoder, ready)
-                    ready = []
+            for start in range(0, len(files) + COMMIT, COMMIT):
+                ready, batch = ahead, files[start : start + COMMIT]
+                ahead = threads.map(lambda file: read(pool, file, encoder.frames, seconds), batch)
+                if clips := list(ready):
+                    yield to_table(encoder, clips)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-        if ready:
-            yield to_table(encoder, ready)
-
-
-def _ahead(started: Iterable[Future[Clip]]) -> Iterator[Clip]:
-    """The results in order, with up to `AHEAD` under way."""
-    pending: deque[Future[Clip]] = deque()
-    for future in started:
-        pending.append(future)
-        if len(pending) == AHEAD:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 ENGINES = {"local": local}
