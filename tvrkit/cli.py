@@ -330,6 +330,7 @@ def search(
     recall: Annotated[bool, Option("--recall", help="measure the short list instead")] = False,
 ):
     """Search an index by words, a video or a picture."""
+    from tvrkit.files import write_text
     from tvrkit.search import pages
     from tvrkit.search.index import Index
     from tvrkit.search.query import shortlist_recall
@@ -353,7 +354,19 @@ def search(
             print(note, file=sys.stderr)
         print(pages.to_json(table) if as_json else pages.to_lines(table))
     if html:
-        pages.write_page(found, html)
+        write_text(html, pages.render(found))
+
+
+@app.command("app")
+def search_app(
+    places: Annotated[list[str], Argument(metavar="INDEX...", help="what `tvrkit index` made")],
+    host: Annotated[str, Option(help="0.0.0.0 lets other machines in")] = "127.0.0.1",
+    port: int = 7860,
+):
+    """A local page: search, play the hits, see why."""
+    from tvrkit.search.app import serve
+
+    serve(places, host, port)
 
 
 @data_app.command("list")

@@ -164,7 +164,7 @@ def test_an_index_of_another_model_is_refused_and_stays(videos, place, encoder):
     Index.build(videos, place, encoder)
     other = Encoder(backbone="tvrkit-tiny")
     for attempt in (Index.build, lambda _, place, encoder: Index.open(place, encoder)):
-        with pytest.raises(ValueError, match="is an index of another model: expected {'weights'"):
+        with pytest.raises(ValueError, match=r"is an index of another model: expected {'weights'"):
             attempt(videos, place, other)
     assert len(Index.open(place).search("a circle")) > 0
     index = Index.open(place)

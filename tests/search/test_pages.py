@@ -47,11 +47,17 @@ def test_json_is_one_line_that_reads_back(found):
     assert read["hits"][0]["path"] == EVIL
 
 
-def test_the_page_escapes_and_links_to_the_time(found, tmp_path):
-    pages.write_page([found], tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
+def test_the_page_escapes_and_links_to_the_time(found):
+    page = pages.render([found])
     assert "<script>alert" not in page
     assert "<b>red</b>" not in page
     assert "&lt;b&gt;red" in page
     assert 'href="file:///v/a%20b%FF%27%22.mp4#t=1.00,3.50"' in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_server_plays_the_video_at_its_time(found):
+    page = pages.render([found], "hits.html", served=lambda hit: f"/clip/0/{hit.file}")
+    assert 'src="/clip/0/ab#t=1.00,3.50"' in page
+    assert "file://" not in page
+    assert "<script>alert" not in page

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
@@ -36,29 +35,21 @@ def shown(path: str) -> str:
 
 def to_json(found: pd.DataFrame) -> str:
     """One line: query, matches, notes and hits."""
-    hits = json.loads(
-        found.drop(columns=["name", "strip"]).to_json(
-            orient="records", date_format="iso", double_precision=6
-        )
-    )
-    return json.dumps({**found.attrs, "hits": hits}, ensure_ascii=False)
+    told = found.drop(columns=["name", "strip", "features"])
+    hits = told.to_json(orient="records", date_format="iso", double_precision=6)
+    return json.dumps({**found.attrs, "hits": json.loads(hits)}, ensure_ascii=False)
 
 
-def write_page(found: list[pd.DataFrame], target: Path) -> None:
+def render(found: list[pd.DataFrame], template: str = "search.html", **names) -> str:
     """A page that needs no other file: film strips inside, links to the videos at their time.
 
     Args:
         found: tables of `Index.search`.
-        target: the file to write.
+        template: of `assets/`; "hits.html" is the part without the frame.
+        names: `served`, see the template.
     """
     folder = jinja2.FileSystemLoader(files.ASSETS)
     environment = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True)
-    environment.filters |= {"image": image, "quote": quote}
+    environment.filters |= {"base64": lambda data: base64.b64encode(data).decode(), "quote": quote}
     searches = [(table.attrs["query"], notes(table), list(table.itertuples())) for table in found]
-    page = environment.get_template("search.html").render(title="search", searches=searches)
-    files.write_text(target, page)
-
-
-def image(jpeg: bytes) -> str:
-    """A JPEG file as the address of an image."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    return environment.get_template(template).render(title="search", searches=searches, **names)

@@ -19,7 +19,7 @@ LENGTHS = (10, 20, 50, 100, 200, 500)  # of the short list whose recall is measu
 SAME = 0.98  # cosine of two segments' vectors from which on they show the same
 NOTHING = 0.1  # share of unrelated queries that may score as high as a match
 SHOWN = ["score", "unrelated", "path", "start", "end", "duration", "copies"]
-SHOWN += ["size", "date", "width", "height", "fps", "file", "segment", "name", "strip"]
+SHOWN += ["size", "date", "width", "height", "fps", "file", "segment", "name", "strip", "features"]
 
 
 def nearest(table: Any, query: Query, count: int, where: str | None = None) -> pa.Table:
