@@ -1,5 +1,6 @@
 """From files to rows; features keep what they are, but for half precision; engines lose nothing."""
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -56,3 +57,28 @@ def test_local_gives_each_file_once_and_whole(corpus, encoder, commit, monkeypat
     names = [name for table in tables for name in table["path"].to_pylist()]
     assert names == [file.path for file in found]
     assert len(tables) == -(-12 // commit)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_table_though_a_worker_is_killed(corpus, encoder, monkeypatch):
+    ray = pytest.importorskip("ray", reason="needs the extra `scale`")
+    import psutil
+
+    monkeypatch.setattr(rows, "COMMIT", 2)
+    monkeypatch.setenv("RAY_enable_metrics_collection", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "200")
+    found, tables, killed = find(corpus), [], []
+    try:
+        for table in rows.on_ray(found, encoder, 10.0, 2):
+            tables.append(table)
+            if not killed:
+                workers = psutil.Process().children(recursive=True)
+                killed = [w for w in workers if "Encode" in "".join(w.cmdline())][:1]
+                killed[0].kill()
+    finally:
+        ray.shutdown()
+    assert killed
+    columns = ["file", "segment", "path", "sha256", "vector", "features", "strip"]
+    expected = pa.concat_tables(rows.local(found, encoder, 10.0, 2)).select(columns)
+    made = pa.concat_tables(tables).select(columns)
+    assert made.sort_by("path").equals(expected.sort_by("path"))

@@ -24,7 +24,7 @@ from tvrkit.inspection.attention import per_word, word_spans
 from tvrkit.search import pages
 from tvrkit.search import query as queries
 from tvrkit.search.clips import VIDEO_SUFFIXES
-from tvrkit.search.encoder import Query
+from tvrkit.search.encoder import Query, global_vector
 from tvrkit.search.index import Index
 from tvrkit.search.rows import unpack
 
@@ -80,7 +80,7 @@ def page(indexes: Sequence[Index], can_index: bool) -> gr.Blocks:
         with gr.Accordion("why: a hit, and its nearest miss", open=False):
             number = gr.Number(1, label="hit", precision=0, minimum=1)
             why = gr.Button("explain")
-            drawn, missed = gr.Plot(label="the hit"), gr.Plot(label="what looks most like it")
+            drawn, missed = gr.Plot(show_label=False), gr.Plot(show_label=False)
         asked = [place, text, upload, where]
         for event in (button.click, text.submit):
             event(partial(search, indexes), asked, [hits, found])
@@ -112,22 +112,23 @@ def _query(index: Index, text: str, upload: str | None) -> Query:
     return index.encoder.video_query(path) if is_video else index.encoder.image_query(path)
 
 
-def explain(indexes: Sequence[Index], place: int, found, number: int) -> tuple[Figure, Figure]:
+def explain(indexes: Sequence[Index], place: int, found, number: int) -> tuple[Figure, ...]:
     """Why a hit scores what it does, and the same for the segment that looks most like it."""
     query, table = found or (None, ())
     if not 0 < number <= len(table) or query.text is None:
         raise gr.Error("expected the number of a hit of a search in words", print_exception=False)
     index, hit = indexes[place], table.iloc[number - 1]
-    vector = queries.global_vector(unpack([hit["features"]]))[0]
+    vector = global_vector(unpack([hit["features"]]))[0]
     near = queries.nearest(index.table, Query("", vector, query.score), 20)
     others = queries.ranked(near, queries.scores(query, near), 20)
-    cosine = [float(queries.global_vector(unpack([f]))[0] @ vector) for f in others["features"]]
+    cosine = [float(global_vector(unpack([f]))[0] @ vector) for f in others["features"]]
     others = others.assign(cosine=cosine)[others["file"] != hit["file"]]
     miss = others.sort_values("cosine").iloc[-1] if len(others) else hit
-    return why_figure(index, query, hit), why_figure(index, query, miss)
+    shown = (("the hit", hit), ("looks most like it", miss))
+    return tuple(why_figure(index, query, row, name) for name, row in shown)
 
 
-def why_figure(index: Index, query: Query, hit: pd.Series) -> Figure:
+def why_figure(index: Index, query: Query, hit: pd.Series, name: str) -> Figure:
     """The words over the frames they met, as the method's `explain` has them."""
     maps = index.encoder.method.explain(query.text, unpack([hit["features"]]))
     words = word_spans(query.label)
@@ -142,7 +143,7 @@ def why_figure(index: Index, query: Query, hit: pd.Series) -> Figure:
     strip = simplejpeg.decode_jpeg(hit["strip"])
     count = int(unpack([hit["features"]]).mask.sum())
     frames = np.stack(np.split(strip, count, axis=1))
-    title = f"{hit['score']:.3f}  {os.path.basename(hit['path'])}"
+    title = f"{name}: {os.path.basename(hit['path'])}, score {hit['score']:.3f}"
     return figures.word_frame_map(scores[:, :count], labels, frames, label=label, title=title)
 
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of every table that is made
 import lancedb
 import pandas as pd
 import pyarrow as pa
@@ -120,7 +121,7 @@ class Index:
                     bar.update(table["segment"].to_pylist().count(0))
             index._remove_gone(folder, found)
             if index.table.version != before or "unrelated" not in index.card:
-                index.table.optimize(cleanup_older_than=KEPT)
+                index.settle()
                 index.card["unrelated"] = queries.unrelated(encoder, index.table)
                 _write_card(index._database, index.card)
         return index
@@ -185,6 +186,15 @@ class Index:
         gone &= known["name"].map(lambda name: name.startswith(below)).astype(bool)
         if gone.any():
             self.table.delete(_named(set(known.loc[gone, "file"])))
+
+    def settle(self) -> None:
+        """Pack what was written in pieces, and keep an approximate index of many vectors."""
+        count, indices = self.table.count_rows(), self.table.list_indices()
+        known = [self.table.index_stats(index.name).num_indexed_rows for index in indices]
+        if count >= APPROXIMATE and count > GROWTH * sum(known):
+            options = {"index_type": "IVF_SQ", "num_partitions": math.isqrt(count) // 2}
+            self.table.create_index("cosine", **options)
+        self.table.optimize(cleanup_older_than=KEPT)
 
     def search(
         self,

@@ -16,6 +16,7 @@ from tvrkit.search.encoder import Encoder, Query
 
 SHORTLIST = 200  # segments that are scored exactly
 LENGTHS = (10, 20, 50, 100, 200, 500)  # of the short list whose recall is measured
+PROBES = 20  # partitions of an approximate index that are looked into
 SAME = 0.98  # cosine of two segments' vectors from which on they show the same
 NOTHING = 0.1  # share of unrelated queries that may score as high as a match
 SHOWN = ["score", "unrelated", "path", "start", "end", "duration", "copies"]
@@ -29,7 +30,7 @@ def nearest(table: Any, query: Query, count: int, where: str | None = None) -> p
         ValueError: `where` is no filter.
     """
     search = table.search(query.vector.numpy(), vector_column_name="vector")
-    search = search.distance_type("cosine").limit(count)
+    search = search.distance_type("cosine").limit(count).nprobes(PROBES)
     if where is None:
         return search.to_arrow()
     try:  # in brackets, a second statement is an error and is not dropped in silence

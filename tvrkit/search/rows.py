@@ -6,10 +6,13 @@ An engine takes files and gives tables of whole files' rows, in any order; the i
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import pickle  # between this process and its own workers
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -123,4 +126,53 @@ def local(
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-ENGINES = {"local": local}
+class _Read:
+    """A worker of Ray that decodes."""
+
+    def __init__(self, frames: int, seconds: float):
+        self.pool, self.settings = DecodePool(1), (frames, seconds)
+
+    def __call__(self, row: dict) -> dict:
+        return {"clip": pickle.dumps(read(self.pool, pickle.loads(row["file"]), *self.settings))}
+
+
+class _Encode:
+    """A worker of Ray that encodes, on a GPU where its encoder is."""
+
+    def __init__(self, model: tuple, device: str):
+        self.encoder = Encoder(*model, device=device)
+
+    def __call__(self, batch: dict) -> dict:
+        table, sink = to_table(self.encoder, [*map(pickle.loads, batch["clip"])]), io.BytesIO()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return {"table": [sink.getvalue()]}
+
+
+def on_ray(
+    files: Sequence[File], encoder: Encoder, seconds: float, workers: int
+) -> Iterator[pa.Table]:
+    """The same by Ray Data, on this machine or the cluster that `RAY_ADDRESS` names, which sees the
+    files under the same paths.
+
+    A worker that is lost is replaced and its batch done again. Only this process writes, and only
+    whole tables: no row is lost or there twice.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    # half a core each: on one machine decoders and encoders take turns
+    pool: dict[str, Any] = {"concurrency": workers, "num_cpus": 0.5}
+    gpus = {"num_gpus": 1} if encoder.device.type == "cuda" else {}
+    data = ray.data.from_items([{"file": pickle.dumps(file)} for file in files])
+    data = data.map(_Read, fn_constructor_args=(encoder.frames, seconds), **pool)
+    model = (encoder.model, str(encoder.device))
+    options = {"fn_constructor_args": model, "batch_size": COMMIT, **pool, **gpus}
+    data = data.map_batches(_Encode, **options)
+    for row in data.iter_rows() if files else ():
+        yield pa.ipc.open_stream(row["table"]).read_all()
+
+
+ENGINES = {"local": local, "ray": on_ray}

@@ -1,0 +1,51 @@
+"""What a video costs, as docs/scale.md counts it:
+
+    python -m tests.benchmarks.cost_of_a_video FOLDER BACKBONE
+
+Prints processor seconds of decoding a video and of encoding a segment with random weights (both
+also where other programs share the machine), and bytes a segment takes in an index.
+"""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+from tvrkit.data.decoders import DecodePool
+from tvrkit.search import rows
+from tvrkit.search.clips import find, read
+from tvrkit.search.encoder import Encoder
+
+
+def cpu(who: int) -> float:
+    """Seconds of user and system time."""
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main(folder: str, backbone: str) -> None:
+    """Measure, print."""
+    encoder, files = Encoder(backbone=backbone), find(Path(folder))
+    with DecodePool(1) as pool:
+        began = cpu(resource.RUSAGE_SELF)
+        clips = [read(pool, file, encoder.frames, 10.0) for file in files]
+        own = cpu(resource.RUSAGE_SELF) - began
+    decoding = own + cpu(resource.RUSAGE_CHILDREN)  # known when the worker has ended
+    seconds = sum(clip.info.duration for clip in clips)
+    segments = sum(len(clip.segments) for clip in clips)
+    began, wall = cpu(resource.RUSAGE_SELF), time.perf_counter()
+    table = rows.to_table(encoder, clips)
+    encoding, wall = cpu(resource.RUSAGE_SELF) - began, time.perf_counter() - wall
+    print(
+        f"{len(files)} videos of {seconds:.0f} s in all, {segments} segments of {encoder.frames} frames"
+    )
+    print(f"decoding: {decoding / len(files):.2f} processor seconds a video")
+    print(
+        f"encoding: {encoding / segments:.2f} processor seconds a segment ({wall / segments:.2f} s of clock)"
+    )
+    for name in ("features", "strip", "vector"):
+        print(f"{name}: {table[name].nbytes / segments:,.0f} bytes a segment")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

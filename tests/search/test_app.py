@@ -1,0 +1,106 @@
+"""The page finds, shows, explains, serves indexed files alone, and says in a line what is wrong."""
+
+import os
+import shutil
+
+import pytest
+
+pytest.importorskip("gradio", reason="the page needs the extra `search`")
+
+import gradio as gr
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from tvrkit.models.dmae import DMAE, DMAESettings
+from tvrkit.search import app
+from tvrkit.search.encoder import Encoder
+from tvrkit.search.index import Index
+
+
+@pytest.fixture
+def client(index):
+    route = Route("/clip/{number:int}/{file}", lambda request: app.clip([index], request))
+    return TestClient(Starlette(routes=[route]))
+
+
+def test_hits_are_shown_and_explained(index, corpus):
+    html, (query, table) = app.search([index], 0, "a red circle falls", None, "")
+    assert html.count("<video") == len(table) == 10
+    assert f"/clip/0/{table['file'][0]}#t=0.00,2.00" in html
+    hit, miss = app.explain([index], 0, (query, table), 1)
+    assert "sentence" in [label.get_text() for label in hit.axes[1].get_yticklabels()]
+    assert hit.get_suptitle() or hit.axes[0].get_title(loc="left") or hit.texts
+    assert miss is not hit
+
+
+def test_words_over_frames_of_dmae(videos, tmp_path, monkeypatch):
+    encoder = Encoder(None, "tvrkit-tiny", "tvrkit")
+    settings = DMAESettings(max_frames=encoder.frames, temporal_layers=1, partial_order=[])
+    encoder.method = DMAE(encoder.method.backbone, settings).eval()
+    index = Index.build(videos, tmp_path / "index", encoder)
+    _, found = app.search([index], 0, "a red circle falls", None, "")
+    hit, _ = app.explain([index], 0, found, 1)
+    labels = [label.get_text() for label in hit.axes[1].get_yticklabels()]
+    assert labels == ["a", "red", "circle", "falls"]
+
+
+def test_a_video_or_picture_as_the_query(index, corpus):
+    path = sorted(corpus.iterdir())[4]
+    _, (_, table) = app.search([index], 0, "", str(path), "")
+    assert table["path"][0] == str(path)
+    with pytest.raises(gr.Error, match="expected the number of a hit of a search in words"):
+        app.explain([index], 0, (index.encoder.video_query(path), table), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "upload", "where", "message"),
+    [
+        ("", None, "", "expected words"),
+        ("red", None, "nosuch = 1", "filter 'nosuch = 1'"),
+        ("", __file__, "", "no picture"),
+    ],
+)
+def test_what_is_wrong_is_one_line(index, text, upload, where, message):
+    with pytest.raises(gr.Error, match=message) as raised:
+        app.search([index], 0, text, upload, where)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_only_indexed_files_are_served(index, client, corpus):
+    key = index.files()["file"][0]
+    answer = client.get(f"/clip/0/{key}", headers={"Range": "bytes=0-9"})
+    assert (answer.status_code, len(answer.content)) == (206, 10)
+    for path in ("/clip/0/abc", "/clip/7/" + key, "/clip/0/..%2Fsecret", "/clip/0/' or 1=1 --"):
+        assert client.get(path).status_code == 404
+
+
+def test_a_video_that_is_gone(videos, tmp_path, encoder):
+    index = Index.build(videos, tmp_path / "index", encoder)
+    route = Route("/clip/{number:int}/{file}", lambda request: app.clip([index], request))
+    key = index.files()["file"][0]
+    shutil.rmtree(videos)
+    answer = TestClient(Starlette(routes=[route])).get(f"/clip/0/{key}")
+    assert (answer.status_code, answer.text) == (404, "the video is gone: run `tvrkit index` again")
+
+
+def test_a_folder_is_brought_in(videos, tmp_path, encoder, long_video):
+    index = Index.build(videos, tmp_path / "index", encoder)
+    shutil.copy(long_video, videos)
+    assert app.add([index], 0, str(videos)) == "5 files, 0 with a problem"
+    with pytest.raises(gr.Error, match="no folder of videos"):
+        app.add([index], 0, str(tmp_path / "nowhere"))
+    _, (_, table) = app.search([index], 0, "a square", None, "duration > 40")
+    assert len(table) > 1
+
+
+def test_no_analytics_and_no_indexing_for_strangers(index):
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    labels = {
+        can_index: [
+            getattr(block, "label", "") for block in app.page([index], can_index).blocks.values()
+        ]
+        for can_index in (True, False)
+    }
+    assert "folder" in labels[True]
+    assert "folder" not in labels[False]
