@@ -113,7 +113,10 @@ def test_nothing_is_required_that_nobody_imports():
 def test_what_the_package_imports_is_required():
     own = {"tvrkit", *sys.stdlib_module_names}
     needed = distributions(imported("tvrkit") - own)
-    optional = {canonicalize_name(r.name) for r in requirements("zh", "notebooks", "search", "scale", "onnx")}
+    optional = {
+        canonicalize_name(r.name)
+        for r in requirements("zh", "notebooks", "search", "scale", "onnx")
+    }
     assert needed - optional == set()
 
 

@@ -57,7 +57,7 @@ def load_model(
         return done.config, done.method()
     raw = {"data": {"prepared": "none"}, "method": {"name": "clip4clip", "head": "meanP"}}
     raw["backbone"] = {"name": backbone, "pretrained": pretrained}
-    config = build(raw, f"the mean of {backbone}")
+    config = build(raw, "clip4clip_meanP")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return config, runs.build_method(config).eval()
