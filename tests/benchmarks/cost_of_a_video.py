@@ -35,13 +35,9 @@ def main(folder: str, backbone: str) -> None:
     began = cpu(resource.RUSAGE_SELF)
     table = rows.to_table(encoder, clips)
     encoding = cpu(resource.RUSAGE_SELF) - began
-    print(
-        f"{len(files)} videos of {seconds:.0f} s in all, {segments} segments of {encoder.frames} frames"
-    )
+    print(f"{len(files)} videos of {seconds:.0f} s in all, {segments} segments")
     print(f"decoding: {decoding / len(files):.2f} processor seconds a video")
-    print(
-        f"encoding: {encoding / segments:.2f} processor seconds a segment ({wall / segments:.2f} s of clock)"
-    )
+    print(f"encoding: {encoding / segments:.2f} processor seconds a segment")
     for name in ("features", "strip", "vector"):
         print(f"{name}: {table[name].nbytes / segments:,.0f} bytes a segment")
 

@@ -16,7 +16,7 @@ from tvrkit.search.encoder import Encoder, Query
 
 SHORTLIST = 200  # segments that are scored exactly
 LENGTHS = (10, 20, 50, 100, 200, 500)  # of the short list whose recall is measured
-PROBES = 20  # partitions of an approximate index that are looked into
+PROBES = 100  # partitions of an approximate index that are looked into
 SAME = 0.98  # cosine of two segments' vectors from which on they show the same
 NOTHING = 0.1  # share of unrelated queries that may score as high as a match
 SHOWN = ["score", "unrelated", "path", "start", "end", "duration", "copies"]
