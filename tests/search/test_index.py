@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import lancedb
 import pytest
 
 from tests.data.video_files import write_audio
@@ -251,3 +252,13 @@ def test_a_failing_encoder_ends_the_workers(corpus, place, encoder, monkeypatch)
     with pytest.raises(RuntimeError, match="broken"):
         Index.build(corpus, place.with_name("other"), encoder)
     assert all(w.process.poll() is not None for w in pools[0]._workers.values())
+
+
+def test_many_vectors_get_an_approximate_index(videos, place, encoder, monkeypatch):
+    made = []
+    monkeypatch.setattr(indexes, "APPROXIMATE", 4)
+    monkeypatch.setattr(
+        lancedb.table.LanceTable, "create_index", lambda _, *args, **more: made.append((args, more))
+    )
+    Index.build(videos, place, encoder)
+    assert made == [(("cosine",), {"index_type": "IVF_SQ", "num_partitions": 1})]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -114,10 +115,9 @@ def _query(index: Index, text: str, upload: str | None) -> Query:
 
 def explain(indexes: Sequence[Index], place: int, found, number: int) -> tuple[Figure, ...]:
     """Why a hit scores what it does, and the same for the segment that looks most like it."""
-    query, table = found or (None, ())
-    if not 0 < number <= len(table) or query.text is None:
+    if not found or found[0].text is None or not 0 < number <= len(found[1]):
         raise gr.Error("expected the number of a hit of a search in words", print_exception=False)
-    index, hit = indexes[place], table.iloc[number - 1]
+    query, hit, index = found[0], found[1].iloc[number - 1], indexes[place]
     vector = global_vector(unpack([hit["features"]]))[0]
     near = queries.nearest(index.table, Query("", vector, query.score), 20)
     others = queries.ranked(near, queries.scores(query, near), 20)
@@ -130,7 +130,8 @@ def explain(indexes: Sequence[Index], place: int, found, number: int) -> tuple[F
 
 def why_figure(index: Index, query: Query, hit: pd.Series, name: str) -> Figure:
     """The words over the frames they met, as the method's `explain` has them."""
-    maps = index.encoder.method.explain(query.text, unpack([hit["features"]]))
+    text: Any = query.text
+    maps = index.encoder.method.explain(text, unpack([hit["features"]]))
     words = word_spans(query.label)
     labels, label = [query.label[a:b] for a, b in words], "cosine"
     if "word_frame" in maps:  # DMAE

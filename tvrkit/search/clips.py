@@ -172,6 +172,6 @@ def read_still(path: Path) -> bytes:
     program = [sys.executable, "-I", "-c", STILL, str(path.absolute())]
     try:
         return subprocess.run(program, capture_output=True, timeout=TIMEOUT, check=True).stdout
-    except subprocess.SubprocessError as error:
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         said = (error.stderr or str(error).encode()).decode(errors="replace")
         raise DecodeError(f"{path}: no picture: {said.strip().splitlines()[-1]}") from None

@@ -55,7 +55,10 @@ def load_model(
         if not (done.folder / runs.CHECKPOINT).exists():
             raise FileNotFoundError(f"no run with weights at {done.folder}: train it first")
         return done.config, done.method()
-    raw = {"data": {"prepared": "none"}, "method": {"name": "clip4clip", "head": "meanP"}}
+    raw: dict[str, dict] = {
+        "data": {"prepared": "none"},
+        "method": {"name": "clip4clip", "head": "meanP"},
+    }
     raw["backbone"] = {"name": backbone, "pretrained": pretrained}
     config = build(raw, "clip4clip_meanP")
     with torch.random.fork_rng(devices=[]):

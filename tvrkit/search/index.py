@@ -190,9 +190,13 @@ class Index:
     def settle(self) -> None:
         """Pack what was written in pieces, and keep an approximate index of many vectors."""
         count, indices = self.table.count_rows(), self.table.list_indices()
-        known = [self.table.index_stats(index.name).num_indexed_rows for index in indices]
-        if count >= APPROXIMATE and count > GROWTH * sum(known):
-            options = {"index_type": "IVF_SQ", "num_partitions": math.isqrt(count) // 2}
+        known: list[Any] = [self.table.index_stats(index.name) for index in indices]
+        indexed = sum(stats.num_indexed_rows for stats in known)
+        if count >= APPROXIMATE and count > GROWTH * indexed:
+            options: dict[str, Any] = {
+                "index_type": "IVF_SQ",
+                "num_partitions": math.isqrt(count) // 2,
+            }
             self.table.create_index("cosine", **options)
         self.table.optimize(cleanup_older_than=KEPT)
 

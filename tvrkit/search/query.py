@@ -57,7 +57,9 @@ def ranked(near: pa.Table, exact: np.ndarray, k: int) -> pd.DataFrame:
         near.to_pandas().assign(score=exact).sort_values("score", ascending=False, kind="stable")
     )
     vectors = np.stack(frame.pop("vector")) if len(frame) else np.zeros((0, 1))
-    rows, firsts, copies = list(frame.itertuples()), [], []
+    rows = list(frame.itertuples())
+    firsts: list[int] = []
+    copies: list[list[str]] = []
     for row, hit in enumerate(rows):
         cosines = vectors[firsts] @ vectors[row]
         overlaps = [

@@ -106,7 +106,7 @@ def unpack(files: Sequence[bytes]) -> VideoFeatures:
     rows = [load(file) for file in files]
     named = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
     whole = {key: t.float() if t.is_floating_point() else t for key, t in named.items()}
-    video, frames, mask = (whole.pop(key, None) for key in ("video", "frames", "mask"))
+    video, frames, mask = whole.pop("video", None), whole.pop("frames"), whole.pop("mask")
     return VideoFeatures(video, frames, mask, whole)
 
 
@@ -139,8 +139,8 @@ class _Read:
 class _Encode:
     """A worker of Ray that encodes, on a GPU where its encoder is."""
 
-    def __init__(self, model: tuple, device: str):
-        self.encoder = Encoder(*model, device=device)
+    def __init__(self, *model: Any):
+        self.encoder = Encoder(*model)
 
     def __call__(self, batch: dict) -> dict:
         table, sink = to_table(self.encoder, [*map(pickle.loads, batch["clip"])]), io.BytesIO()
@@ -166,9 +166,9 @@ def on_ray(
     # half a core each: on one machine decoders and encoders take turns
     pool: dict[str, Any] = {"concurrency": workers, "num_cpus": 0.5}
     gpus = {"num_gpus": 1} if encoder.device.type == "cuda" else {}
-    data = ray.data.from_items([{"file": pickle.dumps(file)} for file in files])
+    data: Any = ray.data.from_items([{"file": pickle.dumps(file)} for file in files])
     data = data.map(_Read, fn_constructor_args=(encoder.frames, seconds), **pool)
-    model = (encoder.model, str(encoder.device))
+    model = (*encoder.model, str(encoder.device))
     options = {"fn_constructor_args": model, "batch_size": COMMIT, **pool, **gpus}
     data = data.map_batches(_Encode, **options)
     for row in data.iter_rows() if files else ():
