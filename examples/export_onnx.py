@@ -57,7 +57,7 @@ def export(backbone: Backbone, folder: Path) -> float:
         ("text", Text(backbone).eval(), texts),
         ("frames", Frames(backbone).eval(), frames),
     ):
-        path, batch = folder / f"{name}.onnx", {0: torch.export.Dim("batch")}
+        path, batch = folder / f"{name}.onnx", {0: torch.export.Dim.DYNAMIC}
         options = {"dynamo": True, "external_data": False, "verbose": False}
         torch.onnx.export(tower, (inputs[:2],), path, dynamic_shapes=(batch,), **options)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -7,6 +7,8 @@ import pytest
 
 from tvrkit import cli
 
+MODEL = ("--backbone", "tvrkit-tiny", "--pretrained", "tvrkit")
+
 
 @pytest.fixture
 def tvrkit(monkeypatch, tmp_path, capsys):
@@ -50,7 +52,7 @@ def test_what_is_wrong_is_one_line(tvrkit, tmp_path, monkeypatch, arguments, mes
 def test_index_then_search(tvrkit, videos, tmp_path):
     (videos / "two\nlines.mp4").write_text("no video")
     place, page = tmp_path / "index", tmp_path / "page.html"
-    code, out, _ = tvrkit("index", videos, "--out", place, "--backbone", "tvrkit-tiny")
+    code, out, _ = tvrkit("index", videos, "--out", place, *MODEL)
     assert code == 0
     assert "two\\nlines.mp4: " in out
     assert out.splitlines()[-1] == f"4 segments of 5 files in {place}"

@@ -23,6 +23,7 @@ def found():
                 "segment": 0,
                 "name": NAME,
                 "strip": b"jpeg",
+                "features": b"",
             }
         ]
     )
