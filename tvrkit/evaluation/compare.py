@@ -85,11 +85,11 @@ def credits(seed, metric: str = "t2v R@1") -> tuple[np.ndarray, np.ndarray, floa
     counts = {way: len(found) for way, found in seed.ranks.items()}
     terms = ranks.RSUM if metric == "rsum" else (metric,)
     weight = dict(zip(DIRECTIONS, reversed([*counts.values()]), strict=True))
-    total = 0
+    total = np.zeros(1, np.int64)
     for term in terms:
         way, k = term.split(" R@")
         found = np.bincount(seed.clusters[way], seed.ranks[way] <= int(k)).astype(np.int64)
-        total += found * (weight[way] if metric == "rsum" else 1)
+        total = total + found * (weight[way] if metric == "rsum" else 1)
     point = 100 / counts[way] / (weight[way] if metric == "rsum" else 1)
     return total, np.bincount(seed.clusters[way]), point
 

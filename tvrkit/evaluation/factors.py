@@ -21,7 +21,7 @@ def truth_of(root: Path | str) -> Truth | None:
     return Truth.open(root) if (Path(root) / FOLDER).exists() else None
 
 
-def families_of(video_ids: Sequence[str], truth: Truth | None) -> np.ndarray:
+def families_of(video_ids: Sequence[str] | np.ndarray, truth: Truth | None) -> np.ndarray:
     """(N_v,) int64, the same number for videos that share scenes: families and duplicates; without
     truth a number for each video."""
     if truth is None:

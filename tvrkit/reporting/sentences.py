@@ -270,7 +270,7 @@ def pretraining(run: str, seed: int = 0) -> list[str]:
         told = [
             f"{metric} {tables.difference(pd.Series(test))}"
             for metric in compare.TESTED
-            for test in [compare.paired_test(*([Run(side)] for side in sides), metric)]
+            for test in [compare.paired_test([Run(sides[0])], [Run(sides[1])], metric)]
         ]
         tuned.append(f"{language}: {', '.join(told)}")
     return [

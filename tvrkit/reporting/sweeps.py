@@ -320,9 +320,10 @@ def results(name: str, run: str) -> pd.DataFrame:
     rows = {}
     for variant, seeds in finished(name, run).items():
         notes = [files.read_json(each.folder / "sweep.json") for each in seeds.values()]
-        rows[variant] = tables.summary([*seeds.values()])
-        rows[variant]["threads"] = _listed(each.card["torch_threads"] for each in seeds.values())
-        rows[variant]["jobs"] = _listed(note["jobs"] for note in notes)
+        rows[variant] = tables.summary([*seeds.values()]) | {
+            "threads": _listed(each.card["torch_threads"] for each in seeds.values()),
+            "jobs": _listed(note["jobs"] for note in notes),
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 
 
@@ -422,5 +423,5 @@ def tally(tests: Mapping[str, pd.DataFrame]) -> tuple[int, int, int]:
     metric, these weights; and how many do as recipes."""
     every = pd.concat(tests.values(), keys=tests.keys())
     told = [~every[about].isin(statistics.UNTOLD) for about in ("weights", "recipe")]
-    groups = [each.groupby(level=[0, 1]).any() for each in told]
-    return len(groups[0]), *(int(each.sum()) for each in groups)
+    weights, recipes = (each.groupby(level=[0, 1]).any() for each in told)
+    return len(weights), int(weights.sum()), int(recipes.sum())

@@ -165,8 +165,10 @@ class Trainer:
         self.method.eval()
         self.loader.dataset.set_epoch(epoch)
         self.loader.batch_sampler.first = 0
-        precision = {"dtype": torch.bfloat16, "enabled": self.train.precision == "bf16"}
-        with torch.random.fork_rng(devices=[]), torch.autocast(self.device.type, **precision):
+        low = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"
+        )
+        with torch.random.fork_rng(devices=[]), low:
             torch.manual_seed(epoch)
             batch = distributed.gather(next(iter(self.loader)).to(self.device))
             return self.method.signs(batch[:WATCHED])
