@@ -1,8 +1,6 @@
 """Makes `import torchvision` (hence open_clip) work where its wheel and torch are of different
 builds."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

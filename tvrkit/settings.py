@@ -5,8 +5,6 @@ a number belongs is an error that names the key. A default lives here, or in a m
 `Settings`, and nowhere else.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from collections.abc import Collection

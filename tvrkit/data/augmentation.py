@@ -4,8 +4,6 @@ Each takes a clip (F, 3, H, W) uint8 and S, the size of a training frame, and re
 H', W') uint8, which is then fitted to S x S. Draws come from torch's global generator.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

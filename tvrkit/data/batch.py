@@ -3,8 +3,6 @@
 Shapes: B batch, N_t texts, N_v videos, L words, F frames, D width. Masks are bool, True = valid.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace

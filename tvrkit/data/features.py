@@ -5,8 +5,6 @@
 "ends" (N,) int64, where each video's or caption's rows end. `card.json` is written last.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ Whatever is random about an item comes from (seed, epoch, item): neither the num
 processes nor a resumed run changes a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -1,11 +1,9 @@
 """A prepared data set: a folder with captions.jsonl, videos.jsonl, frames.lmdb and card.json."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NotRequired
+from typing import Literal, NotRequired, Self
 
 import numpy as np
 import pandas as pd
@@ -99,7 +97,7 @@ class Manifest:
         self.root, self.captions, self.videos, self.card = root, captions, videos, card
 
     @classmethod
-    def open(cls, root: Path | str) -> Manifest:
+    def open(cls, root: Path | str) -> Self:
         """Read and check the folder.
 
         Raises:

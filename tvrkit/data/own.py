@@ -1,7 +1,5 @@
 """Your own videos: a table of captions and files, prepared like every other data set."""
 
-from __future__ import annotations
-
 from pathlib import Path, PurePosixPath
 from typing import NotRequired
 

@@ -1,7 +1,5 @@
 """From annotation files and a folder of videos to a prepared data set."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -1,10 +1,8 @@
 """How stored frames become what an image tower was trained on: it follows the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -42,7 +40,7 @@ class Preprocessing:
         choose("resize mode", self.resize, RESIZES)
 
     @classmethod
-    def of(cls, size: int, facts: Mapping[str, Any]) -> Preprocessing:
+    def of(cls, size: int, facts: Mapping[str, Any]) -> Self:
         """From open_clip's facts of a tag or a model."""
         names = {"interpolation": "interpolation", "resize_mode": "resize"}
         other = {own: facts[name] for name, own in names.items() if name in facts}

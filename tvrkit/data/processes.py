@@ -1,7 +1,5 @@
 """This process among those of one launch: its rank, and what all of them have together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, TypeVar

@@ -1,8 +1,6 @@
 """Annotation files read strictly: exactly what is in them, or one error that names the file and the
 place."""
 
-from __future__ import annotations
-
 import csv
 import io
 import pickle

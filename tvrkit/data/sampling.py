@@ -1,7 +1,5 @@
 """Which frames of a video are taken. Imports numpy only: decoding workers use it too."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.random import Generator
 

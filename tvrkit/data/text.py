@@ -4,8 +4,6 @@ One interface over open_clip's two kinds of tokenizer: `SimpleTokenizer` (CLIP's
 also with a merges file of its own) and `HFTokenizer` (XLM-R, Chinese BERT).
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import importlib.metadata
@@ -48,7 +46,7 @@ def tokenise(
     captions: Sequence[str],
     tokenizer,
     max_words: int,
-    tagger: Tagger | None = None,
+    tagger: "Tagger | None" = None,
     content: Sequence[list[Span]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, their mask and their textual-attention weight.

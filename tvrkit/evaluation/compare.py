@@ -1,7 +1,5 @@
 """Evaluations side by side: the table of a paper, verdicts between methods, published numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 

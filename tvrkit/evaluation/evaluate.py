@@ -1,9 +1,8 @@
 """One evaluation for every method: similarity once, ranks both ways, intervals."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -77,7 +76,7 @@ class Evaluation:
         banks=None,
         truth: Truth | None = None,
         **labels,
-    ) -> Evaluation:
+    ) -> Self:
         """Evaluate a similarity matrix, wherever it comes from.
 
         Args:
@@ -147,7 +146,7 @@ class Evaluation:
         files.write_json(folder / "metrics.json", self.metrics)
 
     @classmethod
-    def load(cls, folder: Path | str) -> Evaluation:
+    def load(cls, folder: Path | str) -> Self:
         """What `save` wrote.
 
         Raises:

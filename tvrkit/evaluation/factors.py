@@ -1,7 +1,5 @@
 """What only the truth of shapes can say of an evaluation: families, ceilings, swapped factors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Curves, bars, histograms, forest plots and point clouds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 

@@ -6,8 +6,6 @@ kit reproduces is measured through that setting; where the kit has only the repa
 imitates what the released code does. Settings that `fidelity` sets are named behind it.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

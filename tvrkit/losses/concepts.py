@@ -1,8 +1,6 @@
 """GLSCL's losses on concepts (Zhang et al., 2024): one query's agree across the two sides, those of
 different queries differ."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch.nn.functional as F

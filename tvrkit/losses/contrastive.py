@@ -1,7 +1,5 @@
 """Contrastive losses over a similarity matrix of matched pairs (CLIP4Clip, DMAE, GLSCL)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,8 +1,6 @@
 """Miners of hard negatives: (similarity, positives) -> bool mask, without gradient, never a
 positive."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -4,8 +4,6 @@
 functions beside them form each product with a queue once, and leave padded frames out.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,8 +1,6 @@
 """Any open_clip model as a backbone: word, sentence and frame features, and attention over
 patches."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

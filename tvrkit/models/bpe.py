@@ -1,7 +1,5 @@
 """Byte-level BPE merges in the form that open_clip's tokenizer reads."""
 
-from __future__ import annotations
-
 import gzip
 import logging
 from collections import Counter

@@ -1,7 +1,5 @@
 """The kit's own checkpoints: safetensors, with the names of method, backbone and tokenizer."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

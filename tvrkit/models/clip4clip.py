@@ -1,8 +1,6 @@
 """CLIP4Clip (Luo et al., 2021): mean pooling or a temporal transformer over frame features. The
 baseline."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import NonNegativeInt

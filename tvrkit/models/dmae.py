@@ -7,8 +7,6 @@ adjectives. The loss is NegNCE plus partial-order margins: a whole video and a w
 better than their masked versions.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

@@ -7,8 +7,6 @@ terms on the
 concepts: those of one query agree across the sides, those of different queries differ.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

@@ -5,8 +5,6 @@ Video and text match at two levels: the video as a whole (VTM) and each of its f
 Fine-tuning contrasts within the batch; pre-training is in `hmmc_pretraining`.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch

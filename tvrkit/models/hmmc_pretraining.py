@@ -2,8 +2,6 @@
 encoders at the level of videos (VTM) and of frames (FTM), agreement of neighbouring frames (FAM),
 and masked language modelling (MLM)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

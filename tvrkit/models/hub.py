@@ -1,8 +1,6 @@
 """Files from the Hugging Face hub: from the local cache, the network, or an error that says what to
 fetch."""
 
-from __future__ import annotations
-
 import urllib.error
 import urllib.request
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What every text-video retrieval method does."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, ClassVar
 

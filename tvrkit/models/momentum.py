@@ -1,8 +1,6 @@
 """Momentum encoders and queues of negatives (MoCo; He et al., 2020), as HMMC's pre-training uses
 them."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -3,8 +3,6 @@
 Sizes are read off the tensors' shapes, and weights get the kit's names.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -56,7 +54,7 @@ class Weights(dict[str, Tensor]):
         """Number of layers `prefix`0, `prefix`1, ..."""
         return len({m[0] for key in self if (m := re.match(rf"{re.escape(prefix)}\d+", key))})
 
-    def renamed(self, prefixes: Mapping[str, str]) -> Weights:
+    def renamed(self, prefixes: Mapping[str, str]) -> "Weights":
         """The same under the kit's names, in float32; a key that no prefix fits keeps its own, and
         is not used. A module that holds the model ("dmae_utils.") may stand before the prefix."""
         known = re.compile(rf"^(?:\w+\.)*?({'|'.join(map(re.escape, prefixes))})")

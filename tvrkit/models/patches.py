@@ -1,8 +1,6 @@
 """What an image tower's patches attend to: open_clip's vision transformers, and timm's (PE-Core,
 SigLIP, EVA02, ViTamin)."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple

@@ -6,8 +6,6 @@ equation says, and below it the fast form, chunked to a memory bound.
 Shapes: N_t texts, N_v videos, L words, F frames, D width. Masks are non-zero at valid tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 

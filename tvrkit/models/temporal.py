@@ -1,9 +1,8 @@
 """The temporal transformer over frame features ("seqTransf"), shared by CLIP4Clip, DMAE, GLSCL and
 HMMC."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
+from typing import Self
 
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ class TemporalTransformer(nn.Module):
     @classmethod
     def beside_clip(
         cls, backbone: Backbone, layers: int, positions: int | None = None, heads: int | None = None
-    ) -> TemporalTransformer:
+    ) -> Self:
         """Of the sizes that fit a backbone, with torch's own start: positions are N(0, 1), as in
         HMMC's released code (finding 31).
 
@@ -74,7 +73,7 @@ class TemporalTransformer(nn.Module):
     @classmethod
     def from_clip(
         cls, backbone: Backbone, layers: int, positions: int | None = None, heads: int | None = None
-    ) -> TemporalTransformer:
+    ) -> Self:
         """Start from CLIP's text positions and first text blocks, as far as they go.
 
         Small random weights where the text tower's width is not the joint one, or the tower is not

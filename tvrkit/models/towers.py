@@ -6,8 +6,6 @@ x sigmoid(1.702 x) is silu, its factor in the weights around it; the patch embed
 product; and of the last image block only the class token is computed, as no other is read.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

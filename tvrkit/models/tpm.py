@@ -1,8 +1,6 @@
 """TPM-CL, DMAE's triplet partial margin contrastive learning (Jiang et al., ACM MM 2023): a whole
 video and a whole caption match better than their versions without their most important tokens."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args

@@ -1,8 +1,6 @@
 """Weights that a method starts from, whoever wrote the file: the kit, or an author's released
 code."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple

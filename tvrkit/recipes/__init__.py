@@ -4,8 +4,6 @@ An unknown key, a wrong type, or a string where a number belongs is an error tha
 default lives in `tvrkit.settings`, or in a method's own `Settings`, and nowhere else.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the papers claim, and what a run's own paired tests say to it."""
 
-from __future__ import annotations
-
 import pandas as pd
 import yaml
 

@@ -1,7 +1,5 @@
 """An executed notebook as a page that loads nothing: formulas are MathML, which browsers draw."""
 
-from __future__ import annotations
-
 import re
 
 import nbformat

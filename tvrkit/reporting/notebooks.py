@@ -1,7 +1,5 @@
 """`tvrkit reproduce`: the numbered notebooks, headless, into one run folder."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -5,8 +5,6 @@ table of eight columns, one figure. All columns and diagnostics are on details.h
 sweeps and other sub-runs on sweeps.html. reports/index.html has all runs.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

@@ -5,8 +5,6 @@
 reports/reference: a new run changes the sentences by itself.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Is each part of a method alive? What `Method.signs` recorded after every epoch, judged."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import pandas as pd

@@ -7,8 +7,6 @@ among how many at a time it was started. Variants of several sweeps with equal s
 they share the folder of the first of them in the file.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import subprocess

@@ -3,8 +3,6 @@
 Runs stand in one table only where they share a protocol (`protocol_of`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """A local page over indexes: search, play the hit, see why. By Gradio, with nothing from the
 network."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from functools import partial

@@ -4,8 +4,6 @@ Nothing is decoded in this process: videos are read by the workers of `tvrkit.da
 pictures by a process of their own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -1,8 +1,6 @@
 """A trained method, or a bare backbone, that turns clips into rows of an index and queries into
 scores."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ All there is lies in a LanceDB database: the table `segments`, and the table `ca
 says what it was made with. Its place is a folder, or the address of an object store.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -14,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of every table that is made
 import lancedb
@@ -57,7 +55,7 @@ class Index:
             self.encoder = encoder
 
     @classmethod
-    def open(cls, place: Path | str, encoder: Encoder | None = None) -> Index:
+    def open(cls, place: Path | str, encoder: Encoder | None = None) -> Self:
         """An index that is there.
 
         Args:
@@ -82,7 +80,7 @@ class Index:
         engine: str = "local",
         workers: int = 2,
         retry: bool = True,
-    ) -> Index:
+    ) -> Self:
         """Make the index of a folder, or bring it up to date; stopped at any moment, the next call
         goes on.
 

@@ -1,7 +1,5 @@
 """What a search found, as lines, as JSON and as a page."""
 
-from __future__ import annotations
-
 import base64
 import json
 from urllib.parse import quote

@@ -1,7 +1,5 @@
 """Two-stage search: the nearest segments by one vector, then the method's own score of each."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from typing import Any

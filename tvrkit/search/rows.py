@@ -3,8 +3,6 @@
 An engine takes files and gives tables of whole files' rows, in any order; the index alone writes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,10 +1,9 @@
 """What is true of the videos and captions of shapes: the measure of attention and of mining."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -34,7 +33,7 @@ class Truth:
         self.factors = pd.DataFrame(scenes, self.videos.index)[list(FACTORS)]
 
     @classmethod
-    def open(cls, root: Path | str) -> Truth:
+    def open(cls, root: Path | str) -> Self:
         """Read `truth/` of the data set in `root`.
 
         Raises:

@@ -1,8 +1,6 @@
 """What a training step costs: measured time, memory and share of the device's peak; and what a
 recipe needs before it starts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,6 @@
 """Several processes that train as one: rows are gathered and gradients averaged, so that N
 processes have the gradient of one."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """What is here and works: devices, versions, weights, tagger, decoders, prepared data, speed."""
 
-from __future__ import annotations
-
 import importlib.util
 import time
 from collections.abc import Callable, Iterator

@@ -1,8 +1,6 @@
 """From any weights to a number: a recipe scored without training, as an ordinary run; and features
 that are made once."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """Features of a backbone, written once so that heads train and are scored in seconds."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """The loss in full precision, and which rows of a batch broke it where it is not finite."""
 
-from __future__ import annotations
-
 import math
 
 import torch

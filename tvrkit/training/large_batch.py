@@ -1,7 +1,5 @@
 """The gradient of a batch, of a large one in the memory of a small one."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

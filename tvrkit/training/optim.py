@@ -1,7 +1,5 @@
 """Optimisers, parameter groups and the learning-rate schedule."""
 
-from __future__ import annotations
-
 import math
 
 import torch

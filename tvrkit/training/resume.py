@@ -1,8 +1,6 @@
 """What lets a run go on after a kill: its last two states, its tables row by row, and a stop that
 waits for the end of a step."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import hashlib

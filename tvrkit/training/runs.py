@@ -6,8 +6,6 @@ figures/. run.json is written last: a folder without it is unfinished. It has th
 others, with which they are compared whenever they are read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import os

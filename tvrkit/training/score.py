@@ -1,7 +1,5 @@
 """One question of one's own: texts against video files, with the scores and attention of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How the embedded backbone `tvrkit-tiny` is made: contrastive pre-training on stills."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Training: one loop for every method, on a CPU, one GPU or several processes."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import time
