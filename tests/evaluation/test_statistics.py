@@ -270,3 +270,19 @@ def test_ratio_interval_is_the_ratio_of_sums_and_resamples_clusters():
         1,
         1,
     )  # draws of the empty query alone have no ratio
+
+
+def test_verdicts_stand_by_row_also_where_rows_share_a_name():
+    table = pd.DataFrame(
+        {
+            "difference": [5.0, np.nan, -3.0],
+            "p_weights": [0.001, np.nan, 0.04],
+            "p_recipe": [0.2, np.nan, np.nan],
+        },
+        index=["dmae", "dmae", "dmae"],
+    )
+    told = statistics.with_verdicts(table)
+    assert told.shape == (3, 7)
+    np.testing.assert_allclose(told["holm_weights"], [0.002, np.nan, 0.04])
+    np.testing.assert_allclose(told["holm_recipe"], [0.2, np.nan, np.nan])
+    assert told["weights"].isna().tolist() == [False, True, False]

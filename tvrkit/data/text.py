@@ -239,7 +239,8 @@ def _english_tagger():
     return name, importlib.metadata.version(name), tag
 
 
-def _jieba():
+def load_jieba():
+    """jieba, which divides Chinese into words; ValueError, with the command, where it is missing."""
     try:
         import jieba
         import jieba.posseg
@@ -252,7 +253,7 @@ def _jieba():
 
 
 def _chinese_tagger():
-    jieba = _jieba()
+    jieba = load_jieba()
 
     def tag(captions):
         for caption in captions:
@@ -340,6 +341,6 @@ class KeywordMasker:
         """Each word and where it starts."""
         if self._blank:
             return [(match[0], match.start()) for match in re.finditer(r"\S+", caption)]
-        words = _jieba().lcut(caption)
+        words = load_jieba().lcut(caption)
         starts = accumulate(map(len, words), initial=0)
         return list(zip(words, starts, strict=False))

@@ -188,14 +188,15 @@ def with_verdicts(table: pd.DataFrame, alpha: float = ALPHA) -> pd.DataFrame:
     """
     if "difference" not in table:
         return table
-    tested = table[table["difference"].notna()]
+    tested = table["difference"].notna().to_numpy()
     for about in ("weights", "recipe"):
-        p_values = tested[f"p_{about}"].astype(float)
-        adjusted = pd.Series(holm(p_values.dropna()), p_values.dropna().index).reindex(tested.index)
-        pairs = zip(tested["difference"], adjusted, strict=True)
-        words = [verdict(*pair, alpha) for pair in pairs]
-        tested = tested.assign(**{f"holm_{about}": adjusted, about: words})
-    return table.join(tested[tested.columns.difference(table.columns)])
+        adjusted = table[f"p_{about}"].astype(float).where(tested).to_numpy(copy=True)
+        known = ~np.isnan(adjusted)
+        adjusted[known] = holm(adjusted[known])
+        rows = zip(table["difference"], adjusted, tested, strict=True)
+        words = [verdict(gap, p, alpha) if told else np.nan for gap, p, told in rows]
+        table = table.assign(**{f"holm_{about}": adjusted, about: words})
+    return table
 
 
 def _labels(clusters, queries: int) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Byte-level BPE merges in the form that open_clip's tokenizer reads."""
 
 import gzip
-import logging
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-import jieba
 from open_clip.tokenizer import SimpleTokenizer
+
+from tvrkit.data.text import load_jieba
 
 UNMERGED = 2 * 256 + 2  # bytes, bytes that end a word, SOT and EOT
 
@@ -27,7 +27,7 @@ def learn_merges(captions: list[str], vocabulary: int) -> list[tuple[str, str]]:
     Returns:
         Pairs of symbols, first merged first.
     """
-    jieba.setLogLevel(logging.WARNING)  # it reports loading its dictionary as debugging
+    jieba = load_jieba()
     tokenizer = SimpleTokenizer()  # for its alphabet, its cleaning and its division into words
     words: Counter[tuple[str, ...]] = Counter()
     for caption in captions:
