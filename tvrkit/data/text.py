@@ -240,7 +240,7 @@ def _english_tagger():
 
 
 def load_jieba():
-    """jieba, which divides Chinese into words; ValueError, with the command, where it is missing."""
+    """jieba, which divides Chinese into words; where it is missing, ValueError with the command."""
     try:
         import jieba
         import jieba.posseg
