@@ -1,5 +1,7 @@
 """From files to rows; features keep what they are, but for half precision; engines lose nothing."""
 
+import contextlib
+
 import pyarrow as pa
 import pytest
 import torch
@@ -59,6 +61,15 @@ def test_local_gives_each_file_once_and_whole(corpus, encoder, commit, monkeypat
     assert len(tables) == -(-12 // commit)
 
 
+def _running(psutil, name: str) -> list:
+    """Processes below this one whose command line has the name; one may end while it is asked."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += [process] if name in "".join(process.cmdline()) else []
+    return found
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same_table_though_a_worker_is_killed(corpus, encoder, monkeypatch):
     for name in ("raylet_start_wait_time_s", "agent_register_timeout_ms"):  # a busy machine
@@ -76,8 +87,7 @@ def test_ray_gives_the_same_table_though_a_worker_is_killed(corpus, encoder, mon
         for table in rows.on_ray(found, encoder, 10.0, 2):
             tables.append(table)
             if not killed:
-                workers = psutil.Process().children(recursive=True)
-                killed = [w for w in workers if "Encode" in "".join(w.cmdline())][:1]
+                killed = _running(psutil, "Encode")[:1]
                 killed[0].kill()
     finally:
         ray.shutdown()
