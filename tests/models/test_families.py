@@ -1,5 +1,6 @@
 """The backbone matrix: each family is built, encodes, trains a step and is loaded back."""
 
+import open_clip
 import pytest
 import torch
 from open_clip import CoCa
@@ -127,3 +128,16 @@ def test_a_step_trains_both_towers_and_the_weights_are_loaded_back(made, tmp_pat
             for key in ("sentence", "words", "frames"):
                 if hasattr(mine, key):
                     torch.testing.assert_close(getattr(its, key), getattr(mine, key))
+
+
+def test_what_open_clip_leaves_unset_in_coca_does_not_count(tmp_path, monkeypatch):
+    create = open_clip.create_model
+
+    def unset(*args, **options):
+        clip = create(*args, **options)
+        torch.nn.init.constant_(clip.text_decoder.text_projection, torch.nan)
+        return clip
+
+    monkeypatch.setattr(open_clip, "create_model", unset)
+    backbone = build("coca_ViT-B-32", tmp_path)
+    assert all(weight.isfinite().all() for weight in backbone.parameters())
