@@ -108,7 +108,7 @@ def test_cells_ran_in_order_and_none_failed(notebook):
     }
 
 
-def test_outputs_are_stored_and_compared_where_training_does_not_decide_them(notebook):
+def test_outputs_are_stored_and_most_cells_are_compared(notebook):
     images = [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
     assert len(images) >= 2
     assert not any(
@@ -118,7 +118,7 @@ def test_outputs_are_stored_and_compared_where_training_does_not_decide_them(not
     compared = [cell for cell in shown if IGNORED not in tags(cell)]
     assert len(compared) >= 3
     ignored = [cell for cell in code(notebook) if IGNORED in tags(cell)]
-    assert len(ignored) <= 0.6 * len(code(notebook))
+    assert len(ignored) <= len(code(notebook)) / 2
 
 
 def test_no_path_of_the_machine_it_ran_on(notebook):
