@@ -1,11 +1,13 @@
 """What the tiny backbone learns from."""
 
 import numpy as np
+import pytest
 
 from tests.shapes.grammar import participle
 from tvrkit.shapes.captions import WORDS
 from tvrkit.shapes.render import SIDE
-from tvrkit.shapes.stills import sample_captions, stills
+from tvrkit.shapes.scenes import VALUES
+from tvrkit.shapes.stills import CAPTIONS, SEEN, sample_captions, stills, swapped_stills
 
 
 def test_english_captions_fit_the_tokenizer():
@@ -17,18 +19,38 @@ def test_english_captions_fit_the_tokenizer():
 
 
 def test_stills_show_and_tell_one_frame():
-    images, captions = stills(30, 0)
-    assert images.shape == (30, SIDE, SIDE, 3)
-    assert images.dtype == np.uint8
-    again, same = stills(10, 0)
-    assert (again == images[:10]).all()
-    assert same == captions[:10]
+    data, again = stills(30, 0), stills(10, 0)
+    assert data.images.shape == (30, SIDE, SIDE, 3)
+    assert data.images.dtype == np.uint8
+    assert (again.images == data.images[:10]).all()
+    assert again.captions == {name: texts[:10] for name, texts in data.captions.items()}
     moving = [word for table in WORDS["en"]["motion"].values() for word in table]
     moving += [participle(word) for word in moving]
     moving += [word for table in WORDS["zh"]["motion"].values() for word in table]
-    for told in captions:
-        english = [text for text in told if text.isascii()]
-        assert 1 <= len(english) <= 3
-        assert 1 <= len(told) - len(english) <= 3
-        assert told == english + told[len(english) :]
-        assert not [word for word in moving for text in told if word in text]
+    for language, captions in data.captions.items():
+        texts = [text for told in captions for text in told]
+        assert len(texts) == 30 * CAPTIONS
+        assert all(text.isascii() == (language == "en") for text in texts)
+        assert not [word for word in moving for text in texts if word in text]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_is_told_of_a_still_is_what_its_caption_names(language):
+    data = stills(60, 1)
+    assert 0 < (data.values < 0).mean() < 0.3  # scenes without a second object
+    for values, captions, told in zip(
+        data.values, data.captions[language], data.told[language], strict=True
+    ):
+        for caption, mentioned in zip(captions, told, strict=True):
+            for factor, value, said in zip(SEEN, values, mentioned, strict=True):
+                if said:
+                    words = WORDS[language][factor][VALUES[factor][value]]
+                    assert any(word in caption for word in words), (factor, caption)
+
+
+def test_swapped_stills_differ_where_the_factor_is_seen():
+    images, captions = swapped_stills(8, "colour", "en", 0)
+    assert images.shape == (8, 2, SIDE, SIDE, 3)
+    assert len(captions) == 8
+    assert all((own != other).any() for own, other in images)
+    assert (swapped_stills(8, "colour", "en", 0)[0] == images).all()
