@@ -45,7 +45,7 @@ class Pretraining:
         warmup: share of all steps with a linearly rising rate; then cosine to zero.
     """
 
-    stills: int = 30_000
+    stills: int = 20_000
     held_out: int = 500
     captions: int = 20_000
     epochs: int = 4
