@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.models.backbone import create_backbone
@@ -23,6 +24,14 @@ def backbone():
 def make(backbone, **changes):
     torch.manual_seed(1)
     return GLSCL(backbone, GLSCLSettings(**(SMALL | changes)))
+
+
+def test_queries_start_nearly_parallel_or_orthogonal(backbone):
+    off = ~torch.eye(4, dtype=torch.bool)
+    for start, low, high in (("uniform", 0.6, 0.9), ("orthogonal", -1e-5, 1e-5)):
+        unit = normalize(make(backbone, query_start=start).queries["both"].weight, dim=1)
+        cosines = (unit @ unit.T)[off]
+        assert low < cosines.min() <= cosines.max() < high, start
 
 
 def make_batch(rows=4, words=8, frames=3, seed=0):

@@ -13,6 +13,7 @@ from tvrkit.models.tpm import (
     PartialOrder,
     TokenWeightPredictor,
     TPMSettings,
+    inner_words,
     matched_interaction,
     select_tokens,
 )
@@ -43,6 +44,42 @@ def test_selection_masks_the_most_important_tokens():
     assert policy.tolist() == [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
     assert torch.equal(kept, tokens * policy[..., None])
     assert select_tokens(tokens, weight, 0.0)[1].min() == 1
+
+
+def test_the_token_that_crosses_the_threshold_is_masked_by_name():
+    tokens = torch.ones(2, 4, 3)
+    weight = torch.tensor([[0.1, 0.3, 0.2, 0.4], [0.97, 0.01, 0.01, 0.01]])
+    _, policy = select_tokens(tokens, weight, 0.75, mask_crossing=True)
+    assert policy.tolist() == [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 1.0]]
+
+
+def test_start_and_end_tokens_stay_out_of_the_selection_by_name(pairs):
+    order = PartialOrder(WIDTH, TPMSettings(max_words=WORDS, max_frames=FRAMES, mask_ends=False))
+    maps = order.select(pairs)[1]
+    inner = inner_words(pairs.word_mask)
+    assert maps["partial_word_weight"][~inner].abs().max() == 0
+    torch.testing.assert_close(maps["partial_word_weight"].sum(1), torch.ones(len(inner)))
+    assert (maps["word_kept"][~inner] == 1).all()
+
+
+def test_a_caption_without_words_keeps_its_ends():
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).bool()
+    assert inner_words(mask).tolist() == [[True, True, False, False], [False, True, False, False]]
+
+
+@pytest.mark.parametrize("straight_through", [True, False])
+def test_predictors_learn_from_masking_only_straight_through(pairs, straight_through):
+    settings = TPMSettings(
+        max_words=WORDS,
+        max_frames=FRAMES,
+        straight_through=straight_through,
+        partial_order=["sentence_video"],
+    )
+    order = PartialOrder(WIDTH, settings)
+    pairs.frames.requires_grad_()
+    sum(order(pairs).values()).backward()
+    gradient = order.frame_predictor.attn_proj[0].weight.grad
+    assert (gradient is not None and bool(gradient.abs().max() > 0)) == straight_through
 
 
 def test_straight_through_passes_the_opposite_gradient():

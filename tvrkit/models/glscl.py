@@ -34,6 +34,8 @@ class GLSCLSettings:
         queries: Q, concepts per text and per video.
         decoder_layers, decoder_heads, feedforward, dropout: of the transformer decoder that reads
         concepts.
+        query_start: "uniform" in [0, 1], as released, so that queries start nearly parallel, or
+            "orthogonal".
         shared_queries: both sides use the same queries.
         shared_decoder: both sides use the same decoder.
         temporal_layers: blocks of the temporal transformer before both interactions.
@@ -52,6 +54,7 @@ class GLSCLSettings:
     decoder_heads: PositiveInt = 8
     feedforward: PositiveInt = 2048
     dropout: Share = 0.1
+    query_start: Literal["uniform", "orthogonal"] = "uniform"
     shared_queries: bool = True
     shared_decoder: bool = True
     temporal_layers: NonNegativeInt = 4
@@ -77,7 +80,7 @@ class GLSCL(Method):
         width = backbone.width
         # The released model also holds the unshared half, spare layers and a head: 23.1 M unused
         # weights.
-        self.queries = _per_side(settings.shared_queries, lambda: _queries(settings.queries, width))
+        self.queries = _per_side(settings.shared_queries, lambda: _queries(width, settings))
         self.decoder = _per_side(settings.shared_decoder, lambda: ConceptDecoder(width, settings))
 
     def encode_text(self, batch: TextVideoBatch) -> TextFeatures:
@@ -179,9 +182,10 @@ def _per_side(shared: bool, make) -> nn.ModuleDict:
     return nn.ModuleDict({side: make() for side in (("both",) if shared else ("text", "video"))})
 
 
-def _queries(count: int, width: int) -> nn.Embedding:
-    queries = nn.Embedding(count, width)
-    nn.init.uniform_(queries.weight)  # the released start
+def _queries(width: int, settings: GLSCLSettings) -> nn.Embedding:
+    queries = nn.Embedding(settings.queries, width)
+    start = nn.init.uniform_ if settings.query_start == "uniform" else nn.init.orthogonal_
+    start(queries.weight)
     return queries
 
 

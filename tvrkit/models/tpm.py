@@ -41,6 +41,11 @@ class TPMSettings:
         partial_order: names of the margins that are on; empty = off.
         partial_margin: delta, by how much the full score has to win.
         masking_threshold: tau, the cumulative weight up to which tokens are masked.
+        mask_crossing: the token whose weight crosses tau is masked too. Without it nothing is,
+            where one token holds more than tau.
+        mask_ends: start and end tokens are weighed and masked like words.
+        straight_through: masking passes a gradient to the predictors (finding 7). Released code
+            never does.
         predictor: of the token weights that rank what is masked.
         max_words, max_frames: tokens per caption and frames per video that the predictor is built
             for.
@@ -51,6 +56,9 @@ class TPMSettings:
     partial_order: list[Margin] = field(default_factory=lambda: list(MARGINS))
     partial_margin: float = 0.6
     masking_threshold: Share = 0.6
+    mask_crossing: bool = False
+    mask_ends: bool = True
+    straight_through: bool = True
     predictor: Predictor = "linear"
     max_words: PositiveInt = 32
     max_frames: PositiveInt = 12
@@ -144,14 +152,20 @@ class TokenWeightPredictor(nn.Module):
 
 
 def inner_words(mask: Tensor) -> Tensor:
-    """(B, L) bool: words (B, L) less the start and end token of each caption."""
+    """(B, L) bool: words (B, L) less the start and end token of each caption; an empty caption
+    keeps them."""
     inner = mask.clone().bool()
     inner[:, 0] = inner[torch.arange(len(mask)), mask.sum(dim=1) - 1] = False
-    return inner
+    return inner | (mask.bool() & ~inner.any(dim=1, keepdim=True))
 
 
 def select_tokens(
-    tokens: Tensor, weight: Tensor, threshold: float, *, straight_through: bool = False
+    tokens: Tensor,
+    weight: Tensor,
+    threshold: float,
+    *,
+    mask_crossing: bool = False,
+    straight_through: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Mask the most important tokens: in order of falling weight, those whose cumulative weight
     stays below tau.
@@ -160,6 +174,7 @@ def select_tokens(
         tokens: (B, n, D) float.
         weight: (B, n) float, sums to 1.
         threshold: tau in [0, 1].
+        mask_crossing: the one that crosses tau is masked too.
         straight_through: the policy passes a gradient to `weight` (more weight, less kept), so that
             the predictor learns from what is masked. Released: none (finding 7).
 
@@ -167,7 +182,9 @@ def select_tokens(
         tokens (B, n, D) with the masked ones 0, and policy (B, n) float, 1 = kept, 0 = masked.
     """
     order = weight.argsort(dim=1, descending=True)
-    kept = (weight.gather(1, order).cumsum(dim=1) >= threshold).to(tokens.dtype)
+    ranked = weight.gather(1, order)
+    cumulative = ranked.cumsum(dim=1) - (ranked if mask_crossing else 0.0)
+    kept = (cumulative >= threshold).to(tokens.dtype)
     policy = torch.zeros_like(kept).scatter(1, order, kept)
     if straight_through:
         policy = policy + (weight.detach() - weight)
@@ -223,7 +240,9 @@ class PartialOrder(nn.Module):
         self.margins = {name: MARGINS[name] for name in settings.partial_order}
         self.margin, self.threshold = settings.partial_margin, settings.masking_threshold
         corrected = settings.fidelity == "corrected"
-        self.mask_aware = self.normalise_partial = self.straight_through = corrected
+        self.mask_aware = self.normalise_partial = corrected
+        self.straight_through = corrected and settings.straight_through
+        self.mask_crossing, self.mask_ends = settings.mask_crossing, settings.mask_ends
         self.mask_fill: MaskFill = "exclude" if corrected else "zero"
         kind, words, frames = settings.predictor, settings.max_words, settings.max_frames
         self.word_predictor = TokenWeightPredictor(kind, width, queries=frames, keys=words)
@@ -304,10 +323,13 @@ class PartialOrder(nn.Module):
         `partial_frame_weight`, `word_kept` and `frame_kept`."""
         sentence, words, frames, *masks = pairs
         word_mask, frame_mask = masks if self.mask_aware else (None, None)
+        if not self.mask_ends:
+            word_mask = inner_words(pairs.word_mask)
         word_weight = self.word_predictor(frames, words, frame_mask, word_mask)
         frame_weight = self.frame_predictor(sentence[:, None], frames, None, frame_mask)
         tau = self.threshold if threshold is None else threshold
-        choose_tokens = partial(select_tokens, straight_through=self.straight_through)
+        how = {"mask_crossing": self.mask_crossing, "straight_through": self.straight_through}
+        choose_tokens = partial(select_tokens, **how)
         words, word_kept = choose_tokens(words, word_weight, tau)
         frames, frame_kept = choose_tokens(frames, frame_weight, tau)
         maps = {"partial_word_weight": word_weight, "partial_frame_weight": frame_weight}
