@@ -45,10 +45,10 @@ class Pretraining:
         warmup: share of all steps with a linearly rising rate; then cosine to zero.
     """
 
-    stills: int = 20_000
+    stills: int = 30_000
     held_out: int = 500
     captions: int = 20_000
-    epochs: int = 4
+    epochs: int = 6
     batch_size: int = 64
     lr: float = 1.0e-3
     weight_decay: float = 0.1
