@@ -6,7 +6,7 @@ import pytest
 from tests.shapes.grammar import participle
 from tvrkit.shapes.captions import WORDS
 from tvrkit.shapes.render import SIDE
-from tvrkit.shapes.scenes import VALUES
+from tvrkit.shapes.scenes import FACTORS, VALUES
 from tvrkit.shapes.stills import CAPTIONS, SEEN, sample_captions, stills, swapped_stills
 
 
@@ -28,7 +28,8 @@ def test_stills_show_and_tell_one_frame():
     moving += [participle(word) for word in moving]
     moving += [word for table in WORDS["zh"]["motion"].values() for word in table]
     for language, captions in data.captions.items():
-        texts = [text for told in captions for text in told]
+        assert all(len(texts) == CAPTIONS + 1 for texts in captions)
+        texts = [text for told in captions for text in told[:CAPTIONS]]
         assert len(texts) == 30 * CAPTIONS
         assert all(text.isascii() == (language == "en") for text in texts)
         assert not [word for word in moving for text in texts if word in text]
@@ -37,14 +38,18 @@ def test_stills_show_and_tell_one_frame():
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_what_is_told_of_a_still_is_what_its_caption_names(language):
     data = stills(60, 1)
-    assert 0 < (data.values < 0).mean() < 0.3  # scenes without a second object
+    assert 0 < (data.values < 0).mean() < 0.4  # scenes without a second object or event
+    unseen = [name not in SEEN for name in FACTORS]
+    assert not data.told[language][:, :CAPTIONS, unseen].any()
+    assert data.told[language][:, CAPTIONS, unseen].any(axis=0).all()
     for values, captions, told in zip(
         data.values, data.captions[language], data.told[language], strict=True
     ):
         for caption, mentioned in zip(captions, told, strict=True):
-            for factor, value, said in zip(SEEN, values, mentioned, strict=True):
+            for factor, value, said in zip(FACTORS, values, mentioned, strict=True):
                 if said:
                     words = WORDS[language][factor][VALUES[factor][value]]
+                    words = words + [participle(word) for word in words]
                     assert any(word in caption for word in words), (factor, caption)
 
 

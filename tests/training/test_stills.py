@@ -13,7 +13,8 @@ from tvrkit import files
 from tvrkit.files import sha256
 from tvrkit.models.backbone import BACKBONES, create_backbone
 from tvrkit.settings import BackboneConfig
-from tvrkit.shapes.stills import SEEN, sample_captions
+from tvrkit.shapes.scenes import FACTORS
+from tvrkit.shapes.stills import sample_captions
 from tvrkit.training import stills as tiny
 
 pytestmark = pytest.mark.slow
@@ -102,7 +103,7 @@ def test_embedded_weights_find_stills_in_both_languages(backbone):
 def test_table_of_factors_is_the_mean_cross_entropy_of_what_is_told():
     torch.manual_seed(0)
     table, features = tiny.FactorTable(6), normalize(torch.randn(3, 6), dim=-1)
-    values = torch.full((3, len(SEEN)), -1)
+    values = torch.full((3, len(FACTORS)), -1)
     values[0, 0], values[2, 0], values[1, 3] = 1, 4, 0
     losses = []
     for column, rows in ((0, [0, 2]), (3, [1])):
@@ -112,7 +113,7 @@ def test_table_of_factors_is_the_mean_cross_entropy_of_what_is_told():
             scores = [(tiny.FACTOR_SCALE * features[row] @ vector).item() for vector in vectors]
             terms.append(np.log(np.exp(scores).sum()) - scores[values[row, column]])
         losses.append(np.mean(terms))
-    assert float(table(features, values)) == pytest.approx(sum(losses) / len(SEEN), rel=1e-5)
+    assert float(table(features, values)) == pytest.approx(sum(losses) / len(FACTORS), rel=1e-5)
 
 
 # --- pre-training ---
@@ -133,16 +134,16 @@ def test_pretraining_writes_a_model_that_loads_and_is_the_same_again(tmp_path):
 
 
 def test_interrupted_pretraining_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(*args):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiny, "_loss", interrupted)
+    monkeypatch.setattr(tiny, "info_nce", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tiny.pretrain(tmp_path, how=SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_loss_that_is_no_number_stops_pretraining(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny, "_loss", lambda *args: torch.tensor(float("nan")))
+    monkeypatch.setattr(tiny, "info_nce", lambda *args, **options: torch.tensor(float("nan")))
     with pytest.raises(FloatingPointError, match="epoch 1: expected a finite loss, got nan"):
         tiny.pretrain(tmp_path, how=SMALL)

@@ -1,4 +1,5 @@
-"""What the tiny backbone is pre-trained on: single frames, and captions without any motion."""
+"""What the tiny backbone is pre-trained on: single frames, captions of them, and captions with motion
+that it reads and never sees."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -18,13 +19,13 @@ SEEN = tuple(name for name in FACTORS if name not in ("motion", "then", "motion2
 
 
 class Stills(NamedTuple):
-    """N single frames, told three times in each language, without any motion.
+    """N single frames, and what is said of them and of the scenes that they start.
 
     Attributes:
         images: uint8 (N, H, W, 3).
-        values: int64 (N, factors of `SEEN`), which value of the factor is seen; -1 = none.
-        captions: language -> N times `CAPTIONS` texts.
-        told: language -> bool (N, CAPTIONS, factors), whether the caption speaks of the factor.
+        values: int64 (N, `FACTORS`), which value each factor of the scene has; -1 = none.
+        captions: language -> N times `CAPTIONS` texts without any motion, and one with it.
+        told: language -> bool (N, CAPTIONS + 1, factors), whether the text speaks of the factor.
     """
 
     images: np.ndarray
@@ -44,21 +45,23 @@ def stills(count: int, seed: int) -> Stills:
         images.append(render_still(scene, [seed, STILL, index, 1]))
         values.append(values_of(scene))
         for language in WORDS:
-            said = [
-                [name for name in mention(scene, OMIT, rng) if name in SEEN]
-                for _ in range(CAPTIONS)
-            ]
-            captions[language].append(
-                [tell(scene, tuple(names), language, PRESET.filler, rng)[0] for names in said]
-            )
-            told[language].append([[name in names for name in SEEN] for names in said])
+            mentioned = [mention(scene, OMIT, rng) for _ in range(CAPTIONS + 1)]
+            mentioned[:CAPTIONS] = [seen(names) for names in mentioned[:CAPTIONS]]
+            texts = [tell(scene, names, language, PRESET.filler, rng)[0] for names in mentioned]
+            captions[language].append(texts)
+            told[language].append([[name in names for name in FACTORS] for names in mentioned])
     masks = {language: np.array(rows) for language, rows in told.items()}
     return Stills(np.stack(images), np.array(values), captions, masks)
 
 
+def seen(mentioned: tuple[str, ...]) -> tuple[str, ...]:
+    """The factors among them that a single frame shows."""
+    return tuple(name for name in mentioned if name in SEEN)
+
+
 def values_of(scene: Scene) -> list[int]:
-    """Which value each factor of `SEEN` has, -1 where it has none."""
-    return [VALUES[name].index(value) if (value := getattr(scene, name)) else -1 for name in SEEN]
+    """Which value each factor has, -1 where it has none."""
+    return [VALUES[name].index(value) if (value := vars(scene)[name]) else -1 for name in FACTORS]
 
 
 def swapped_stills(
@@ -81,9 +84,8 @@ def swapped_stills(
             render_still(shown, [seed, SWAPPED, len(captions), place])
             for place, shown in enumerate((scene, other))
         ]
-        said = tuple(name for name in mention(scene, 0.0, rng) if name in SEEN)
         images.append(pair)
-        captions.append(tell(scene, said, language, 0.0, rng)[0])
+        captions.append(tell(scene, seen(mention(scene, 0.0, rng)), language, 0.0, rng)[0])
     return np.stack(images), captions
 
 

@@ -22,7 +22,7 @@ from tvrkit.losses.contrastive import info_nce
 from tvrkit.models.backbone import BACKBONES, Backbone, create_backbone
 from tvrkit.models.bpe import SimpleTokenizer, learn_merges, write_merges
 from tvrkit.settings import BackboneConfig, settings
-from tvrkit.shapes.scenes import VALUES
+from tvrkit.shapes.scenes import FACTORS, VALUES
 from tvrkit.shapes.stills import CAPTIONS, SEEN, sample_captions, stills, swapped_stills
 from tvrkit.training.card import run_card, seed_everything
 from tvrkit.training.optim import schedule
@@ -30,6 +30,7 @@ from tvrkit.training.optim import schedule
 NAME = "tvrkit-tiny"
 HELD_OUT = 1  # added to the seed for the stills that are never trained on
 LANGUAGES = ("en", "zh")
+SHOWN = torch.tensor([name in SEEN for name in FACTORS])  # factors of a single frame
 FACTOR_SCALE = 20.0  # of cosines with the table of factors
 SWAPPED_FACTORS = ("colour", "size", "shape", "place")
 
@@ -66,7 +67,8 @@ def pretrain(out: Path | str, *, seed: int = 0, how: Pretraining = DEFAULTS) -> 
 
     Contrastive pre-training (Radford et al., 2021) on stills with one caption each, drawn anew in
     every epoch; batches are English and Chinese by turns; loss = symmetric InfoNCE + what
-    `FactorTable` asks of the image and of the text. Neither stills nor captions show a motion.
+    `FactorTable` asks of image and text, and of captions with motion, which are read and never
+    seen.
 
     Args:
         out: folder; the package's `assets` replaces the embedded model.
@@ -127,10 +129,14 @@ def _fit(backbone: Backbone, how: Pretraining, seed: int) -> list[float]:
         total, progress = 0.0, tqdm(batches, desc=f"stills, epoch {epoch + 1} of {how.epochs}")
         for step, rows in enumerate(progress):
             language, which = LANGUAGES[step % 2], rng.integers(CAPTIONS, size=len(rows))
-            told = torch.from_numpy(data.told[language][rows, which])
             text = _encode_text(backbone, tokens[language][rows, which])
+            read = _encode_text(backbone, tokens[language][rows, CAPTIONS])
             image = _encode_images(backbone, data.images[rows])
-            loss = _loss(backbone, table, text, image, values[rows], told)
+            loss = info_nce(text @ image.T, logit_scale=backbone.logit_scale.exp())
+            loss += table(image, values[rows].where(SHOWN, -1))
+            for features, caption in ((text, which), (read, CAPTIONS)):
+                told = torch.from_numpy(data.told[language][rows, caption])
+                loss += table(features, values[rows].where(told, -1))
             if not loss.isfinite():
                 raise FloatingPointError(
                     f"pre-training, epoch {epoch + 1}: expected a finite loss, got {loss}"
@@ -152,12 +158,13 @@ class FactorTable(nn.Module):
 
     With InfoNCE alone the image tower does not learn place within thousands of steps, although
     under a linear head it does in 300: text and image must first agree on a direction for each
-    value. The table is that direction; it is thrown away after the training.
+    value. The table is that direction; it is thrown away after the training. Motion is read only:
+    the text tower knows its words, as CLIP's does, and no image shows it.
     """
 
     def __init__(self, width: int):
         super().__init__()
-        self.vectors = nn.ParameterList(torch.randn(len(VALUES[name]), width) for name in SEEN)
+        self.vectors = nn.ParameterList(torch.randn(len(VALUES[name]), width) for name in FACTORS)
 
     def forward(self, features: Tensor, values: Tensor) -> Tensor:
         """Mean over the factors of the cross-entropy of softmax(FACTOR_SCALE x cosine).
@@ -177,18 +184,6 @@ class FactorTable(nn.Module):
             for column, vectors in enumerate(self.vectors)
         ]
         return torch.stack(losses).mean()
-
-
-def _loss(
-    backbone: Backbone,
-    table: FactorTable,
-    text: Tensor,
-    image: Tensor,
-    values: Tensor,
-    told: Tensor,
-) -> Tensor:
-    contrast = info_nce(text @ image.T, logit_scale=backbone.logit_scale.exp())
-    return contrast + table(image, values) + table(text, values.where(told, -1))
 
 
 def _encode_images(backbone: Backbone, images: np.ndarray) -> Tensor:
