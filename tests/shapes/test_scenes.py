@@ -23,7 +23,7 @@ def test_splits_are_disjoint_in_meaning_and_as_large_as_said():
     assert {name: len(found) for name, found in scenes.items()} == {
         "train": 2000,
         "val": 200,
-        "test": 500,
+        "test": 1000,
     }
     train, val, test = map(set, scenes.values())
     assert not train & val
@@ -56,14 +56,27 @@ def test_families_differ_in_exactly_one_factor():
     followers = [
         video for video in videos if video.family != video.video_id and not video.duplicate_of
     ]
-    share = sum(video.split == "test" for video in followers) / 500
-    expected = PRESETS["quick"].families * 4 / 5  # of the five of a family, four follow the first
+    share = sum(video.split == "test" for video in followers) / 1000
+    expected = PRESETS["quick"].test_families * 4 / 5  # four of a family's five follow the first
     assert 0.6 * expected < share < 1.4 * expected
     kinds = set()
     for video in followers:
         kinds.update(names := differing(video.scene, scenes[video.family]))
         assert len(names) == 1
     assert kinds == {*FACTORS, "order"}
+
+
+def test_training_scenes_share_looks_so_that_only_motion_tells_them_apart():
+    preset = replace(SMOKE, train=400, alike=0.8, families=0.0, look_size=20, duplicates=0.0)
+    looks = {}
+    for video in plan(preset, 2):
+        if video.split == "train":
+            look = replace(video.scene, motion="", then="")
+            looks.setdefault(look, set()).add((video.scene.motion, video.scene.then))
+    crowds = [motions for motions in looks.values() if len(motions) > 1]
+    assert 16 <= len(crowds) < 20  # 0.8 x 400 / 20, and rarely a look that came up twice
+    assert 0.7 < sum(map(len, crowds)) / 400 < 0.9
+    assert sum(map(len, looks.values())) == 400, "no scene twice"
 
 
 def test_order_is_one_factor():

@@ -22,12 +22,16 @@ class CLIP4ClipSettings:
     Attributes:
         head: "meanP", or "seqTransf" for a temporal transformer before the mean.
         layers: blocks of the temporal transformer.
+        temporal_start: "clip" = its text positions and blocks, as released, or "normal" = positions
+            N(0, 1). CLIP's have about a hundredth of the length of the frames that they are added
+            to, so that no order is seen at the start.
         fidelity: "released" = captions of one video repel each other, as in the authors' code
             (finding 38); "corrected" = they do not.
     """
 
     head: Literal["meanP", "seqTransf"] = "seqTransf"
     layers: NonNegativeInt = 4
+    temporal_start: Literal["clip", "normal"] = "clip"
     fidelity: Literal["released", "corrected"] = "corrected"
 
 
@@ -40,7 +44,11 @@ class CLIP4Clip(Method):
         super().__init__(backbone, settings)
         self.temporal = None
         if settings.head == "seqTransf":
-            self.temporal = TemporalTransformer.from_clip(backbone, settings.layers)
+            starts = {
+                "clip": TemporalTransformer.from_clip,
+                "normal": TemporalTransformer.beside_clip,
+            }
+            self.temporal = starts[settings.temporal_start](backbone, settings.layers)
 
     def video_features(self, frames: Tensor, mask: Tensor) -> VideoFeatures:
         """Frames f and the video v = nrm(mean over valid frames of nrm(y)), y = f or

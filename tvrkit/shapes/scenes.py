@@ -3,6 +3,7 @@
 A scene is its meaning: ten named factors. A family of scenes differs in exactly one of them.
 """
 
+import itertools
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -101,6 +102,13 @@ def neighbours(scene: Scene, rng: np.random.Generator) -> list[Scene]:
     return [other for other in near if other.valid()]
 
 
+def motions_of(scene: Scene) -> list[Scene]:
+    """Every valid scene with its look: all but the motions of the first object."""
+    motions = itertools.product(MOTIONS, ("", *MOTIONS))
+    others = [replace(scene, motion=motion, then=then) for motion, then in motions]
+    return [other for other in others if other.valid()]
+
+
 @settings
 class Preset:
     """How much there is and how hard it is.
@@ -112,8 +120,12 @@ class Preset:
         second_object: share of scenes with two objects.
         second_event: share of scenes in which the first object changes its motion.
         distractors: share of frames that show nothing of the scene.
-        families: share of videos in families whose members differ from the first in exactly one
-            factor.
+        alike: share of training scenes that share a look (all but the motions) with others, so
+            that only motion tells them apart.
+        look_size: how many of them share one look.
+        families: share of training videos in families whose members differ from the first in
+            exactly one factor.
+        test_families: the same of validation and test videos.
         family_size: videos per family.
         duplicates: share of videos that show the scene of another one of the split again.
         captions_en, captions_zh: captions per video; the first of each language says everything.
@@ -130,7 +142,10 @@ class Preset:
     second_object: float = 0.4
     second_event: float = 0.45
     distractors: float = 0.25
+    alike: float = 0.0
+    look_size: int = 30
     families: float = 0.2
+    test_families: float = 0.2
     family_size: int = 5
     duplicates: float = 0.04
     captions_en: int = 4
@@ -140,15 +155,15 @@ class Preset:
     filler: float = 0.4
 
 
-_QUICK = Preset(2000, 200, 500)
+_QUICK = Preset(2000, 200, 1000, second_event=0.75, distractors=0.125, alike=0.8, test_families=0.8)
 PRESETS = {
     "smoke": Preset(48, 24, 40),
     "sweep": Preset(640, 24, 300),
     "quick": _QUICK,
-    "full": Preset(10_000, 500, 1000),
+    "full": replace(_QUICK, train=10_000, val=500),
     "easy": replace(_QUICK, second_object=0.0, distractors=0.0, omit=0.15, filler=0.2),
     "hard": replace(
-        _QUICK, second_object=0.6, second_event=0.7, distractors=0.4, families=0.9, omit=0.5
+        _QUICK, second_object=0.6, distractors=0.4, families=0.9, test_families=0.9, omit=0.5
     ),
 }
 
@@ -196,7 +211,10 @@ def plan(preset: Preset, seed: int) -> list[Video]:
     videos = []
     for number, split in enumerate(SPLITS):
         rng = np.random.default_rng([seed, number])
-        members = _members(getattr(preset, split), preset, used, rng)
+        training = split == "train"
+        alike = preset.alike if training else 0.0
+        families = preset.families if training else preset.test_families
+        members = _members(getattr(preset, split), preset, alike, families, used, rng)
         names = [f"{split}{place:05d}" for place in rng.permutation(len(members))]
         for index, (scene, family, original) in enumerate(members):
             copied = None if original is None else names[original]
@@ -214,16 +232,27 @@ def _distractors(preset: Preset, rng: np.random.Generator) -> list[str]:
 
 
 def _members(
-    count: int, preset: Preset, used: set[Scene], rng: np.random.Generator
+    count: int,
+    preset: Preset,
+    alike: float,
+    families: float,
+    used: set[Scene],
+    rng: np.random.Generator,
 ) -> list[tuple[Scene, int, int | None]]:
     """(scene, row of its family's first scene, row of the scene it repeats or None); `used`
     grows."""
     copies, size = round(preset.duplicates * count), preset.family_size
     # `families` is a share of videos: this is the share of the scenes drawn that start one
-    start_family = preset.families / (size - preset.families * (size - 1))
+    start_family = families / (size - families * (size - 1))
+    looks = [random_scene(preset, rng) for _ in range(round(alike * count / preset.look_size))]
     members: list[tuple[Scene, int, int | None]] = []
     while len(members) < count - copies:
         scene = random_scene(preset, rng)
+        if looks and rng.random() < alike:
+            left = [
+                other for other in motions_of(looks[rng.integers(len(looks))]) if other not in used
+            ]
+            scene = left[rng.integers(len(left))] if left else scene
         if scene in used:
             continue
         family = [scene]

@@ -1,5 +1,5 @@
-"""What the tiny backbone is pre-trained on: single frames, captions of them, and captions with motion
-that it reads and never sees."""
+"""What the tiny backbone is pre-trained on: single frames, captions of them, and captions with
+motion, which it reads and never sees."""
 
 from dataclasses import replace
 from typing import NamedTuple
