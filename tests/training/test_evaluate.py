@@ -151,12 +151,10 @@ def test_authors_files_through_the_command_give_the_recorded_scores(
 ):
     name, key, scale = GOLDEN[stem]
     shards = sorted(golden.glob(f"{stem}_ckpt-*.safetensors"))
-    state = official.Weights(official.read(shards))
-    torch.save(dict(state), tmp_path / "pytorch_model.bin.3")
+    weights = official.Released(name, official.read(shards))
+    torch.save(weights.state, tmp_path / "pytorch_model.bin.3")
     stored = load_file(golden / f"{stem}_io.safetensors")
-    settings = official.METHODS[name].Settings(**official.OFFICIAL[name].settings(state))
-    towers = state.renamed(official.OFFICIAL[name].prefixes(settings))
-    (tmp_path / f"{stem}.json").write_text(json.dumps(official.clip_config(towers)))
+    (tmp_path / f"{stem}.json").write_text(json.dumps(official.clip_config(weights)))
     open_clip.add_model_config(tmp_path / f"{stem}.json")
     recipe = tmp_path / f"{name}_golden.yaml"
     recipe.write_text(
