@@ -109,5 +109,5 @@ def test_other_sizes_and_names_are_refused(pairs):
         order(fewer)
     with pytest.raises(ValueError, match=r"method\.partial_order\.0: .*'grounded_text'"):
         parse(TPMSettings, {"partial_order": ["all"]}, "method")
-    with pytest.raises(ValueError, match="unknown predictor 'mlp'"):
-        TokenWeightPredictor("mlp", WIDTH, FRAMES, WORDS)
+    with pytest.raises(ValueError, match=r"method\.predictor: .*'attention_max'"):
+        parse(TPMSettings, {"predictor": "mlp"}, "method")
