@@ -98,7 +98,13 @@ def finished_run(
         evaluation.metrics.update({f"{way} R@1 ceiling": ceiling for way in ("t2v", "v2t")})
     folder = files.run(run) / recipe / f"seed{seed}"
     evaluation.save(folder)
-    about = {"seed": seed, "data": DATA | dict(data), "selection": "last", "device": "CPU"}
+    about = {
+        "recipe": recipe,
+        "seed": seed,
+        "data": DATA | dict(data),
+        "selection": "last",
+        "device": "CPU",
+    }
     cost = {"parameters": 1234567, "train_seconds": 10.0 + seed, "peak_memory_mb": 900 + seed}
     files.write_text(folder / "config.yaml", "")
     write_card(folder, about | cost | {"torch_threads": 1} | dict(card))

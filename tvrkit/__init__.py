@@ -1,6 +1,6 @@
 """tvrkit: a notebook-first reproducibility kit for text-video retrieval.
 
-`tvrkit.evaluate`, `tvrkit.embed` and `tvrkit.score` are loaded when they are first asked for.
+The functions of `VERBS` (`tvrkit.evaluate`, `tvrkit.score`, ...) are loaded when first asked for.
 """
 
 from importlib import import_module
@@ -9,6 +9,7 @@ from typing import Any
 __version__ = "0.2.0"
 
 VERBS = {"evaluate": "evaluate", "embed": "evaluate", "score": "score"}  # verb: its module
+VERBS |= dict.fromkeys(("from_pretrained", "save_pretrained", "push_to_hub"), "pretrained")
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,8 @@ LISTED = 10  # ids printed of those that are missing
 
 Recipe = Annotated[str, Argument(help="name of a recipe, or path of a YAML file")]
 Overrides = Annotated[list[str] | None, Argument(help="section.key=value, the value in YAML")]
+FINISHED = "RUN/RECIPE/seedK of a finished run, its folder, or OWNER/NAME on the hub"
+FinishedRun = Annotated[str, Option(help=FINISHED)]
 RunName = Annotated[str, Option(help="folder under reports/")]
 Device = Annotated[str, Option(help="cpu, cuda or cuda:k")]
 ProfileName = Annotated[str | None, Option("--profile", help="smoke, quick, reference or full")]
@@ -119,7 +121,7 @@ def evaluate(
     recipe: Recipe,
     overrides: Overrides = None,
     checkpoint: Annotated[
-        Path | None, Option(help="weights of the kit, or of released code; else zero-shot")
+        str | None, Option(help="file of the kit or of released code, or a run; else zero-shot")
     ] = None,
     features: Annotated[Path | None, Option(help="folder of `embed`, of this backbone")] = None,
     split: Annotated[str | None, Option(help="in place of the recipe's")] = None,
@@ -161,7 +163,7 @@ def embed(
 def score(
     text: Annotated[str, Argument(help="what to look for")],
     clips: Annotated[list[Path], Argument(help="video files")],
-    run: Annotated[str, Option(help="RUN/RECIPE/seedK of a finished run")],
+    run: FinishedRun,
     device: Device = "cpu",
 ):
     """Score a text against video files, and show what the method looks at."""
@@ -263,6 +265,43 @@ def report_verify(folder: Annotated[Path, Argument(help="a run, or a folder of r
     print(f"{folder}: {len(found)} runs, every file as it was written")
 
 
+@report_app.command("import")
+def report_import(
+    source: Annotated[str, Argument(help="folder of finished runs, or OWNER/NAME on the hub")],
+    run: RunName,
+):
+    """Copy finished runs from elsewhere into reports/RUN/, each file compared with its hash."""
+    from tvrkit.training.pretrained import take
+
+    print(*(done.folder for done in take(source, run)), sep="\n")
+
+
+@report_app.command("trec")
+def report_trec(
+    run: Annotated[str, Argument(help=FINISHED)],
+    out: Annotated[Path, Option(help="folder to write")],
+):
+    """Write a run's rankings as run and qrels files of TREC, for other evaluation tools."""
+    from tvrkit.evaluation.export import write_trec
+    from tvrkit.training.runs import opened
+
+    print(*write_trec(opened(run).evaluation, out, run), sep="\n")
+
+
+@app.command()
+def save(
+    run: Annotated[str, Argument(help=FINISHED)],
+    out: Annotated[Path, Argument(help="folder to write")],
+    push: Annotated[str | None, Option(help="OWNER/NAME on the hub, to upload it to")] = None,
+):
+    """Write a trained method as a folder with its model card, for `--run` and `--checkpoint`."""
+    from tvrkit.training import pretrained
+
+    print(pretrained.save_pretrained(run, out))
+    if push:
+        print(pretrained.push_to_hub(out, push))
+
+
 @app.command()
 def convert(
     method: Annotated[str, Argument(help="glscl, hmmc, dmae or clip4clip")],
@@ -279,7 +318,7 @@ def convert(
 def index(
     folder: Annotated[Path, Argument(help="any tree of video files")],
     out: Annotated[str, Option(help="folder of the index, or address of an object store")],
-    run: Annotated[str | None, Option(help="RUN/RECIPE/seedK of a finished run")] = None,
+    run: Annotated[str | None, Option(help=FINISHED)] = None,
     backbone: Annotated[str | None, Option(help="or an open_clip name")] = None,
     pretrained: Annotated[str | None, Option(help="its weights; random ones if not given")] = None,
     engine: Annotated[str, Option(help="local or ray")] = "local",

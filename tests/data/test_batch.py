@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from tvrkit.data.batch import TextVideoBatch, VideoFeatures, positives, uniform
+from tvrkit.data.batch import TextVideoBatch, VideoFeatures, inner_words, positives, uniform
 
 
 def batch(rows):
@@ -38,6 +38,13 @@ def test_features_are_cut_from_their_gradient():
     frames = torch.ones(2, 3, 4, requires_grad=True)
     features = VideoFeatures(None, frames, torch.ones(2, 3, dtype=torch.bool)).detach()
     assert not features.frames.requires_grad
+
+
+def test_the_ends_of_a_text_are_no_inner_words():
+    mask = torch.arange(5) < torch.tensor([[5], [3], [2]])
+    expected = [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0], [0] * 5]
+    assert inner_words(mask).int().tolist() == expected
+    assert mask[:, 0].all()
 
 
 def test_captions_of_one_video_are_positives_of_each_other():

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.fakes import FRAMES, WIDTH, WORDS
+from tvrkit.data.batch import inner_words
 from tvrkit.models.similarity import token_interaction, token_weight
 from tvrkit.models.tpm import (
     MARGINS,
@@ -13,7 +14,6 @@ from tvrkit.models.tpm import (
     PartialOrder,
     TokenWeightPredictor,
     TPMSettings,
-    inner_words,
     matched_interaction,
     select_tokens,
 )
@@ -56,15 +56,12 @@ def test_the_token_that_crosses_the_threshold_is_masked_by_name():
 def test_start_and_end_tokens_stay_out_of_the_selection_by_name(pairs):
     order = PartialOrder(WIDTH, TPMSettings(max_words=WORDS, max_frames=FRAMES, mask_ends=False))
     maps = order.select(pairs)[1]
-    inner = inner_words(pairs.word_mask)
-    assert maps["partial_word_weight"][~inner].abs().max() == 0
-    torch.testing.assert_close(maps["partial_word_weight"].sum(1), torch.ones(len(inner)))
-    assert (maps["word_kept"][~inner] == 1).all()
-
-
-def test_a_caption_without_words_keeps_its_ends():
-    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).bool()
-    assert inner_words(mask).tolist() == [[True, True, False, False], [False, True, False, False]]
+    inner, weight = inner_words(pairs.word_mask), maps["partial_word_weight"]
+    assert inner.any(1).tolist() == [True, True, True, False], "the last caption is empty"
+    assert weight[:3][~inner[:3]].abs().max() == 0
+    assert (weight[3, :2] > 0).all(), "it keeps its ends"
+    torch.testing.assert_close(weight.sum(1), torch.ones(4))
+    assert (maps["word_kept"][:3][~inner[:3]] == 1).all()
 
 
 @pytest.mark.parametrize("straight_through", [True, False])
@@ -146,5 +143,5 @@ def test_other_sizes_and_names_are_refused(pairs):
         order(fewer)
     with pytest.raises(ValueError, match=r"method\.partial_order\.0: .*'grounded_text'"):
         parse(TPMSettings, {"partial_order": ["all"]}, "method")
-    with pytest.raises(ValueError, match="unknown predictor 'mlp'"):
-        TokenWeightPredictor("mlp", WIDTH, FRAMES, WORDS)
+    with pytest.raises(ValueError, match=r"method\.predictor: .*'attention_max'"):
+        parse(TPMSettings, {"predictor": "mlp"}, "method")

@@ -32,7 +32,10 @@ def tvrkit(monkeypatch, tmp_path, capsys):
         (["search", "nowhere"], "error: expected one query: words, --video FILE or --image FILE"),
         (["search", "nowhere", "red", "--video", "a"], "error: expected one query"),
         (["index", ".", "--out", "i"], "error: expected a run (RUN/RECIPE/seedK) or a backbone"),
-        (["index", ".", "--out", "i", "--run", "a/b/seed0"], "error: no run with weights at"),
+        (
+            ["index", ".", "--out", "i", "--run", "a/b/seed0"],
+            "error: a/b/seed0: no such checkpoint: expected RUN/RECIPE/seedK",
+        ),
         (
             ["index", "nowhere", "--out", "i", "--backbone", "tvrkit-tiny"],
             "error: no folder of videos at nowhere",

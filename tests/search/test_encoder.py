@@ -15,7 +15,9 @@ def test_a_model_is_a_run_or_a_backbone(tmp_path, monkeypatch):
     for model in ((None, None, None), ("a/b/seed0", "tvrkit-tiny", None)):
         with pytest.raises(ValueError, match=r"expected a run .* or a backbone, and not both"):
             load_model(*model)
-    with pytest.raises(FileNotFoundError, match="no run with weights"):
+    with pytest.raises(
+        FileNotFoundError, match="mine/dmae_shapes/seed0: no such checkpoint: expected RUN"
+    ):
         load_model("mine/dmae_shapes/seed0", None, None)
 
 

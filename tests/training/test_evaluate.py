@@ -15,13 +15,14 @@ from torch.nn.functional import normalize
 
 from tests.fakes import DATA, split
 from tests.parity import stored_batch
-from tvrkit import cli
+from tvrkit import cli, files
 from tvrkit.data import loader
 from tvrkit.evaluation import evaluate as scoring
 from tvrkit.models import checkpoints, official
 from tvrkit.reporting import pages
 from tvrkit.training import runs
 from tvrkit.training.evaluate import evaluate
+from tvrkit.training.pretrained import save_pretrained
 
 pytestmark = pytest.mark.slow
 SMALL = ["data.max_frames=2", "eval.bootstrap=20"]
@@ -108,8 +109,10 @@ def test_a_checkpoint_of_the_kit_brings_its_settings_and_gives_its_numbers(train
         "format": "tvrkit",
         "method": "glscl",
     }
-    own = evaluate("glscl_shapes", file, split="val", profile="smoke", overrides=SMALL, run="val")
+    given = save_pretrained(trained, files.home() / "given")
+    own = evaluate("glscl_shapes", given, split="val", profile="smoke", overrides=SMALL, run="val")
     assert own.metrics["split"] == "val"
+    assert own.card["weights"] == again.card["weights"]
 
 
 def test_another_method_and_another_file_under_the_same_run_are_refused(trained, tmp_path):
@@ -151,12 +154,10 @@ def test_authors_files_through_the_command_give_the_recorded_scores(
 ):
     name, key, scale = GOLDEN[stem]
     shards = sorted(golden.glob(f"{stem}_ckpt-*.safetensors"))
-    state = official.Weights(official.read(shards))
-    torch.save(dict(state), tmp_path / "pytorch_model.bin.3")
+    weights = official.Released(name, official.read(shards))
+    torch.save(weights.state, tmp_path / "pytorch_model.bin.3")
     stored = load_file(golden / f"{stem}_io.safetensors")
-    settings = official.METHODS[name].Settings(**official.OFFICIAL[name].settings(state))
-    towers = state.renamed(official.OFFICIAL[name].prefixes(settings))
-    (tmp_path / f"{stem}.json").write_text(json.dumps(official.clip_config(towers)))
+    (tmp_path / f"{stem}.json").write_text(json.dumps(official.clip_config(weights)))
     open_clip.add_model_config(tmp_path / f"{stem}.json")
     recipe = tmp_path / f"{name}_golden.yaml"
     recipe.write_text(

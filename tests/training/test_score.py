@@ -42,6 +42,9 @@ def test_scores_are_those_of_the_evaluation_but_for_jpeg(run):
         np.flatnonzero(weighed)
     )
     assert "".join(found.words[0]) == captions[0].lower().replace(" ", "")
+    given = tvrkit.save_pretrained(run, files.home() / "given")
+    again = tvrkit.score(captions[0], clip(run, 0), given)
+    np.testing.assert_allclose(again.similarity[0], found.similarity[0, :1], atol=1e-6)
     assert found.frames[0].shape[-1] == 3
 
 

@@ -154,6 +154,14 @@ def uniform(seed: Tensor, *shape: int) -> Tensor:
     return ((x >> 40) & 0xFFFFFF).float().div(1 << 24).view(len(seed), *shape)
 
 
+def inner_words(mask: Tensor) -> Tensor:
+    """(B, L) bool: the words in `mask` (B, L) bool, True first, less each text's start and end
+    token."""
+    inner = mask.clone()
+    inner[:, 0] = inner[torch.arange(len(mask)), mask.sum(dim=1) - 1] = False
+    return inner
+
+
 def positives(video_index: Tensor) -> Tensor:
     """(B, B) bool, True where text i and video j show the same video.
 

@@ -57,13 +57,13 @@ class Case:
     captions: list[str]
     curves: Sequence[Sequence[float]]
 
-    def versions(self, name: str) -> tuple[Any, Any]:
-        """A method as released, with the same weights, and corrected."""
+    def version(self, name: str, fidelity: str) -> Any:
+        """A method with the same weights, "released" or "corrected"."""
         method = self.methods[name]
-        settings = replace(method.settings, fidelity="released")
-        released = type(method)(copy.deepcopy(method.backbone), settings).eval()
-        released.load_state_dict(method.state_dict())
-        return released, method
+        settings = replace(method.settings, fidelity=fidelity)
+        version = type(method)(copy.deepcopy(method.backbone), settings).eval()
+        version.load_state_dict(method.state_dict())
+        return version
 
     @cached_property
     def features(self) -> dict[str, tuple[TextFeatures, Any]]:
@@ -94,18 +94,19 @@ class Case:
 FINDINGS: dict[int, Callable[[Case], Values]] = {}  # those that are measured, by number
 
 
-def finding(number: int):
-    """Register the function below as a finding's measure: the same values at each call."""
+def finding(number: int, released: Any = "released", corrected: Any = "corrected"):
+    """Register the function below as a finding's measure: it is called with either choice, and
+    draws the same numbers whenever both are measured."""
 
-    def register(measure: Callable[[Case], Values]) -> Callable[[Case], Values]:
+    def register(measure: Callable[[Case, Any], float | int | str]) -> Callable[[Case], Values]:
         @wraps(measure)
-        def seeded(case: Case) -> Values:
+        def both(case: Case) -> Values:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                return measure(case)
+                return [measure(case, choice) for choice in (released, corrected)]
 
-        FINDINGS[number] = seeded
-        return seeded
+        FINDINGS[number] = both
+        return both
 
     return register
 
@@ -161,81 +162,71 @@ def grounded_margin(case: Case, texts: np.ndarray, videos: np.ndarray) -> float:
     return (order.margin - order.scores(own)["g,v"] + part).relu().mean().item()
 
 
-@finding(2)
-def strangers(case: Case) -> Values:
+@finding(2, released_pairing(24), np.tile(np.arange(24), (2, 1)))
+def strangers(case: Case, pairing: np.ndarray) -> float:
     """Paper: g meets its own v'. Released: in batches above 8, a stranger's does (14 of 24)."""
-    matched = np.tile(np.arange(24), (2, 1))
-    return [grounded_margin(case, *rows) for rows in (released_pairing(24), matched)]
+    return grounded_margin(case, *pairing)
 
 
-@finding(3)
-def block_sums(case: Case) -> Values:
+@finding(3, True, False)
+def block_sums(case: Case, summed: bool) -> float:
     """Paper: weights within a video. Released: summed over all 64 pairs of a part as well."""
     sentence, _, frames, _, mask = (side[:PART] for side in case.pairs)
     weight = token_weight(frames, mask, case.methods["dmae"].frame_weight)
-    shared = weight.mean(dim=0).expand_as(weight)
-    both = (matched_interaction(sentence, frames, mask, w).mean().item() for w in (shared, weight))
-    return PART**2 * next(both), next(both)
+    met = weight.mean(dim=0).expand_as(weight) if summed else weight
+    mean = matched_interaction(sentence, frames, mask, met).mean().item()
+    return PART**2 * mean if summed else mean
 
 
-@finding(4)
-def first_rank(case: Case) -> Values:
+@finding(4, 8, 16)
+def first_rank(case: Case, rows: int) -> float:
     """Paper: the mean over the batch. Released: of what is gathered, rank 0's rows count."""
-    shares = []
-    for rows in (8, 16):
-        pairs = Pairs(*(side[:rows] for side in case.pairs))
-        frames = pairs.frames.requires_grad_()
-        (slope,) = torch.autograd.grad(case.order()(pairs)["sentence_video"], frames)
-        shares.append(100 * int(slope.flatten(1).any(dim=1).sum()) / 16)
-    return shares
+    pairs = Pairs(*(side[:rows] for side in case.pairs))
+    frames = pairs.frames.requires_grad_()
+    (slope,) = torch.autograd.grad(case.order()(pairs)["sentence_video"], frames)
+    return 100 * int(slope.flatten(1).any(dim=1).sum()) / 16
 
 
-@finding(5)
-def padding_weighed(case: Case) -> Values:
+@finding(5, False, True)
+def padding_weighed(case: Case, mask_aware: bool) -> float:
     """Paper: words are weighed. Released: padded positions too."""
-    orders = [case.order(mask_aware=aware) for aware in (False, True)]
-    weights = [order.select(case.pairs)[1]["partial_word_weight"] for order in orders]
-    return [100 * (weight * ~case.pairs.word_mask).sum(dim=1).mean().item() for weight in weights]
+    _, maps = case.order(mask_aware=mask_aware).select(case.pairs)
+    return 100 * (maps["partial_word_weight"] * ~case.pairs.word_mask).sum(dim=1).mean().item()
 
 
-@finding(6)
-def unequal_norms(case: Case) -> Values:
+@finding(6, False, True)
+def unequal_norms(case: Case, normalised: bool) -> float:
     """Paper: g and g' are compared alike. Released: only g is normalised."""
-    orders = [case.order(normalise_partial=normalised) for normalised in (False, True)]
-    return [order(case.pairs)["grounded_text"].item() for order in orders]
+    return case.order(normalise_partial=normalised)(case.pairs)["grounded_text"].item()
 
 
-@finding(7)
-def hard_selection(case: Case) -> Values:
+@finding(7, False, True)
+def hard_selection(case: Case, straight_through: bool) -> int:
     """Paper: what is masked is learned. Released: the choice is hard and passes no gradient."""
-    counts = []
-    for straight in (False, True):
-        order = case.order(straight_through=straight)
-        loss, wanted = sum(order(case.pairs).values()), [*order.frame_predictor.parameters()]
-        slopes = torch.autograd.grad(loss, wanted, allow_unused=True)
-        counts.append(sum(slope is not None and bool(slope.any()) for slope in slopes))
-    return counts
+    order = case.order(straight_through=straight_through)
+    loss, wanted = sum(order(case.pairs).values()), [*order.frame_predictor.parameters()]
+    slopes = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return sum(slope is not None and bool(slope.any()) for slope in slopes)
 
 
 # --- DMAE
 
 
-@finding(8)
-def padding_best(case: Case) -> Values:
+@finding(8, 0.0, -torch.inf)
+def padding_best(case: Case, fill: float) -> float:
     """Paper: a text takes its best frame. Released: a masked frame is 0, and may be the best."""
     mask = case.ragged.frame_mask
     product = torch.einsum("ad,bfd->abf", case.pairs.sentence, case.pairs.frames)
-    best = [product.masked_fill(~mask, fill).argmax(dim=2) for fill in (0.0, -torch.inf)]
-    return [100 * (~mask)[range(len(mask)), frame].float().mean().item() for frame in best]
+    best = product.masked_fill(~mask, fill).argmax(dim=2)
+    return 100 * (~mask)[range(len(mask)), best].float().mean().item()
 
 
-@finding(9)
-def boosted_sum(case: Case) -> Values:
+@finding(9, False, True)
+def boosted_sum(case: Case, renormalise: bool) -> float:
     """Paper: a mean over words. Released: weights of boosted words sum to more than 1."""
     text, head = case.features["dmae"][0], case.methods["dmae"].word_weight
-    boosted = (text.words, text.weight * text.mask, head)
-    weights = [token_weight(*boosted, renormalise=normalised) for normalised in (False, True)]
-    return [weight.sum(dim=1).mean().item() for weight in weights]
+    weight = token_weight(text.words, text.weight * text.mask, head, renormalise=renormalise)
+    return weight.sum(dim=1).mean().item()
 
 
 def textual_attention(case: Case) -> list[pd.DataFrame]:
@@ -256,33 +247,27 @@ def textual_attention(case: Case) -> list[pd.DataFrame]:
 
 
 @finding(10)
-def content_words(case: Case) -> Values:
+def content_words(case: Case, tagged: str) -> float:
     """Paper: nouns, verbs, adjectives count twice. Released: the caption is tagged as one word."""
-    words = pd.concat(textual_attention(case))
-    return [100 * float((words[kind] == 2).mean()) for kind in ("released", "corrected")]
+    return 100 * float((pd.concat(textual_attention(case))[tagged] == 2).mean())
 
 
-@finding(11)
-def glued_captions(case: Case) -> Values:
+@finding(11, "", " ")
+def glued_captions(case: Case, blank: str) -> float:
     """Paper: light words are dropped. Released: what stays is joined to one long word."""
     masker, draws = KeywordMasker({c: [c] for c in case.captions}), np.random.default_rng(0)
-    apart = [masker(caption, caption, draws) for caption in case.captions]
+    texts = [blank.join(masker(c, c, draws).split()) for c in case.captions]
     method, (whole, _) = case.methods["dmae"], case.features["dmae"]
-    texts = [
-        TextVideoBatch(*tokenise(captions, method.backbone.tokenizer, whole.mask.shape[1]))
-        for captions in (["".join(caption.split()) for caption in apart], apart)
-    ]
-    masked = [method.encode_text(text).sentence for text in texts]
-    return [F.cosine_similarity(text, whole.sentence).mean().item() for text in masked]
+    batch = TextVideoBatch(*tokenise(texts, method.backbone.tokenizer, whole.mask.shape[1]))
+    return F.cosine_similarity(method.encode_text(batch).sentence, whole.sentence).mean().item()
 
 
 @finding(36)
-def temporal_head(case: Case) -> Values:
+def temporal_head(case: Case, fidelity: str) -> float:
     """Released scripts use mean pooling; their seqTransf leaves the cosine scale."""
-    sides = [
-        (m, m.encode_text(case.batch), m.encode_video(case.batch)) for m in case.versions("dmae")
-    ]
-    return [method.similarity(*side).abs().max().item() for method, *side in sides]
+    method = case.version("dmae", fidelity)
+    sides = method.encode_text(case.batch), method.encode_video(case.batch)
+    return method.similarity(*sides).abs().max().item()
 
 
 def pull(gap: float, clamp: float | None) -> float:
@@ -292,10 +277,10 @@ def pull(gap: float, clamp: float | None) -> float:
     return torch.autograd.grad(loss, scores)[0][0, 0].abs().item()
 
 
-@finding(13)
-def clamped(case: Case) -> Values:
+@finding(13, 1e-6, None)
+def clamped(case: Case, clamp: float | None) -> float:
     """Paper: -log P. Released: P is clamped to 1e-6, and the worst pairs get no gradient."""
-    return pull(0.2, clamp=1e-6), pull(0.2, clamp=None)
+    return pull(0.2, clamp)
 
 
 # --- GLSCL
@@ -310,95 +295,90 @@ def consistency(case: Case, size: int) -> list[float]:
     return [way(weight=choice.consistency_weight).item() for way in ways]
 
 
-@finding(14)
-def summed_agreement(case: Case) -> Values:
+@finding(14, 0, 1)
+def summed_agreement(case: Case, way: int) -> float:
     """Paper: the mean cosine is drawn to 0.75. Released: the batch's sum over Q, which is none."""
-    return consistency(case, len(case.batch))
+    return consistency(case, len(case.batch))[way]
 
 
 @finding(15)
-def padding_read(case: Case) -> Values:
+def padding_read(case: Case, fidelity: str) -> float:
     """Paper: words and frames are read. Released: the decoder attends to padding too."""
-    valid, changes = case.ragged.frame_mask[..., None, None, None], []
+    method, valid = case.version("glscl", fidelity), case.ragged.frame_mask[..., None, None, None]
     inverted = torch.where(valid, case.ragged.frames, 255 - case.ragged.frames)
-    for method in case.versions("glscl"):
-        videos = [
-            method.encode_video(replace(case.ragged, frames=f))
-            for f in (case.batch.frames, inverted)
-        ]
-        scores = [method.similarity(method.encode_text(case.batch), video) for video in videos]
-        changes.append((scores[0] - scores[1]).abs().max().item())
-    return changes
+    clips = [replace(case.ragged, frames=frames) for frames in (case.batch.frames, inverted)]
+    text = method.encode_text(case.batch)
+    scores = [method.similarity(text, method.encode_video(clip)) for clip in clips]
+    return (scores[0] - scores[1]).abs().max().item()
 
 
-@finding(16)
-def video_twice(case: Case) -> Values:
+@finding(16, (1, 1), (0, 1))
+def video_twice(case: Case, sides: Sequence[int]) -> float:
     """Paper: both sides' concepts differ. Released: the video side counts twice, the text never."""
     margin = case.methods["glscl"].settings.diversity_margin
-    sides = [side.extras["concepts"] for side in case.features["glscl"]]
-    texts, videos = (concept_diversity(side, margin=margin).item() for side in sides)
-    return videos, (texts + videos) / 2
+    concepts = [case.features["glscl"][side].extras["concepts"] for side in sides]
+    return sum(concept_diversity(each, margin=margin).item() for each in concepts) / 2
 
 
-@finding(17)
-def other_queries(case: Case) -> Values:
+@finding(17, True, False)
+def other_queries(case: Case, drawn: bool) -> float:
     """Paper: texts and videos share queries. Released: the test script takes others for texts."""
     (text, video), other = case.features["glscl"], copy.deepcopy(case.methods["glscl"])
     nn.init.uniform_(other.queries["both"].weight)
     scores = [other.similarity(side, video) for side in (other.encode_text(case.batch), text)]
-    return (scores[0] - scores[1]).abs().mean().item(), 0
+    return (scores[not drawn] - scores[1]).abs().mean().item()
 
 
-@finding(18)
-def what_runs(case: Case) -> Values:
+@finding(18, False, True)
+def what_runs(case: Case, repaired: bool) -> int:
     """Paper: has rows for them. Released: QB-Norm is commented out, the others stop."""
     method, (text, video) = case.methods["glscl"], case.features["glscl"]
     scores = method.similarity(text, video)
     several = retrieval_ranks(scores.repeat_interleave(2, dim=0), np.arange(len(scores)).repeat(2))
     single = method.loss(text[:1], video[:1], case.batch[:1])["loss"].detach()
     results = (qb_norm(scores, scores), several, single, method.similarity(text[:17], video[:17]))
-    return 0, sum(bool(torch.as_tensor(result).isfinite().all()) for result in results)
+    return repaired * sum(bool(torch.as_tensor(result).isfinite().all()) for result in results)
 
 
 # --- HMMC
 
 
-@finding(20)
-def blue_mean(case: Case) -> Values:
+@finding(20, BLUE_SHIFT, 0.0)
+def blue_mean(case: Case, shift: float) -> float:
     """CLIP has a mean per colour. Released: pre-training takes green's for blue."""
-    method, shift = case.methods["hmmc"], BLUE_SHIFT * torch.tensor([0.0, 0.0, 1.0])[:, None, None]
-    frames = method.backbone.normalise(case.batch.frames) - shift
-    tinted = method.encode_video(replace(case.batch, frames=frames)).video
-    return F.cosine_similarity(tinted, case.features["hmmc"][1].video).mean().item(), 1
+    frames = case.methods["hmmc"].backbone.normalise(case.batch.frames)
+    frames[:, :, 2] -= shift
+    tinted = case.methods["hmmc"].encode_video(replace(case.batch, frames=frames)).video
+    return F.cosine_similarity(tinted, case.features["hmmc"][1].video).mean().item()
 
 
 @finding(22)
-def padding_averaged(case: Case) -> Values:
+def padding_averaged(case: Case, fidelity: str) -> float:
     """Paper: a mean over frames. Released: padding is averaged too."""
     batch, four = case.batch, torch.arange(case.batch.frames.shape[1]) < 4
     frames = batch.frames * four[:, None, None, None]
     padded = replace(batch, frames=frames, frame_mask=batch.frame_mask & four)
     short = replace(batch, frames=frames[:, :4], frame_mask=batch.frame_mask[:, :4])
-    videos = [
-        [m.encode_video(clips).video for clips in (padded, short)] for m in case.versions("hmmc")
-    ]
-    return [F.cosine_similarity(*pair).mean().item() for pair in videos]
+    method = case.version("hmmc", fidelity)
+    videos = [method.encode_video(clips).video for clips in (padded, short)]
+    return F.cosine_similarity(*videos).mean().item()
 
 
 @finding(23)
-def constant_scale(case: Case) -> Values:
+def constant_scale(case: Case, fidelity: str) -> float:
     """Paper: CLIP's temperature, which is trained. Released: 100 throughout."""
-    return RELEASED_SCALE, case.methods["hmmc"].backbone.logit_scale.exp().item()
+    trained = case.methods["hmmc"].backbone.logit_scale.exp().item()
+    return RELEASED_SCALE if fidelity == "released" else trained
 
 
-@finding(24)
-def padding_predicted(case: Case) -> Values:
+@finding(24, True, False)
+def padding_predicted(case: Case, everywhere: bool) -> float:
     """Paper: 15 % of the words are masked. Released: 15 % of all positions."""
-    real = case.batch.token_mask
-    draws = uniform(torch.arange(len(real)), 3, real.shape[1])
-    masks, draw = (torch.ones_like(real), real), partial(mask_words, case.batch.tokens, share=0.15)
-    labels = [draw(mask, draws=draws, mask_token=1, vocabulary=2)[1] for mask in masks]
-    return [100 * (~real)[label != UNMASKED].float().mean().item() for label in labels]
+    words = case.batch.token_mask
+    draws = uniform(torch.arange(len(words)), 3, words.shape[1])
+    options: Any = {"share": 0.15, "draws": draws, "mask_token": 1, "vocabulary": 2}
+    label = mask_words(case.batch.tokens, words | everywhere, **options)[1]
+    return 100 * (~words)[label != UNMASKED].float().mean().item()
 
 
 def clipped_step(scale: float) -> float:
@@ -412,51 +392,48 @@ def clipped_step(scale: float) -> float:
     return (p - before).abs().mean().item()
 
 
-@finding(25)
-def clipped_scaled(case: Case) -> Values:
+@finding(25, 65_536.0, 1.0)
+def clipped_scaled(case: Case, scale: float) -> float:
     """Gradients are clipped to norm 1. Released: with AMP, before the loss scale is taken out."""
-    return clipped_step(65_536.0), clipped_step(1.0)
+    return clipped_step(scale)
 
 
-@finding(31)
-def temporal_start(case: Case) -> Values:
+@finding(31, TemporalTransformer.beside_clip, TemporalTransformer.from_clip)
+def temporal_start(case: Case, start: Callable[..., TemporalTransformer]) -> float:
     """Paper: starts from CLIP's text positions. Released: the lines that copy are commented out."""
-    starts = (TemporalTransformer.beside_clip, TemporalTransformer.from_clip)
-    made = [start(case.methods["hmmc"].backbone, layers=1) for start in starts]
-    return [temporal.frame_position_embeddings.weight.std().item() for temporal in made]
+    temporal = start(case.methods["hmmc"].backbone, layers=1)
+    return temporal.frame_position_embeddings.weight.std().item()
 
 
 def augmented(clip: Tensor, name: str) -> Tensor:
-    """A clip under one of `AUGMENTATIONS`, as float."""
-    return AUGMENTATIONS[name](clip, clip.shape[-1]).float()
+    """A clip under one of `AUGMENTATIONS`, or "" for none, as float."""
+    return (AUGMENTATIONS[name](clip, clip.shape[-1]) if name else clip).float()
 
 
-@finding(32)
-def frames_augmented(case: Case) -> Values:
+@finding(32, "hmmc-per-frame", "hmmc")
+def frames_augmented(case: Case, name: str) -> float:
     """Paper: a clip is augmented. Released: each frame by a draw of its own."""
     clip = case.batch.frames[0, :1].expand(8, -1, -1, -1)
-    views = [augmented(clip, name) for name in ("hmmc-per-frame", "hmmc")]
-    return [view.diff(dim=0).abs().mean().item() for view in views]
+    return augmented(clip, name).diff(dim=0).abs().mean().item()
 
 
-@finding(34)
-def clips_augmented(case: Case) -> Values:
+@finding(34, "randaugment", "")
+def clips_augmented(case: Case, name: str) -> float:
     """Paper: says nothing of it. Released: RandAugment of all clips of MSR-VTT, MSVD and LSMDC."""
-    changes = [(augmented(clip, "randaugment") - clip).abs().mean() for clip in case.batch.frames]
-    return torch.stack(changes).mean().item(), 0
+    changes = [(augmented(clip, name) - clip).abs().mean() for clip in case.batch.frames]
+    return torch.stack(changes).mean().item()
 
 
 # --- All three
 
 
-@finding(26)
-def decayed_gains(case: Case) -> Values:
+@finding(26, True, False)
+def decayed_gains(case: Case, decay_all: bool) -> int:
     """LayerNorm is spared from decay. Released: a test for BERT's names, which CLIP's pass."""
     method = case.methods["glscl"]
     gains = {id(m.weight) for m in method.modules() if isinstance(m, nn.LayerNorm)}
-    groups = [parameter_groups(method, TrainConfig(decay_all=way)) for way in (True, False)]
-    decayed = [[p for g in kind if g["weight_decay"] for p in g["params"]] for kind in groups]
-    return [sum(id(p) in gains for p in kind) for kind in decayed]
+    groups = parameter_groups(method, TrainConfig(decay_all=decay_all))
+    return sum(id(p) in gains for g in groups if g["weight_decay"] for p in g["params"])
 
 
 def optimizer_steps(
@@ -475,11 +452,11 @@ def optimizer_steps(
     return moved
 
 
-@finding(27)
-def bert_adam(case: Case) -> Values:
+@finding(27, "bertadam", "adamw")
+def bert_adam(case: Case, name: Literal["bertadam", "adamw"]) -> str:
     """Adam corrects its bias. BertAdam: does not, first stands still, in the end rises again."""
-    runs = [optimizer_steps("bertadam"), optimizer_steps("adamw")]
-    return [f"{run[0]:.2f}, {max(run):.2f}, {run[-1]:.2f}" for run in runs]
+    steps = optimizer_steps(name)
+    return f"{steps[0]:.2f}, {max(steps):.2f}, {steps[-1]:.2f}"
 
 
 def ranks_by_position(scores: np.ndarray) -> np.ndarray:
@@ -488,24 +465,24 @@ def ranks_by_position(scores: np.ndarray) -> np.ndarray:
     return 1 + np.nonzero(-np.sort(-scores, axis=1) == np.diag(scores)[:, None])[1]
 
 
-@finding(29)
-def tied_ranks(case: Case) -> Values:
+@finding(29, ranks_by_position, retrieval_ranks)
+def tied_ranks(case: Case, rank: Callable[[np.ndarray], np.ndarray]) -> str:
     """A query has one rank. Released: one for each place that shows its score."""
     scores = case.methods["dmae"].similarity(*case.features["dmae"]).numpy()
     scores[: 3 * len(scores) // 10] = 0.0
-    ranks = (ranks_by_position(scores), retrieval_ranks(scores))
-    return [f"{retrieval_metrics(r)['R@1']:.1f} of {len(r)}" for r in ranks]
+    ranks = rank(scores)
+    return f"{retrieval_metrics(ranks)['R@1']:.1f} of {len(ranks)}"
 
 
-@finding(30)
-def best_epoch(case: Case) -> Values:
+@finding(30, max, lambda curve: curve[-1])
+def best_epoch(case: Case, reported: Callable[[Sequence[float]], float]) -> float:
     """Test data is kept for the end. Released: the validation set, which picks, is the test set."""
-    return float(np.mean([max(curve) - curve[-1] for curve in case.curves])), 0
+    return float(np.mean([reported(curve) - curve[-1] for curve in case.curves]))
 
 
-@finding(38)
-def twins_repelled(case: Case) -> Values:
+@finding(38, False, True)
+def twins_repelled(case: Case, known: bool) -> float:
     """Paper: other videos are negatives. Released: so is the same video's other caption."""
-    same = positives(torch.arange(PART).repeat(2))
-    loss = partial(info_nce, same.float(), logit_scale=RELEASED_SCALE)  # of perfect scores
-    return loss(positives=None).item(), loss(positives=same).item()
+    twins = positives(torch.arange(PART).repeat(2))  # their scores are perfect
+    loss = info_nce(twins.float(), logit_scale=RELEASED_SCALE, positives=twins if known else None)
+    return loss.item()

@@ -1,8 +1,6 @@
 """Miners of hard negatives: (similarity, positives) -> bool mask, without gradient, never a
 positive."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -74,10 +72,3 @@ def random_negatives(
     """
     noise = torch.rand(similarity.shape, generator=generator, device=similarity.device)
     return top_k_negatives(noise, positives, k=k)
-
-
-MINERS: dict[str, Callable[..., Tensor]] = {
-    "margin": margin_negatives,
-    "top_k": top_k_negatives,
-    "random": random_negatives,
-}

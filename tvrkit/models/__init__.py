@@ -35,9 +35,8 @@ def method_class(name: str) -> type[Method]:
     module_name, colon, class_name = name.partition(":")
     if not colon:
         return METHODS[choose("method", name, METHODS)]
-    for folder in (str(Path.cwd()), str(files.PACKAGE.parent)):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    folders = [str(Path.cwd()), str(files.PACKAGE.parent)]
+    sys.path += [folder for folder in folders if folder not in sys.path]
     try:
         found = vars(importlib.import_module(module_name)).get(class_name)
     except Exception as error:  # whatever the user's module raises

@@ -4,7 +4,9 @@ patches."""
 import difflib
 import hashlib
 import json
+import logging
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -235,8 +237,12 @@ class Backbone(nn.Module):
         return patch_attention(self.clip.visual, self.normalise(frames))
 
 
-def create_backbone(config: BackboneConfig) -> Backbone:
+def create_backbone(config: BackboneConfig, facts: Mapping[str, Any] | None = None) -> Backbone:
     """Build a backbone by its open_clip name, with the weights that `config.pretrained` names.
+
+    Args:
+        facts: preprocessing under open_clip's names, of weights that the caller fills in: then it
+            has random ones, and none are looked for.
 
     Raises:
         ValueError: unknown name or tag (close choices are listed), a tag trained with another
@@ -249,7 +255,7 @@ def create_backbone(config: BackboneConfig) -> Backbone:
     if name in BACKBONES and name not in open_clip.list_models():
         open_clip.add_model_config(BACKBONES[name].config)
     architecture = open_clip.get_model_config(name)
-    weights, facts = _find_weights(config, architecture)
+    weights, facts = (None, facts) if facts else _find_weights(config, architecture)
     text = architecture["text_cfg"]
     if "hf_model_name" in text:  # weights come from the file: the tower needs its configuration
         folder = hub.folder(text["hf_model_name"], "config.json")
@@ -259,12 +265,16 @@ def create_backbone(config: BackboneConfig) -> Backbone:
     try:
         if weights and zipfile.is_zipfile(weights):
             files.check_zip(weights)
+        if weights is None:  # open_clip warns of random ones, which were asked for
+            logging.disable(logging.WARNING)
         clip = open_clip.create_model(name, str(weights) if weights else None, **options)
     except Exception as error:  # whatever a file that holds something else raises
         if weights is None:
             raise
         got = " ".join(f"{error!r:.300}".split())
         raise ValueError(f"{weights}: expected weights of {name}: {got}") from error
+    finally:
+        logging.disable(logging.NOTSET)
     # without weights, open_clip leaves a part of CoCa's decoder, which is dropped, as memory had it
     if weights and not all(weight.isfinite().all() for weight in clip.parameters()):
         raise ValueError(f"{weights}: expected finite weights, got NaN or infinity")

@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -40,6 +41,14 @@ def save(method: Method, path: Path, config: Config | None = None) -> str:
     with files.replacing(Path(path)) as temporary:
         save_file(state, temporary, metadata)
     return metadata["sha256"]
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """The preprocessing that a file of `save` was made with, under open_clip's names; empty before
+    version 0.2."""
+    with safe_open(path, "pt") as file:
+        saved = json.loads((file.metadata() or {}).get("preprocessing", "{}"))
+    return saved | {"resize_mode": saved["resize"]} if saved else {}
 
 
 def digest(state: State) -> str:

@@ -14,14 +14,14 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, positives
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, inner_words, positives
 from tvrkit.losses.contrastive import neg_nce
 from tvrkit.losses.miners import margin_negatives
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.method import Method, Tensors
 from tvrkit.models.similarity import MaskFill, second_look, token_interaction, token_weight
 from tvrkit.models.temporal import TemporalTransformer
-from tvrkit.models.tpm import Pairs, PartialOrder, TPMSettings, inner_words
+from tvrkit.models.tpm import Pairs, PartialOrder, TPMSettings
 from tvrkit.settings import settings
 
 RELEASED_SCALE = 100.0  # constant factor on the scores in the released loss
@@ -147,23 +147,21 @@ class DMAE(Method):
             parts |= self.partial_order(matched_pairs(text, video), **heads)
         return {"loss": sum(parts.values()), **parts}
 
-    def part_signs(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> Tensors:
+    def own_signs(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """Share of negatives that are mined, of words that count twice (%), how much the second
         look counts (cosine of a frame and its neighbour), and the signs of TPM-CL."""
         same, words = positives(batch.video_index), inner_words(text.mask)
         mined = margin_negatives(
             self.similarity(text, video), same, margin=self.settings.mining_margin
         )
-        found = {"negatives mined (%)": 100 * mined.sum() / (~same).sum().clamp(min=1)}
+        signs = {"negatives mined (%)": 100 * mined.sum() / (~same).sum().clamp(min=1)}
         if self.settings.textual_attention:
-            found["words that count twice (%)"] = 100 * (text.weight[words] == 2).float().mean()
+            signs["words that count twice (%)"] = 100 * (text.weight[words] == 2).float().mean()
         if self.settings.second_frame:
-            found["gain of the second look"] = video.extras["second_gain"][video.mask].mean()
+            signs["gain of the second look"] = video.extras["second_gain"][video.mask].mean()
         if self.partial_order is not None:
-            found |= self.partial_order.signs(matched_pairs(text, video))
-        return found
+            signs |= self.partial_order.signs(matched_pairs(text, video))
+        return signs
 
     @torch.no_grad()
     def explain(self, text: TextFeatures, video: VideoFeatures) -> Tensors:

@@ -146,17 +146,15 @@ class GLSCL(Method):
         parts["consistency"] = concept_consistency(texts, videos, reduction=reduction, **goal)
         return {"loss": sum(parts.values()), **parts}
 
-    def part_signs(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> Tensors:
+    def own_signs(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """Mean cosine between the concepts of one text, and of one video: 1 = all the same."""
-        found = {}
+        signs = {}
         for side, features in (("text", text), ("video", video)):
             unit = F.normalize(features.extras["concepts"], dim=-1)
             gram, count = unit @ unit.transpose(1, 2), unit.shape[1]
             others = gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(1)
-            found[f"cosine between {side} concepts"] = others.mean() / max(count * (count - 1), 1)
-        return found
+            signs[f"cosine between {side} concepts"] = others.mean() / max(count * (count - 1), 1)
+        return signs
 
     @torch.no_grad()
     def explain(self, text: TextFeatures, video: VideoFeatures) -> Tensors:

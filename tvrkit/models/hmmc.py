@@ -100,9 +100,7 @@ class HMMC(Method):
         loss = self.settings.video_weight * vtm + self.settings.frame_weight * ftm
         return {"loss": loss, "vtm": vtm, "ftm": ftm}
 
-    def part_signs(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> Tensors:
+    def own_signs(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """Standard deviation of the cosines of a caption and its video's frames: of equal ones no
         best can be chosen."""
         scores = torch.cosine_similarity(video.frames, text.sentence[:, None], dim=-1)

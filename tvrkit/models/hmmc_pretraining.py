@@ -2,6 +2,7 @@
 encoders at the level of videos (VTM) and of frames (FTM), agreement of neighbouring frames (FAM),
 and masked language modelling (MLM)."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, uniform
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, inner_words, uniform
 from tvrkit.losses.momentum import frame_text, neighbour_frames, queue_contrast
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.hmmc import HMMC, EncoderSettings
@@ -72,20 +73,22 @@ class HMMCPretraining(HMMC):
         self.predictor = perceptron(width, settings.projector_width)
         vocabulary, self.mask_token = vocabulary_of(backbone.tokenizer)
         self.word_head = WordHead(width, vocabulary)
-        slow = {name: freeze_copy(fast) for name, fast in self._fast().items()}
-        self.slow: Any = nn.ModuleDict(slow)
+        ids = {"mask_token": self.mask_token, "vocabulary": vocabulary}
+        self.mask_words = partial(mask_words, share=settings.mask_share, **ids)
+        self.slow: Any = freeze_copy(self._fast())
         sizes = dict.fromkeys(("video", "title", "tag"), settings.queue_size)
         sizes |= dict.fromkeys(("frames", "projected"), settings.frame_queue_size)
         queues = {name: NegativeQueue(width, size) for name, size in sizes.items()}
         self.queues: Any = nn.ModuleDict(queues)
 
-    def _fast(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "temporal": self.temporal, "projector": self.projector}
+    def _fast(self) -> nn.ModuleDict:
+        """What the momentum encoders follow."""
+        fast = {"backbone": self.backbone, "temporal": self.temporal, "projector": self.projector}
+        return nn.ModuleDict(fast)
 
     def before_step(self) -> None:
         """Momentum update: it comes before the keys of the step."""
-        for name, fast in self._fast().items():
-            momentum_update(self.slow[name], fast, self.settings.momentum)
+        momentum_update(self.slow, self._fast(), self.settings.momentum)
 
     def encode_text(self, batch: TextVideoBatch) -> TextFeatures:
         """As HMMC; in training mode also, per text ("title", "tag"), extras `<text>` and
@@ -110,9 +113,7 @@ class HMMCPretraining(HMMC):
     ) -> Tensors:
         with torch.no_grad():
             key = self.slow["backbone"].encode_text(tokens, mask)[1]
-        ids = {"mask_token": self.mask_token, "vocabulary": self.word_head.size}
-        draws = uniform(seed, 3, tokens.shape[1])
-        masked, labels = mask_words(tokens, mask, draws, share=self.settings.mask_share, **ids)
+        masked, labels = self.mask_words(tokens, mask, uniform(seed, 3, tokens.shape[1]))
         words = self.backbone.encode_text(masked, mask)[0]
         extras = {"": sentence, "_key": key, "_masked": words, "_labels": labels}
         return {f"{name}{part}": tensor for part, tensor in extras.items()}
@@ -152,28 +153,23 @@ class HMMCPretraining(HMMC):
         loss = loss + choice.frame_weight * ftm + choice.language_weight * mlm
         return {"loss": loss, "fam": fam, "vtm": vtm, "ftm": ftm, "mlm": mlm}
 
-    def part_signs(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> Tensors:
+    def own_signs(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """As HMMC; also the share of masked words that are guessed (%), that of the commonest of
         them, and how far the momentum encoders are behind (% of the length of the weights)."""
-        ids = {"mask_token": self.mask_token, "vocabulary": self.word_head.size}
-        share = self.settings.mask_share
         tokens, mask = batch.tokens, batch.token_mask
         draws = torch.rand(len(tokens), 3, tokens.shape[1]).to(tokens.device)
-        masked, labels = mask_words(tokens, mask, draws, share=share, **ids)
-        guessed = self.word_head(self.backbone.encode_text(masked, mask)[0])
+        masked, labels = self.mask_words(tokens, mask, draws)
         chosen = labels != UNMASKED
-        right = guessed.argmax(-1)[chosen] == labels[chosen]
+        guessed = self.word_head(self.backbone.encode_text(masked, mask)[0]).argmax(-1)
         _, counts = labels[chosen].unique(return_counts=True)
-        found = {"masked words guessed (%)": 100 * right.float().mean()}
-        found["the commonest of them (%)"] = 100 * counts.max() / counts.sum()
-        fast = [(module, self.slow[name]) for name, module in self._fast().items()]
-        pairs = [p for both in fast for p in zip(*(m.parameters() for m in both), strict=True)]
-        behind = sum((a - b).square().sum() for a, b in pairs)
-        length = sum(a.square().sum() for a, _ in pairs)
-        found["momentum encoders behind (%)"] = 100 * (behind / length).sqrt()
-        return super().part_signs(text, video, batch) | found
+        pairs = list(zip(self._fast().parameters(), self.slow.parameters(), strict=True))
+        behind = sum((fast - slow).square().sum() for fast, slow in pairs)
+        length = sum(fast.square().sum() for fast, _ in pairs)
+        return super().own_signs(text, video, batch) | {
+            "masked words guessed (%)": 100 * (guessed == labels)[chosen].float().mean(),
+            "the commonest of them (%)": 100 * counts.max() / counts.sum(),
+            "momentum encoders behind (%)": 100 * (behind / length).sqrt(),
+        }
 
     def _text_losses(self, name: str, text, video, negatives) -> tuple[Tensor, Tensor, Tensor]:
         """VTM, FTM and MLM of one text."""
@@ -235,10 +231,8 @@ def mask_words(
         tokens (B, L) with replacements, and labels (B, L) int64: the original id where chosen, else
         -100.
     """
-    inner, rows = mask.clone(), torch.arange(len(mask))
-    inner[:, 0] = inner[rows, mask.sum(dim=1) - 1] = False
     choice, fate, word = draws.unbind(dim=1)
-    chosen = inner & (choice < share)
+    chosen = inner_words(mask) & (choice < share)
     hidden = fate < KEPT_AS_MASK
     swapped = ~hidden & (fate < KEPT_AS_MASK + REPLACED)
     masked = tokens.masked_fill(chosen & hidden, mask_token)

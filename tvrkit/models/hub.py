@@ -3,12 +3,12 @@ fetch."""
 
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # open_clip's names
 TEXT_FILES = ["*.json", "*.model", "*.txt"]  # of a transformers model, less its weights
@@ -38,13 +38,14 @@ def weights(repository: str) -> Path:
     return _cached_or_fetched(fetch, f"{owner}/{name}", candidates[0], where)
 
 
-def folder(repository: str, file: str) -> Path:
-    """The folder with a transformers model's configuration and tokenizer; a folder stands for
-    itself.
+def folder(repository: str, file: str, patterns: Sequence[str] = TEXT_FILES) -> Path:
+    """The folder of a repository, such as a transformers model's configuration and tokenizer; a
+    folder stands for itself.
 
     Args:
         repository: name on the hub, or a folder.
         file: what the folder must contain.
+        patterns: of the files to fetch.
 
     Raises:
         FileNotFoundError: neither there, cached nor reachable; names the file and where to put it.
@@ -53,8 +54,8 @@ def folder(repository: str, file: str) -> Path:
         return Path(repository)
 
     def fetch(local: bool) -> Path | None:
-        with suppress(EntryNotFoundError):
-            path = snapshot_download(repository, allow_patterns=TEXT_FILES, local_files_only=local)
+        with suppress(EntryNotFoundError, HfHubHTTPError):  # no such name, or not for everyone
+            path = snapshot_download(repository, allow_patterns=[*patterns], local_files_only=local)
             return Path(path) if (Path(path) / file).is_file() else None
         return None
 

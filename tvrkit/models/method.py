@@ -67,24 +67,23 @@ class Method(nn.Module):
 
         Every method has "change by reversed frames": how far a matched score moves when the frames
         come in the other order, in standard deviations of all scores; 0 for a mean over frames. The
-        others are those of `part_signs`. `tvrkit.reporting.signs` says from where on a part is
+        others are its `own_signs`. `tvrkit.reporting.signs` says from where on a part is
         dead.
         """
         text, video = self.encode_text(batch), self.encode_video(batch)
-        count, place = batch.frame_mask.sum(1, keepdim=True), torch.arange(batch.frames.shape[1])
-        place = place.to(count.device).expand(len(batch), -1)
-        order = torch.where(batch.frame_mask, count - 1 - place, place)
-        rows = torch.arange(len(batch), device=count.device)[:, None]
-        reversed_video = self.encode_video(replace(batch, frames=batch.frames[rows, order]))
+        rows, place = (torch.arange(n, device=batch.frames.device) for n in batch.frames.shape[:2])
+        last = batch.frame_mask.sum(1, keepdim=True) - 1
+        order = torch.where(batch.frame_mask, last - place, place)
+        reversed_video = self.encode_video(
+            replace(batch, frames=batch.frames[rows[:, None], order])
+        )
         scores = self.similarity(text, video)
         moved = (scores - self.similarity(text, reversed_video)).diagonal().abs().mean()
-        found = {"change by reversed frames": moved / scores.std()}
-        found |= self.part_signs(text, video, batch)
-        return {name: float(value) for name, value in found.items()}
+        signs = {"change by reversed frames": moved / scores.std()}
+        signs |= self.own_signs(text, video, batch)
+        return {name: float(value) for name, value in signs.items()}
 
-    def part_signs(
-        self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch
-    ) -> Tensors:
+    def own_signs(self, text: TextFeatures, video: VideoFeatures, batch: TextVideoBatch) -> Tensors:
         """Signs of a method's own parts; none in methods that have none."""
         return {}
 

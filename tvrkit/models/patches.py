@@ -1,14 +1,14 @@
 """What an image tower's patches attend to: open_clip's vision transformers, and timm's (PE-Core,
 SigLIP, EVA02, ViTamin)."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 
 class PatchAttention(NamedTuple):
@@ -68,67 +68,42 @@ def patch_attention(visual: Any, pixels: Tensor) -> PatchAttention:
         visual: the tower.
         pixels: (N, 3, S, S) float, normalised.
     """
-    return (_of_open_clip if isinstance(visual, VisionTransformer) else _of_timm)(visual, pixels)
-
-
-def _of_open_clip(visual: VisionTransformer, pixels: Tensor) -> PatchAttention:
-    x, layers = visual._embeds(pixels), []
-    for block in visual.transformer.resblocks:
-        normed = block.ln_1(x)
-        layers.append(block.attn(normed, normed, normed, average_attn_weights=False)[1])
-        x = block(x)
-    readout = x.new_zeros(x.shape[:2])
-    if visual.pool_type == "tok":
-        readout[:, 0] = 1
-    else:
-        readout[:, 1:] = 1 / (x.shape[1] - 1)
-    return PatchAttention(torch.stack(layers, dim=1), readout, 1, visual.grid_size)
-
-
-def _of_timm(visual: TimmModel, pixels: Tensor) -> PatchAttention:
-    trunk: Any = visual.trunk
-    pool, inputs = getattr(trunk, "attn_pool", None), []
-    with contextlib.ExitStack() as stack:
-        layers = stack.enter_context(_recorded([block.attn for block in trunk.blocks]))
-        if pool is not None:
-            hook = pool.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-            stack.callback(hook.remove)
+    with _Recorder() as seen:
         visual(pixels)
-    attention, prefix = torch.stack(layers, dim=1), trunk.num_prefix_tokens
-    if pool is not None:
-        readout = _pooling(pool, inputs[0])
+    if isinstance(visual, VisionTransformer):
+        depth, prefix, grid = visual.transformer.layers, 1, visual.grid_size
+        by_class = visual.pool_type == "tok"
     else:
-        readout = attention.new_zeros(attention.shape[0], attention.shape[-1])
-        by_class = trunk.global_pool == "token"
+        trunk = visual.trunk
+        depth, prefix = len(trunk.blocks), trunk.num_prefix_tokens
+        grid, by_class = trunk.patch_embed.grid_size, trunk.global_pool == "token"
+    layers, pool = torch.stack(seen.attention[:depth], dim=1), seen.attention[depth:]
+    if pool:  # of latents to the tokens
+        readout = pool[0].mean(dim=(1, 2))
+    else:
+        readout = layers.new_zeros(layers.shape[0], layers.shape[-1])
         readout[:, slice(0, 1) if by_class else slice(prefix, None)] = 1
         readout = readout / readout.sum(dim=1, keepdim=True)
-    return PatchAttention(attention, readout, prefix, trunk.patch_embed.grid_size)
+    return PatchAttention(layers, readout, prefix, grid)
 
 
-@contextlib.contextmanager
-def _recorded(modules: list[Any]) -> Iterator[list[Tensor]]:
-    """The attention of timm's modules, as they run unfused: what reaches their dropout."""
-    found: list[Tensor] = []
-    fused = [module.fused_attn for module in modules]
-    hooks = [
-        module.attn_drop.register_forward_pre_hook(lambda _, given: found.append(given[0]))
-        for module in modules
-    ]
-    for module in modules:
-        module.fused_attn = False
-    try:
-        yield found
-    finally:
-        for module, was, hook in zip(modules, fused, hooks, strict=True):
-            module.fused_attn = was
-            hook.remove()
+class _Recorder(TorchFunctionMode):
+    """Keeps the attention (N, heads, queries, keys) of every call, in their order: open_clip's
+    blocks call torch's multi-head attention, timm's the fused product."""
 
+    def __init__(self):
+        super().__init__()
+        self.attention: list[Tensor] = []
 
-def _pooling(pool: Any, x: Tensor) -> Tensor:
-    """(N, tokens): softmax(q k^T / sqrt(d)) of timm's AttentionPoolLatent, mean over heads and
-    latents. It has no dropout to record at."""
-    heads = (pool.num_heads, pool.head_dim)
-    query = pool.q(pool.latent.expand(len(x), -1, -1)).unflatten(-1, heads)
-    key = pool.kv(x).unflatten(-1, (2, *heads))[:, :, 0]
-    query, key = pool.q_norm(query.transpose(1, 2)), pool.k_norm(key.transpose(1, 2))
-    return (query * pool.scale @ key.transpose(-2, -1)).softmax(dim=-1).mean(dim=(1, 2))
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        options = kwargs or {}
+        if function is F.multi_head_attention_forward:
+            options = options | {"need_weights": True, "average_attn_weights": False}
+            output, attention = function(*args, **options)
+            self.attention.append(attention)
+            return output, attention
+        if function is F.scaled_dot_product_attention:
+            query, key = args[:2]
+            logits = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+            self.attention.append(logits.softmax(dim=-1))
+        return function(*args, **options)

@@ -3,16 +3,17 @@ video and a whole caption match better than their versions without their most im
 
 from dataclasses import field
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tvrkit.data.batch import inner_words
 from tvrkit.models.method import Tensors
 from tvrkit.models.similarity import MaskFill, token_weight
-from tvrkit.settings import Share, choose, settings
+from tvrkit.settings import Share, settings
 
 Margin = Literal["sentence_video", "grounded_video", "grounded_text"]
 # name: (the full score, the partial one); t sentence, g words weighed by the video, v video,
@@ -99,7 +100,6 @@ class TokenWeightPredictor(nn.Module):
 
     def __init__(self, kind: Predictor, width: int, queries: int, keys: int):
         super().__init__()
-        choose("predictor", kind, get_args(Predictor))
         self.kind, self.queries, self.keys = kind, queries, keys
         if kind != "linear":  # without bias: the softmax cancels the released one
             self.attn_proj: nn.Module = nn.Linear(queries, 1, bias=False)
@@ -149,14 +149,6 @@ class TokenWeightPredictor(nn.Module):
         pooled = POOLING[self.kind](attention, dim=1) * acts[..., None]
         logits = self.attn_proj(pooled.transpose(1, 2))[..., 0]
         return logits.masked_fill(real == 0, -torch.inf).softmax(dim=-1)
-
-
-def inner_words(mask: Tensor) -> Tensor:
-    """(B, L) bool: words (B, L) less the start and end token of each caption; an empty caption
-    keeps them."""
-    inner = mask.clone().bool()
-    inner[:, 0] = inner[torch.arange(len(mask)), mask.sum(dim=1) - 1] = False
-    return inner | (mask.bool() & ~inner.any(dim=1, keepdim=True))
 
 
 def select_tokens(
@@ -306,14 +298,14 @@ class PartialOrder(nn.Module):
         maps, words = self.select(pairs)[1], inner_words(pairs.word_mask)
         gone = maps["word_kept"].round() == 0, maps["frame_kept"].round() == 0
         ends = maps["partial_word_weight"] * (pairs.word_mask & ~words)
-        found = {
+        signs = {
             "words masked (%)": 100 * gone[0][words].float().mean(),
             "captions with a masked word (%)": 100 * (gone[0] & words).any(1).float().mean(),
             "frames masked (%)": 100 * gone[1][pairs.frame_mask].float().mean(),
             "word predictor's weight on start and end (%)": 100 * ends.sum(1).mean(),
         }
         scores = self.scores(pairs)
-        return found | {
+        return signs | {
             f"{name}: full above masked (%)": 100 * (scores[whole] > scores[masked]).float().mean()
             for name, (whole, masked) in self.margins.items()
         }
@@ -324,7 +316,8 @@ class PartialOrder(nn.Module):
         sentence, words, frames, *masks = pairs
         word_mask, frame_mask = masks if self.mask_aware else (None, None)
         if not self.mask_ends:
-            word_mask = inner_words(pairs.word_mask)
+            words_only = inner_words(pairs.word_mask)
+            word_mask = words_only | (pairs.word_mask & ~words_only.any(dim=1, keepdim=True))
         word_weight = self.word_predictor(frames, words, frame_mask, word_mask)
         frame_weight = self.frame_predictor(sentence[:, None], frames, None, frame_mask)
         tau = self.threshold if threshold is None else threshold

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 from tvrkit.models import checkpoints, official
 from tvrkit.models.method import Method
 
-KIT = "tvrkit"
-
 
 class Origin(NamedTuple):
     """What a checkpoint file says of itself.
@@ -54,25 +52,22 @@ def start(method: Method, path: Path) -> Origin:
             shapes.
     """
     origin, state = _open(path)
-    if origin.format == KIT:
-        checkpoints.start_from(method, path)
+    if isinstance(state, official.Released):
+        official.fill_released(method, state)
     else:
-        official.fill_released(method, origin.method, official.Weights(state))
+        checkpoints.start_from(method, path)
     return origin
 
 
-def _open(path: Path) -> tuple[Origin, checkpoints.State]:
+def _open(path: Path) -> tuple[Origin, checkpoints.State | official.Released]:
     tensors, metadata = checkpoints.read_tensors(path)
     sha256 = metadata.get("sha256") or checkpoints.digest(tensors)
     if "method" in metadata:
         settings = json.loads(metadata["settings"])
-        return Origin(path, sha256, KIT, metadata["method"], settings), tensors
-    state = official.Weights(official.read(tensors))
-    method = official.recognise(state)
-    if method is None:
-        known = f"the kit's or released ones of {', '.join(official.OFFICIAL)}"
-        raise ValueError(
-            f"{path}: expected weights of a method, {known}, got {', '.join([*state][:3])}"
-        )
-    settings = official.OFFICIAL[method].settings(state)
-    return Origin(path, sha256, "released", method, settings), state
+        return Origin(path, sha256, "tvrkit", metadata["method"], settings), tensors
+    state = official.recognise(tensors)
+    if state is None:
+        expected = f"the kit's or released ones of {', '.join(official.OFFICIAL)}"
+        got = ", ".join([*tensors][:3])
+        raise ValueError(f"{path}: expected weights of a method, {expected}, got {got}")
+    return Origin(path, sha256, "released", state.method, state.settings()), state

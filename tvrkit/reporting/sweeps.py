@@ -123,7 +123,9 @@ class Task:
     def finished(self) -> bool:
         """Whether the run is there with these settings; with others, `runs.ensure` refuses it by
         name."""
-        return (self.folder / "run.json").exists() and runs.read_config(self.folder) == self.config
+        return (self.folder / "run.json").exists() and runs.read_config(
+            self.folder / "config.yaml", self.recipe
+        ) == self.config
 
 
 def load_all() -> dict[str, Sweep]:

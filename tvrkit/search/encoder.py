@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tvrkit import files
 from tvrkit.data import loader
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
 from tvrkit.data.text import Span, token_spans, tokenise
@@ -49,9 +48,7 @@ def load_model(
     if (run is None) == (backbone is None):
         raise ValueError("expected a run (RUN/RECIPE/seedK) or a backbone, and not both")
     if run is not None:
-        done = runs.Run(files.run(run))
-        if not (done.folder / runs.CHECKPOINT).exists():
-            raise FileNotFoundError(f"no run with weights at {done.folder}: train it first")
+        done = runs.opened(run)
         return done.config, done.method()
     raw: dict[str, dict] = {
         "data": {"prepared": "none"},

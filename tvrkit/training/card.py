@@ -34,6 +34,8 @@ ARTEFACTS = (
     "similarity.npz",
     CHECKPOINT,
 )
+LARGE = ("train.log", "similarity.npz")  # stay where the run was made
+GIVEN = ("run.json", "README.md", *(name for name in ARTEFACTS if name not in LARGE))
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:

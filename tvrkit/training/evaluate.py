@@ -38,7 +38,8 @@ def evaluate(
 
     Args:
         recipe: name or path of a recipe: data, backbone and method.
-        checkpoint: of the kit, or of released code: GLSCL, HMMC, DMAE, CLIP4Clip.
+        checkpoint: a file of the kit, or of released code: GLSCL, HMMC, DMAE, CLIP4Clip; or a
+            finished run, see `runs.opened`.
         features: folder that `embed` wrote for the same backbone and data, read in place of frames
             and captions.
         split: in place of the recipe's `eval.split`.
@@ -55,7 +56,7 @@ def evaluate(
     options: dict[str, Any] = {"profile": profile, "run": run, "seed": seed, "device": device}
     if checkpoint is None:
         return ensure(recipe, overrides=[*overrides, *given], **options)
-    origin = weights.describe(Path(checkpoint))
+    origin = weights.describe(start_file(str(checkpoint)))
     wanted = load_recipe(recipe, overrides, profile)
     if not issubclass(method_class(origin.method), method_class(wanted.method_name)):
         expected = f"expected weights of method {wanted.method_name}, got {origin.method}"

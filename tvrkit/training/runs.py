@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +40,7 @@ from tvrkit.evaluation.evaluate import (
 )
 from tvrkit.evaluation.postprocess import NEEDS_BANK
 from tvrkit.evaluation.ranks import DIRECTIONS, RSUM, metrics_of_directions
-from tvrkit.models import checkpoints, method_class, weights
+from tvrkit.models import checkpoints, hub, method_class, weights
 from tvrkit.models.backbone import create_backbone
 from tvrkit.models.method import Method
 from tvrkit.recipes import build, load_recipe, read_sections, to_dict
@@ -52,6 +52,7 @@ from tvrkit.training.card import CHECKPOINT, SCORES, peak_memory_mb, resolve_dev
 from tvrkit.training.resume import States, write_table
 from tvrkit.training.trainer import State, Trainer
 
+ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 LARGEST = 2**28  # bytes that ranks.npz may unpack to
 PATIENCE = 2.0  # seconds that a lock is waited for without a word
 
@@ -62,7 +63,7 @@ class Run:
     is not as it was written.
 
     Attributes:
-        folder: reports/<run>/<recipe>/seed<k>.
+        folder: reports/<run>/<recipe>/seed<k>, or one given away, see `tvrkit.training.pretrained`.
     """
 
     folder: Path
@@ -70,7 +71,7 @@ class Run:
     @property
     def recipe(self) -> str:
         """Name of the recipe."""
-        return self.folder.parent.name
+        return self.card["recipe"]
 
     @property
     def seed(self) -> int:
@@ -103,6 +104,7 @@ class Run:
             there = [name for name in self.card["artefacts"] if (self.folder / name).exists()]
             for name in there if every else ["config.yaml"]:
                 self.artefact(name)
+            files.check_name("recipe", self.recipe)
             choose("split", self.metrics["split"], self.card["data"]["counts"])
         except Exception as error:  # whatever a stranger's file raises: it must stop nobody else
             return str(error) if isinstance(error, ValueError | OSError) else repr(error)
@@ -111,8 +113,7 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """The recipe with all overrides, as it ran."""
-        self.artefact("config.yaml")
-        return read_config(self.folder)
+        return read_config(self.artefact("config.yaml"), self.recipe)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -199,38 +200,56 @@ class Run:
 
     def method(self, device: str = "cpu") -> Method:
         """The trained method, in evaluation mode."""
-        method = build_method(self.config)
-        checkpoints.load(method, self.artefact(CHECKPOINT))
-        return method.to(device).eval()
+        path = self.artefact(CHECKPOINT)
+        method = build_method(self.config, checkpoints.facts(path))
+        return checkpoints.load(method, path).to(device).eval()
 
 
-def build_method(config: Config) -> Method:
+def build_method(config: Config, facts: Mapping[str, Any] | None = None) -> Method:
     """Backbone and method of a recipe, untrained; the new parts' weights come from torch's global
-    generator."""
-    return method_class(config.method_name)(create_backbone(config.backbone), config.method)
+    generator. `facts`: see `create_backbone`."""
+    backbone = create_backbone(config.backbone, facts)
+    return method_class(config.method_name)(backbone, config.method)
+
+
+def opened(name: Path | str) -> Run:
+    """A finished run, wherever it is.
+
+    Args:
+        name: its folder, "RUN/RECIPE/seedK" below reports/, or "OWNER/NAME" on the Hugging Face
+            hub.
+
+    Raises:
+        FileNotFoundError: it is not there; or not on the hub, or the hub can't be reached.
+    """
+    own = files.home() / "reports" / name  # of a path that is absolute, itself
+    for folder in (Path(name), own):
+        if (folder / "run.json").is_file():
+            return Run(folder)
+    wanted = "RUN/RECIPE/seedK of a finished run, its folder, or OWNER/NAME on the Hugging Face hub"
+    reason = f"{name}: no such checkpoint: expected {wanted}"
+    if not ON_HUB.fullmatch(str(name)) or own.exists():
+        raise FileNotFoundError(reason)
+    try:
+        return Run(hub.folder(str(name), "run.json", cards.GIVEN))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{reason}; {error}") from None
 
 
 def start_file(start_from: str) -> Path:
-    """The checkpoint that `train.start_from` names: a file, or that of a run.
+    """The checkpoint that `train.start_from` names: a file, or that of a run, see `opened`.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is not as the run has written it.
     """
-    if Path(start_from).is_file():
-        return Path(start_from)
-    if Path(start_from).suffix or Path(start_from).is_absolute():
-        raise FileNotFoundError(f"{start_from}: no such checkpoint")
-    folder = files.run(start_from)
-    if not (folder / CHECKPOINT).exists():
-        missing = f"{_shown(folder)} has no {CHECKPOINT}"
-        raise FileNotFoundError(f"train.start_from: {missing}: train it first")
-    return Run(folder).artefact(CHECKPOINT)
+    path = Path(start_from)
+    return path if path.is_file() else opened(start_from).artefact(CHECKPOINT)
 
 
-def read_config(folder: Path) -> Config:
-    """The config.yaml of a run folder."""
-    return build(read_sections(folder / "config.yaml"), folder.parent.name)
+def read_config(path: Path, recipe: str) -> Config:
+    """The config.yaml of a run of that recipe."""
+    return build(read_sections(path), recipe)
 
 
 def find(run: str) -> list[Run]:
@@ -359,7 +378,7 @@ def _check_settings(folder: Path, config: Config) -> None:
     for begun in (folder, *_seed_folders(folder.parent)):
         if not ((begun / "run.json").exists() or States(begun).paths()):
             continue
-        there, wanted = _dotted(read_config(begun)), _dotted(config)
+        there, wanted = _dotted(read_config(begun / "config.yaml", config.recipe)), _dotted(config)
         changed = [
             f"{key} is {there.get(key)!r} there, {wanted.get(key)!r} asked"
             for key in there | wanted

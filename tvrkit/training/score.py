@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvrkit import files
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
 from tvrkit.data.decoders import FrameSettings, read_frames
 from tvrkit.data.features import padded
@@ -19,7 +18,7 @@ from tvrkit.data.sampling import sample
 from tvrkit.data.text import token_spans, tokenise
 from tvrkit.models.method import Method
 from tvrkit.settings import DataConfig
-from tvrkit.training.runs import Run
+from tvrkit.training.runs import Run, opened
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,7 @@ class Scores:
 def score(
     texts: str | Sequence[str],
     videos: Path | str | Sequence[Path | str],
-    run: Run | str,
+    run: Run | Path | str,
     *,
     device: str = "cpu",
 ) -> Scores:
@@ -59,7 +58,7 @@ def score(
     Args:
         texts: one or several.
         videos: one file or several.
-        run: a `Run`, or "RUN/RECIPE/seedK".
+        run: a `Run`, or its name, see `runs.opened`.
         device: "cpu", "cuda" or "cuda:k".
 
     Raises:
@@ -71,9 +70,7 @@ def score(
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such video file")
-    made = run if isinstance(run, Run) else Run(files.run(run))
-    if not (made.folder / "run.json").exists():
-        raise FileNotFoundError(f"{run}: expected RUN/RECIPE/seedK of a finished run")
+    made = run if isinstance(run, Run) else opened(run)
     method, data = made.method(device), made.config.data
     text, words = _texts(method, asked, data, device)
     frames = [_frames(method, path, made) for path in paths]

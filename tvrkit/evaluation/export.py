@@ -1,0 +1,62 @@
+"""Rankings for other programs: TREC's run and qrels files."""
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+
+from tvrkit import files
+from tvrkit.evaluation.evaluate import Evaluation
+from tvrkit.evaluation.ranks import best_captions
+
+DEPTH = 1000  # candidates a query, as trec_eval reads them
+
+
+def write_trec(evaluation: Evaluation, folder: Path, tag: str) -> list[Path]:
+    """Write NAME.run ("query Q0 candidate rank score tag", the best `DEPTH`) and NAME.qrels.
+
+    With an evaluation tool's Success@K in percent: "t2v" has the kit's t2v R@K. In "v2t" all
+    captions of a video are one candidate, named by it: v2t R@K. In "v2t-captions" each is one, and
+    all own ones are relevant: first hit v2t R@K.
+
+    Candidates of the same score stand by the run's tie rule (pessimistic: the match last);
+    programs that sort by score alone break ties in ways of their own. Blanks and % in ids are
+    written as in addresses.
+
+    Args:
+        folder: made where it is not there.
+        tag: the last column, the name of the run.
+
+    Returns:
+        The files.
+    """
+    scores, own = evaluation.similarity, evaluation.positives
+    captions, videos = (_words(ids) for ids in (evaluation.caption_ids, evaluation.video_ids))
+    best = best_captions(scores.T, evaluation.video_of_caption)
+    rankings = {
+        "t2v": (scores, own, captions, videos),
+        "v2t": (best, np.eye(len(videos), dtype=bool), videos, videos),
+        "v2t-captions": (scores.T, own.T, videos, captions),
+    }
+    lose = evaluation.metrics["ties"] != "optimistic"
+    written = []
+    for name, (values, match, queries, candidates) in rankings.items():
+        order = np.lexsort((match == lose, -values))[:, :DEPTH]
+        run = {"query": np.repeat(queries, order.shape[1]), "iteration": "Q0"}
+        run |= {"candidate": candidates[order.ravel()]}
+        run |= {"rank": np.tile(np.arange(1, order.shape[1] + 1), len(queries))}
+        run |= {"score": np.take_along_axis(values, order, 1).ravel(), "tag": _words([tag])[0]}
+        rows, columns = np.nonzero(match)
+        qrels = {"query": queries[rows], "iteration": 0, "candidate": candidates[columns]}
+        for ending, table in {"run": run, "qrels": qrels | {"relevance": 1}}.items():
+            lines = pd.DataFrame(table).to_csv(None, sep=" ", header=False, index=False)
+            written.append(folder / f"{name}.{ending}")
+            files.write_text(written[-1], lines)
+    return written
+
+
+def _words(ids) -> np.ndarray:
+    """Ids without blanks, which part the columns."""
+    return np.array([re.sub(r"[\s%]", lambda found: quote(found[0]), name) for name in ids])
