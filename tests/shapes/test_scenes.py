@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from tvrkit.shapes.render import render
-from tvrkit.shapes.scenes import FACTORS, PRESETS, SPLITS, Scene, differing, neighbours, plan
+from tvrkit.shapes.scenes import (
+    FACTORS,
+    PRESETS,
+    SPLITS,
+    Scene,
+    backwards,
+    differing,
+    neighbours,
+    plan,
+)
 
 SMOKE = PRESETS["smoke"]
 CALM = Scene("circle", "red", "small", "centre", "still", "plain")
@@ -63,7 +72,7 @@ def test_families_differ_in_exactly_one_factor():
     for video in followers:
         kinds.update(names := differing(video.scene, scenes[video.family]))
         assert len(names) == 1
-    assert kinds == {*FACTORS, "order"}
+    assert kinds == {*FACTORS, "order", "direction"}
 
 
 def test_training_scenes_share_looks_so_that_only_motion_tells_them_apart():
@@ -85,6 +94,31 @@ def test_order_is_one_factor():
     assert differing(first, replace(CALM, motion="up", then="left")) == ["motion", "then"]
     assert differing(first, replace(first, size="large")) == ["size"]
     assert replace(first, motion="up", then="right") in neighbours(first, np.random.default_rng(0))
+
+
+def test_backwards_is_the_same_frames_in_the_other_order():
+    crossing = replace(CALM, place="left", motion="right")
+    other = backwards(crossing)
+    assert other == replace(CALM, place="right", motion="left")
+    assert backwards(other) == crossing
+    assert differing(crossing, other) == ["direction"]
+    there, back = (render(scene, [""] * 8, [3]).astype(int) for scene in (crossing, other))
+    assert np.abs(there - back[::-1]).mean() < 4  # grain
+    assert np.abs(there - back).mean() > 8
+    assert other in neighbours(crossing, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"place": "centre", "motion": "right"},
+        {"place": "left", "motion": "orbit"},
+        {"place": "left", "motion": "right", "then": "up"},
+        {"place": "left", "motion": "right", "shape2": "star", "motion2": "appears"},
+    ],
+)
+def test_other_scenes_have_no_other_when_played_backwards(change):
+    assert backwards(replace(CALM, **change)) is None
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_table_of_factors_is_the_mean_cross_entropy_of_what_is_told():
             scores = [(tiny.FACTOR_SCALE * features[row] @ vector).item() for vector in vectors]
             terms.append(np.log(np.exp(scores).sum()) - scores[values[row, column]])
         losses.append(np.mean(terms))
-    assert float(table(features, values)) == pytest.approx(sum(losses) / len(FACTORS), rel=1e-5)
+    assert table(features, values).item() == pytest.approx(sum(losses) / len(FACTORS), rel=1e-5)
 
 
 # --- pre-training ---

@@ -10,7 +10,7 @@ from tvrkit.evaluation.statistics import ratio_interval
 from tvrkit.shapes.truth import FOLDER, Truth
 
 # words that tell a swapped order apart: both motions; another factor is told by itself
-NEEDED = {"order": {"motion", "then"}}
+NEEDED = {"order": {"motion", "then"}, "direction": {"motion"}}
 COUNTED = ["factor", "family", "right", "pairs"]
 
 

@@ -25,6 +25,8 @@ COLOURS = {
 SIZES = {"small": 6.5, "large": 12.5}  # radius in pixels
 PLACES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "centre": (0, 0)}
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+CROSSINGS = (("left", "right"), ("right", "left"), ("top", "down"), ("bottom", "up"))
 MOTIONS = (*STEPS, "orbit", "still", "shake", "bounce", "grow", "shrink")
 SECOND_MOTIONS = ("still", "appears", "vanishes")
 BACKGROUNDS = ("plain", "stripes", "checks", "dots", "gradient", "waves")
@@ -79,11 +81,28 @@ VALUES |= {"motion": MOTIONS, "background": BACKGROUNDS, "then": MOTIONS}
 VALUES |= {"motion2": SECOND_MOTIONS, "shape2": SHAPES, "colour2": tuple(COLOURS)}
 
 
+def backwards(scene: Scene) -> Scene | None:
+    """The scene whose video is this one played backwards; None where there is none.
+
+    There is one where the first object crosses the picture and nothing else happens. Both videos
+    hold the same frames: only their order tells them apart.
+    """
+    start, places = PLACES[scene.place], {cell: place for place, cell in PLACES.items()}
+    end, back = step(start, scene.motion), OPPOSITE.get(scene.motion, "")
+    alone = back and not scene.then and scene.motion2 in ("", "still")
+    if not alone or end not in places or step(end, back) != start:
+        return None
+    return replace(scene, place=places[end], motion=back)
+
+
 def differing(first: Scene, second: Scene) -> list[str]:
     """Names of the factors in which two scenes differ.
 
-    The same two motions in the other order are one factor, "order".
+    The same two motions in the other order are one factor, "order"; a scene and `backwards` of it
+    differ in one, "direction".
     """
+    if second == backwards(first):
+        return ["direction"]
     names = [name for name in FACTORS if vars(first)[name] != vars(second)[name]]
     if "motion" in names and (first.motion, first.then) == (second.then, second.motion):
         return [name for name in names if name not in ("motion", "then")] + ["order"]
@@ -91,9 +110,10 @@ def differing(first: Scene, second: Scene) -> list[str]:
 
 
 def neighbours(scene: Scene, rng: np.random.Generator) -> list[Scene]:
-    """Valid scenes that differ in one factor each: the order of events first, then in random
+    """Valid scenes that differ in one factor each: order and direction first, then in random
     order."""
     near = [replace(scene, motion=scene.then, then=scene.motion)] if scene.then else []
+    near += [other for other in [backwards(scene)] if other]
     for factor in rng.permutation([name for name in FACTORS if vars(scene)[name]]):
         others = [replace(scene, **{factor: value}) for value in VALUES[factor]]
         others = [other for other in others if other.valid() and other != scene]
@@ -126,6 +146,8 @@ class Preset:
         families: share of training videos in families whose members differ from the first in
             exactly one factor.
         test_families: the same of validation and test videos.
+        test_crossing: share of validation and test scenes in which the first object crosses the
+            picture and nothing else happens (see `backwards`).
         family_size: videos per family.
         duplicates: share of videos that show the scene of another one of the split again.
         captions_en, captions_zh: captions per video; the first of each language says everything.
@@ -146,6 +168,7 @@ class Preset:
     look_size: int = 30
     families: float = 0.2
     test_families: float = 0.2
+    test_crossing: float = 0.0
     family_size: int = 5
     duplicates: float = 0.04
     captions_en: int = 4
@@ -155,7 +178,16 @@ class Preset:
     filler: float = 0.4
 
 
-_QUICK = Preset(2000, 200, 1000, second_event=0.75, distractors=0.125, alike=0.8, test_families=0.8)
+_QUICK = Preset(
+    2000,
+    200,
+    1000,
+    second_event=0.6,
+    distractors=0.125,
+    alike=0.8,
+    test_families=0.8,
+    test_crossing=0.25,
+)
 PRESETS = {
     "smoke": Preset(48, 24, 40),
     "sweep": Preset(640, 24, 300),
@@ -211,10 +243,7 @@ def plan(preset: Preset, seed: int) -> list[Video]:
     videos = []
     for number, split in enumerate(SPLITS):
         rng = np.random.default_rng([seed, number])
-        training = split == "train"
-        alike = preset.alike if training else 0.0
-        families = preset.families if training else preset.test_families
-        members = _members(getattr(preset, split), preset, alike, families, used, rng)
+        members = _members(split, preset, used, rng)
         names = [f"{split}{place:05d}" for place in rng.permutation(len(members))]
         for index, (scene, family, original) in enumerate(members):
             copied = None if original is None else names[original]
@@ -232,27 +261,28 @@ def _distractors(preset: Preset, rng: np.random.Generator) -> list[str]:
 
 
 def _members(
-    count: int,
-    preset: Preset,
-    alike: float,
-    families: float,
-    used: set[Scene],
-    rng: np.random.Generator,
+    split: str, preset: Preset, used: set[Scene], rng: np.random.Generator
 ) -> list[tuple[Scene, int, int | None]]:
     """(scene, row of its family's first scene, row of the scene it repeats or None); `used`
     grows."""
-    copies, size = round(preset.duplicates * count), preset.family_size
+    training, count, size = split == "train", getattr(preset, split), preset.family_size
+    families = preset.families if training else preset.test_families
+    copies, crossing = round(preset.duplicates * count), 0.0 if training else preset.test_crossing
     # `families` is a share of videos: this is the share of the scenes drawn that start one
     start_family = families / (size - families * (size - 1))
+    alike = preset.alike if training else 0.0
     looks = [random_scene(preset, rng) for _ in range(round(alike * count / preset.look_size))]
     members: list[tuple[Scene, int, int | None]] = []
     while len(members) < count - copies:
         scene = random_scene(preset, rng)
         if looks and rng.random() < alike:
-            left = [
-                other for other in motions_of(looks[rng.integers(len(looks))]) if other not in used
-            ]
+            others = motions_of(looks[rng.integers(len(looks))])
+            left = [other for other in others if other not in used]
             scene = left[rng.integers(len(left))] if left else scene
+        if crossing and rng.random() < crossing:
+            place, motion = CROSSINGS[rng.integers(len(CROSSINGS))]
+            still = "still" if scene.shape2 else ""
+            scene = replace(scene, place=place, motion=motion, then="", motion2=still)
         if scene in used:
             continue
         family = [scene]
