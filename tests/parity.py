@@ -310,9 +310,9 @@ def check_glscl(g: Golden) -> None:
         leaves = {name: g.leaf(name) for name in ("cls", "text_feat", "video_feat")}
         sentence, words, frames = leaves.values()
         word_mask, frame_mask = g["text_mask"].bool(), g["video_mask"].bool()
-        concepts = {"concepts": method.concepts("text", words, word_mask)[0]}
+        concepts = {"concepts": method.concepts("text", words, word_mask)}
         text = TextFeatures(sentence, words, word_mask, word_mask, concepts)
-        concepts = {"concepts": method.concepts("video", frames, frame_mask)[0]}
+        concepts = {"concepts": method.concepts("video", frames, frame_mask)}
         video = VideoFeatures(None, frames, frame_mask, concepts)
         for side, name in ((text, "noun_out"), (video, "spatial_out")):
             g.expect(f"{key}.{name}", normalize(side.extras["concepts"], dim=-1))

@@ -40,7 +40,7 @@ def score(method, sentence, words, frames, word_mask, frame_mask):
 
     def concepts(side, tokens, mask):
         parts = zip(tokens.split(BATCH), mask.split(BATCH), strict=True)
-        return {"concepts": torch.cat([method.concepts(side, *part)[0] for part in parts])}
+        return {"concepts": torch.cat([method.concepts(side, *part) for part in parts])}
 
     text = TextFeatures(sentence, words, word_mask, word_mask, concepts("text", words, word_mask))
     video = VideoFeatures(None, frames, frame_mask, concepts("video", frames, frame_mask))

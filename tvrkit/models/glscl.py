@@ -19,6 +19,7 @@ from tvrkit.losses.concepts import concept_consistency, concept_diversity
 from tvrkit.losses.contrastive import info_nce
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.method import Method, Tensors
+from tvrkit.models.patches import AttentionRecorder
 from tvrkit.models.similarity import concept_similarity, conditioned_pooling
 from tvrkit.models.temporal import TemporalTransformer
 from tvrkit.settings import Share, settings
@@ -89,33 +90,26 @@ class GLSCL(Method):
         # there.
         tokens, mask = batch.tokens, batch.token_mask
         words, sentence = self.backbone.encode_text(tokens, mask, mask_padding=not self.corrected)
-        extras = {"concepts": self.concepts("text", words, mask)[0]}
+        extras = {"concepts": self.concepts("text", words, mask)}
         return TextFeatures(sentence, words, mask, batch.token_weight, extras)
 
     def video_features(self, frames: Tensor, mask: Tensor) -> VideoFeatures:
         """Frames after the temporal transformer and `extras["concepts"]` (B, Q, D), not
         normalised."""
         frames = self.temporal(frames, mask)
-        concepts, _ = self.concepts("video", frames, mask)
-        return VideoFeatures(None, frames, mask, {"concepts": concepts})
+        return VideoFeatures(None, frames, mask, {"concepts": self.concepts("video", frames, mask)})
 
-    def concepts(
-        self, side: Side, tokens: Tensor, mask: Tensor, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """What each query reads out of one side's tokens.
+    def concepts(self, side: Side, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(B, Q, D) float, what each query reads out of one side's tokens.
 
         Args:
             side: whose queries and decoder, where they are not shared.
             tokens: (B, L, D) float, words or frames.
             mask: (B, L) bool, True = read. Released decoders read padding too (finding 15).
-            need_weights: return the last layer's attention too.
-
-        Returns:
-            concepts (B, Q, D) float, and attention (B, Q, L), rows summing to 1, or None.
         """
         queries = self.queries["both" if self.settings.shared_queries else side].weight
         decoder = self.decoder["both" if self.settings.shared_decoder else side]
-        return decoder(queries, tokens, ~mask if self.corrected else None, need_weights)
+        return decoder(queries, tokens, ~mask if self.corrected else None)
 
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
         """Global plus `local_weight` x local score."""
@@ -166,13 +160,19 @@ class GLSCL(Method):
             last decoder layer; `concept_score` (B, Q): cosine of the two sides' concepts.
         """
         logits = torch.einsum("bd,bfd->bf", text.sentence, video.frames) / self.settings.temperature
-        texts, words = self.concepts("text", text.words, text.mask, need_weights=True)
-        videos, frames = self.concepts("video", video.frames, video.mask, need_weights=True)
+        sides: dict[Side, tuple[Tensor, Tensor]]
+        sides = {"text": (text.words, text.mask), "video": (video.frames, video.mask)}
+        maps = {}
+        for side, features in sides.items():
+            with AttentionRecorder() as seen:
+                self.concepts(side, *features)
+            maps[side] = seen.attention[-1].mean(dim=1)  # of the last layer, over heads
+        concepts = (features.extras["concepts"] for features in (text, video))
         return {
             "frame_weight": logits.masked_fill(~video.mask, -torch.inf).softmax(dim=1),
-            "concept_words": words,
-            "concept_frames": frames,
-            "concept_score": torch.cosine_similarity(texts, videos, dim=-1),
+            "concept_words": maps["text"],
+            "concept_frames": maps["video"],
+            "concept_score": torch.cosine_similarity(*concepts, dim=-1),
         }
 
 
@@ -197,37 +197,15 @@ class ConceptDecoder(nn.Module):
     def __init__(self, width: int, settings: GLSCLSettings):
         super().__init__()
         sizes = (width, settings.decoder_heads, settings.feedforward, settings.dropout)
-        layers = (ConceptLayer(*sizes, batch_first=True) for _ in range(settings.decoder_layers))
-        self.layers = nn.ModuleList(layers)
+        layer, count = nn.TransformerDecoderLayer, settings.decoder_layers
+        self.layers = nn.ModuleList(layer(*sizes, batch_first=True) for _ in range(count))
 
-    def forward(
-        self, queries: Tensor, tokens: Tensor, padding: Tensor | None, need_weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Concepts (B, Q, D) of queries (Q, D) and tokens (B, L, D), and attention (B, Q, L) or
-        None.
+    def forward(self, queries: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
+        """Concepts (B, Q, D) of queries (Q, D) and tokens (B, L, D).
 
         `padding` (B, L) bool is True where tokens are left out; None = all are attended to.
         """
-        concepts, attention = queries[None], None
-        # Dropout draws for each item; else the first self-attention is the same for all.
-        if self.training:
-            concepts = concepts.expand(len(tokens), -1, -1)
+        concepts = queries.expand(len(tokens), -1, -1)
         for layer in self.layers:
-            concepts, attention = layer(concepts, tokens, padding, need_weights)
-        return concepts, attention
-
-
-class ConceptLayer(nn.TransformerDecoderLayer):
-    """torch's decoder layer, but it also returns its attention to the tokens."""
-
-    def forward(  # type: ignore[override]  # fewer masks, and the attention
-        self, x: Tensor, tokens: Tensor, padding: Tensor | None, need_weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, Q, D) and the attention (B, Q, L), mean over heads, or None; x has B rows, or one for
-        all."""
-        x = self.norm1(x + self.dropout1(self.self_attn(x, x, x, need_weights=False)[0]))
-        x = x.expand(len(tokens), -1, -1)
-        options = {"key_padding_mask": padding, "need_weights": need_weights}
-        read, attention = self.multihead_attn(x, tokens, tokens, **options)
-        x = self.norm2(x + self.dropout2(read))
-        return self.norm3(x + self._ff_block(x)), attention
+            concepts = layer(concepts, tokens, memory_key_padding_mask=padding)
+        return concepts

@@ -100,23 +100,20 @@ class HMMCPretraining(HMMC):
         seed = batch.seed
         if seed is None:  # no loader made this batch
             seed = torch.randint(2**62, (len(batch),), device=batch.tokens.device)
-        title = (batch.tokens, batch.token_mask, text.sentence)
-        text.extras |= self._contrasted("title", *title, seed)
+        texts = {"title": (batch.tokens, batch.token_mask)}
         if "tag_tokens" in batch.extras:
-            tokens, mask = batch.extras["tag_tokens"], batch.extras["tag_mask"]
-            sentence = self.backbone.encode_text(tokens, mask)[1]
-            text.extras |= self._contrasted("tag", tokens, mask, sentence, seed + 1)
+            texts["tag"] = batch.extras["tag_tokens"], batch.extras["tag_mask"]
+        for number, (name, (tokens, mask)) in enumerate(texts.items()):
+            is_title = name == "title"
+            sentence = text.sentence if is_title else self.backbone.encode_text(tokens, mask)[1]
+            with torch.no_grad():
+                key = self.slow["backbone"].encode_text(tokens, mask)[1]
+            draws = uniform(seed + number, 3, tokens.shape[1])
+            masked, labels = self.mask_words(tokens, mask, draws)
+            words = self.backbone.encode_text(masked, mask)[0]
+            extras = {"": sentence, "_key": key, "_masked": words, "_labels": labels}
+            text.extras |= {f"{name}{part}": tensor for part, tensor in extras.items()}
         return text
-
-    def _contrasted(
-        self, name: str, tokens: Tensor, mask: Tensor, sentence: Tensor, seed: Tensor
-    ) -> Tensors:
-        with torch.no_grad():
-            key = self.slow["backbone"].encode_text(tokens, mask)[1]
-        masked, labels = self.mask_words(tokens, mask, uniform(seed, 3, tokens.shape[1]))
-        words = self.backbone.encode_text(masked, mask)[0]
-        extras = {"": sentence, "_key": key, "_masked": words, "_labels": labels}
-        return {f"{name}{part}": tensor for part, tensor in extras.items()}
 
     def encode_video(self, batch: TextVideoBatch) -> VideoFeatures:
         """As HMMC; in training mode also extras `video_key` (B, D) and `frame_keys` (B, F, D)."""

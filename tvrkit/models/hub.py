@@ -3,9 +3,11 @@ fetch."""
 
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -27,15 +29,9 @@ def weights(repository: str) -> Path:
     """
     owner, name, file = repository.split("/")
     candidates = [file] if file else WEIGHT_FILES
-
-    def fetch(local: bool) -> Path | None:
-        for candidate in candidates:
-            with suppress(EntryNotFoundError):  # also raised for what is not in the cache
-                return Path(hf_hub_download(f"{owner}/{name}", candidate, local_files_only=local))
-        return None
-
+    downloads = [partial(hf_hub_download, f"{owner}/{name}", candidate) for candidate in candidates]
     where = "put it anywhere and set backbone.pretrained to its path"
-    return _cached_or_fetched(fetch, f"{owner}/{name}", candidates[0], where)
+    return _cached_or_fetched(downloads, f"{owner}/{name}", candidates[0], where)
 
 
 def folder(repository: str, file: str, patterns: Sequence[str] = TEXT_FILES) -> Path:
@@ -53,30 +49,27 @@ def folder(repository: str, file: str, patterns: Sequence[str] = TEXT_FILES) -> 
     if (Path(repository) / file).is_file():
         return Path(repository)
 
-    def fetch(local: bool) -> Path | None:
-        with suppress(EntryNotFoundError, HfHubHTTPError):  # no such name, or not for everyone
-            path = snapshot_download(repository, allow_patterns=[*patterns], local_files_only=local)
-            return Path(path) if (Path(path) / file).is_file() else None
-        return None
+    def download(local_files_only: bool) -> str:
+        options: Any = {"allow_patterns": [*patterns], "local_files_only": local_files_only}
+        path = snapshot_download(repository, **options)
+        if not (Path(path) / file).is_file():
+            raise EntryNotFoundError(file)
+        return path
 
     target = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     where = f"`hf download {repository}` where there is a network, and copy "
     where += f"{target.name} to {target.parent}"
-    return _cached_or_fetched(fetch, repository, file, where)
+    return _cached_or_fetched([download], repository, file, where)
 
 
-Fetch = Callable[[bool], Path | None]  # from the cache only?
-
-
-def _cached_or_fetched(fetch: Fetch, repository: str, file: str, where: str) -> Path:
-    path = fetch(True)
-    if path is None and _reachable():
-        path = fetch(False)
-    if path is None:
-        address = f"{constants.ENDPOINT}/{repository}/resolve/main/{file}"
-        message = f"{file} of {repository} could not be had; fetch {address}: {where}"
-        raise FileNotFoundError(message)
-    return path
+def _cached_or_fetched(downloads: Sequence, repository: str, file: str, where: str) -> Path:
+    for local in (True, False):
+        for download in downloads if local or _reachable() else ():
+            # neither in the cache nor under this name, or not for everyone
+            with suppress(EntryNotFoundError, HfHubHTTPError):
+                return Path(download(local_files_only=local))
+    address = f"{constants.ENDPOINT}/{repository}/resolve/main/{file}"
+    raise FileNotFoundError(f"{file} of {repository} could not be had; fetch {address}: {where}")
 
 
 def _reachable() -> bool:

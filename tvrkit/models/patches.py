@@ -68,7 +68,7 @@ def patch_attention(visual: Any, pixels: Tensor) -> PatchAttention:
         visual: the tower.
         pixels: (N, 3, S, S) float, normalised.
     """
-    with _Recorder() as seen:
+    with AttentionRecorder() as seen:
         visual(pixels)
     if isinstance(visual, VisionTransformer):
         depth, prefix, grid = visual.transformer.layers, 1, visual.grid_size
@@ -87,9 +87,15 @@ def patch_attention(visual: Any, pixels: Tensor) -> PatchAttention:
     return PatchAttention(layers, readout, prefix, grid)
 
 
-class _Recorder(TorchFunctionMode):
-    """Keeps the attention (N, heads, queries, keys) of every call, in their order: open_clip's
-    blocks call torch's multi-head attention, timm's the fused product."""
+class AttentionRecorder(TorchFunctionMode):
+    """Keeps the attention of every call while it is entered.
+
+    open_clip's blocks and torch's own layers call the multi-head attention, timm's blocks the fused
+    product.
+
+    Attributes:
+        attention: (N, heads, queries, keys) float each, in the order of the calls.
+    """
 
     def __init__(self):
         super().__init__()
