@@ -103,8 +103,8 @@ def test_backwards_is_the_same_frames_in_the_other_order():
     assert backwards(other) == crossing
     assert differing(crossing, other) == ["direction"]
     there, back = (render(scene, [""] * 8, [3]).astype(int) for scene in (crossing, other))
-    assert np.abs(there - back[::-1]).mean() < 4  # grain
-    assert np.abs(there - back).mean() > 8
+    assert np.abs(there - back[::-1]).max() < 25  # grain
+    assert np.abs(there - back).max() > 100
     assert other in neighbours(crossing, np.random.default_rng(0))
 
 
