@@ -331,11 +331,11 @@ def index(
     import time
 
     from tvrkit.search.encoder import Encoder
-    from tvrkit.search.index import Index, exists
+    from tvrkit.search.index import Index, database
     from tvrkit.search.pages import shown
 
     model = (run, backbone, pretrained)
-    if not (run or backbone) and exists(out):
+    if not (run or backbone) and database(out):
         model = Index.open(out).card["model"]
     encoder = Encoder(*model, device=device)
     version = None

@@ -74,7 +74,7 @@ def main(folder: str) -> None:
     print(f"packed and indexed in {time.perf_counter() - began:.0f} s", flush=True)
     size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     print(f"{size / 1e9:.2f} GB on disk, {size / COUNT:.0f} bytes a row", flush=True)
-    index.card["unrelated"] = queries.unrelated(encoder, index.table)
+    index.card["unrelated"] = index._unrelated()
     random = torch.Generator().manual_seed(-1 % 2**31)
     spread = torch.randn(ASKED, 128, generator=random) / 128**0.5
     vectors = normalize(scenes[:ASKED] + spread, dim=-1)

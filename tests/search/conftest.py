@@ -7,12 +7,19 @@ import pytest
 
 pytest.importorskip("lancedb", reason="search needs the extra `search`")
 
+from tvrkit.data.decoders import DecodePool, FrameSettings
 from tvrkit.search.encoder import Encoder
 from tvrkit.search.index import Index
 from tvrkit.shapes.render import encode, render
 from tvrkit.shapes.scenes import PRESETS, plan
 
 EMBEDDED = (None, "tvrkit-tiny", "tvrkit")
+
+
+def jpegs(path, count):
+    """Frames of a video as JPEG files."""
+    with DecodePool(1) as pool:
+        return next(pool.run([path], FrameSettings(count)))[1]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Files of a folder and the segments that are read of them."""
 
-import io
 import os
 
 import numpy as np
@@ -107,17 +106,19 @@ def test_what_gives_no_frames_has_a_reason(tmp_path):
 
 
 def test_stills_are_read_upright_and_small(tmp_path):
-    picture = Image.fromarray(np.full((600, 900, 3), (250, 10, 10), np.uint8))
+    picture = Image.fromarray(np.full((2000, 3000, 3), (250, 10, 10), np.uint8))
     tag = Image.Exif()
     tag[274] = 6  # to be turned by 90 degrees
     picture.save(tmp_path / "a.jpg", exif=tag)
-    found = Image.open(io.BytesIO(clips.read_still(tmp_path / "a.jpg")))
-    assert found.size == (256, 384)
+    assert clips.read_still(tmp_path / "a.jpg").shape == (1024, 683, 3)
     (tmp_path / "b.png").write_text("no picture")
     with pytest.raises(DecodeError, match="no picture"):
         clips.read_still(tmp_path / "b.png")
     with pytest.raises(DecodeError, match="no picture"):
         clips.read_still(tmp_path / "nowhere.png")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(DecodeError, match=r"no picture: Image size .* exceeds limit"):
+        clips.read_still(tmp_path / "bomb.png")
 
 
 def test_real_clips_are_read(realdata):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 
@@ -76,3 +77,33 @@ def test_index_then_search(tvrkit, videos, tmp_path):
     first = sorted(videos.glob("*.mp4"))[0]
     _, out, _ = tvrkit("search", place, "--video", first, "-k", 1)
     assert first.name in out
+
+
+def test_watch_keeps_the_index_current_until_it_is_stopped(tvrkit, videos, tmp_path, monkeypatch):
+    first, *others = sorted(videos.iterdir())
+    aside, place, wait = tmp_path / "aside.mp4", tmp_path / "index", time.sleep
+    first.rename(aside)
+    between = [
+        lambda: aside.rename(first),
+        lambda: None,
+        others[0].unlink,
+        lambda: others[1].write_text("no video"),
+    ]
+
+    def sleep(seconds):
+        if seconds != 7.5:
+            return wait(seconds)
+        if not between:
+            raise KeyboardInterrupt
+        return between.pop(0)()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    code, out, err = tvrkit("index", videos, "--out", place, *MODEL, "--watch", 7.5)
+    assert code == 130
+    assert "interrupted; what is finished is kept" in err
+    said = [line for line in out.splitlines() if " segments of " in line]
+    assert said == [
+        f"{segments} segments of {files} files in {place}"
+        for segments, files in ((3, 3), (4, 4), (3, 3), (2, 3))
+    ]
+    assert f"failed {others[1]}: " in out

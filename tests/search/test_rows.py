@@ -6,15 +6,16 @@ import pyarrow as pa
 import pytest
 import torch
 
+from tests.search.conftest import jpegs
 from tvrkit.data.batch import VideoFeatures
 from tvrkit.data.decoders import VideoInfo
 from tvrkit.search import rows
-from tvrkit.search.clips import Clip, File, Segment, find, read_clip
+from tvrkit.search.clips import Clip, File, Segment, find
 
 
 @pytest.fixture
 def clips(corpus):
-    frames = read_clip(sorted(corpus.iterdir())[0], 8)
+    frames = jpegs(sorted(corpus.iterdir())[0], 8)
     info = VideoInfo(8, 8.0, 2.0, 64, 64, "pyav", "")
     segments = [Segment(0.0, 1.0, frames), Segment(1.0, 2.0, frames[:3])]
     broken = Clip(File("/b.mp4", 3, 5), "", VideoInfo(reason="no frames"), [])

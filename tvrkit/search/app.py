@@ -99,8 +99,7 @@ def search(indexes: Sequence[Index], place: int, text: str, upload: str | None, 
         table = index.search(query, where=where.strip() or None)
     except (ValueError, OSError, RuntimeError) as error:
         raise gr.Error(str(error), print_exception=False) from None
-    served = lambda hit: f"/clip/{place}/{hit.file}"  # noqa: E731
-    return pages.render([table], "hits.html", served=served), (query, table)
+    return pages.render([table], "hits.html", served=f"/clip/{place}/"), (query, table)
 
 
 def _query(index: Index, text: str, upload: str | None) -> Query:
@@ -118,10 +117,9 @@ def explain(indexes: Sequence[Index], place: int, found, number: int) -> tuple[F
     query, hit, index = found[0], found[1].iloc[number - 1], indexes[place]
     vector = global_vector(unpack([hit["features"]]))[0]
     near = queries.nearest(index.table, Query("", vector, query.score), 20)
-    others = queries.ranked(near, queries.scores(query, near), 20)
-    cosine = [float(global_vector(unpack([f]))[0] @ vector) for f in others["features"]]
-    others = others.assign(cosine=cosine)[others["file"] != hit["file"]]
-    miss = others.sort_values("cosine").iloc[-1] if len(others) else hit
+    others = queries.ranked(near, queries.scores(query, near), 20).sort_values("_distance")
+    others = others[others["file"] != hit["file"]]
+    miss = others.iloc[0] if len(others) else hit
     shown = (("the hit", hit), ("looks most like it", miss))
     return tuple(why_figure(index, query, row, name) for name, row in shown)
 

@@ -1,23 +1,21 @@
 """Files of a folder, and what is read of each: segments, their frames as JPEG files.
 
-Nothing is decoded in this process: videos are read by the workers of `tvrkit.data.decoders`,
-pictures by a process of their own.
+No video is decoded in this process, but by the workers of `tvrkit.data.decoders`.
 """
 
 import contextlib
 import math
 import os
-import subprocess
-import sys
+import pickle  # between this process and its own workers
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
+from PIL import Image, ImageOps
 
-from tvrkit.data.decoders import TIMEOUT, DecodeError, DecodePool, FrameSettings, VideoInfo
+from tvrkit.data.decoders import DecodeError, DecodePool, FrameSettings, VideoInfo
 from tvrkit.data.extract import VIDEO_SUFFIXES
 from tvrkit.data.prepare import SHORT_SIDE
 from tvrkit.data.sampling import sample
@@ -26,16 +24,8 @@ from tvrkit.files import sha256
 SECONDS = 10.0  # of a segment; a rest of less than half of it is not cut off
 CUT = 0.45  # share of a picture's colours that changes at once at a shot boundary
 SHORTEST = 2  # frames of a shot
-# A picture from a stranger is decoded here: upright, RGB, small, or not at all.
-STILL = f"""
-import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, ({4 << 30}, {4 << 30}))
-from PIL import Image, ImageOps
-picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
-scale = min(1, {SHORT_SIDE} / min(picture.size))
-size = [max(1, round(side * scale)) for side in picture.size]
-picture.resize(size, Image.Resampling.BICUBIC).save(sys.stdout.buffer, "JPEG", quality=90)
-"""
+PICTURES = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows some that are programs
+LARGEST = 1024  # pixels: sides of a picture that is a query
 
 
 class File(NamedTuple):
@@ -62,8 +52,7 @@ class Segment(NamedTuple):
     frames: list[bytes]
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """A file that was read; without segments, `info.reason` says why."""
 
     file: File
@@ -90,8 +79,9 @@ def find(folder: Path) -> list[File]:
         entered.add(here)
         for path in (os.path.join(place, name) for name in seen):
             if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES and os.path.isfile(path):
-                status = os.stat(path)
-                found.append(File(path, status.st_size, status.st_mtime_ns))
+                with contextlib.suppress(FileNotFoundError):  # it may be gone by now
+                    status = os.stat(path)
+                    found.append(File(path, status.st_size, status.st_mtime_ns))
     return sorted(found)
 
 
@@ -111,6 +101,16 @@ def read(pool: DecodePool, file: File, frames: int, seconds: float) -> Clip:
     chosen = [[pictures[a + i] for i in sample("uniform", b - a, frames)] for a, b in spans]
     segments = [Segment(a * step, b * step, p) for (a, b), p in zip(spans, chosen, strict=True)]
     return Clip(file, file.sha256, info, segments)
+
+
+class Reader:
+    """`read` for a worker of Ray, which so loads no torch: pickled files in, pickled clips out."""
+
+    def __init__(self, frames: int, seconds: float):
+        self.pool, self.settings = DecodePool(1), (frames, seconds)
+
+    def __call__(self, row: dict) -> dict:
+        return {"clip": pickle.dumps(read(self.pool, pickle.loads(row["file"]), *self.settings))}
 
 
 def _sample(pool: DecodePool, path: str, frames: int) -> tuple[VideoInfo, list[bytes]]:
@@ -148,28 +148,15 @@ def _windows(start: int, end: int, length: int) -> Iterator[tuple[int, int]]:
     yield start, end
 
 
-def read_clip(path: Path, frames: int) -> list[bytes]:
-    """Frames of a whole video as JPEG files.
+def read_still(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture, upright and small.
 
     Raises:
-        DecodeError: no frame could be read.
+        DecodeError: it is no picture, or one of more than 179 million pixels.
     """
-    with DecodePool(1) as pool:
-        info, pictures = _sample(pool, str(path), frames)
-    if not pictures:
-        raise DecodeError(f"{path}: {info.reason}")
-    return pictures
-
-
-def read_still(path: Path) -> bytes:
-    """A picture as a JPEG file, decoded in a process of its own under limits of time and memory.
-
-    Raises:
-        DecodeError: it is no picture.
-    """
-    program = [sys.executable, "-I", "-c", STILL, str(path.absolute())]
     try:
-        return subprocess.run(program, capture_output=True, timeout=TIMEOUT, check=True).stdout
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        said = (error.stderr or str(error).encode()).decode(errors="replace")
-        raise DecodeError(f"{path}: no picture: {said.strip().splitlines()[-1]}") from None
+        picture = ImageOps.exif_transpose(Image.open(path, formats=PICTURES)).convert("RGB")
+    except Exception as error:  # a stranger's file: Pillow raises of many kinds
+        raise DecodeError(f"{path}: no picture: {error}") from None
+    picture.thumbnail((LARGEST, LARGEST))
+    return np.asarray(picture)

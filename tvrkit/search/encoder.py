@@ -1,9 +1,8 @@
 """A trained method, or a bare backbone, that turns clips into rows of an index and queries into
 scores."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,17 +14,21 @@ from torch.nn.functional import normalize
 
 from tvrkit.data import loader
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.data.decoders import FrameSettings, read_frames
+from tvrkit.data.features import padded
+from tvrkit.data.prepare import SHORT_SIDE
 from tvrkit.data.text import Span, token_spans, tokenise
+from tvrkit.models.checkpoints import digest
 from tvrkit.models.method import Method
 from tvrkit.models.similarity import token_interaction
 from tvrkit.models.temporal import mean_frame
-from tvrkit.recipes import build
-from tvrkit.search.clips import read_clip, read_still
-from tvrkit.settings import Config, choose
+from tvrkit.recipes import load_recipe
+from tvrkit.search.clips import read_still
+from tvrkit.settings import BackboneConfig, Config, choose
 from tvrkit.training import runs
 from tvrkit.training.card import resolve_device
 
-FORMAT = 1  # of an index
+FORMAT = 2  # of an index
 LONGEST = 1000  # characters of a query
 BATCH = 32  # segments encoded at a time
 # Names of `prompts`: the scores of a query are means over its templates.
@@ -50,12 +53,8 @@ def load_model(
     if run is not None:
         done = runs.opened(run)
         return done.config, done.method()
-    raw: dict[str, dict] = {
-        "data": {"prepared": "none"},
-        "method": {"name": "clip4clip", "head": "meanP"},
-    }
-    raw["backbone"] = {"name": backbone, "pretrained": pretrained}
-    config = build(raw, "clip4clip_meanP")
+    config = load_recipe("clip4clip_msrvtt", ["method.head=meanP"])
+    config = replace(config, backbone=BackboneConfig(backbone, pretrained))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return config, runs.build_method(config).eval()
@@ -117,28 +116,26 @@ class Encoder:
     @cached_property
     def card(self) -> dict[str, str]:
         """What an index must agree on with whoever adds to it or searches it."""
-        backbone, weights = self.method.backbone, hashlib.sha256()
-        for name, tensor in self.method.state_dict().items():
-            weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        backbone, weights = self.method.backbone, digest(self.method.state_dict())
         made = {"format": FORMAT, "method": self.config.method_name, "backbone": backbone.name}
-        made |= {"weights": weights.hexdigest(), "tokenizer": backbone.tokenizer_id}
+        made |= {"weights": weights, "tokenizer": backbone.tokenizer_id}
         made |= {"frames": self.frames, "preprocessing": backbone.preprocessing}
         return {key: str(value) for key, value in made.items()}
 
     def videos(self, segments: Sequence[Sequence[bytes]]) -> VideoFeatures:
         """Features, on the CPU, of segments that are given as JPEG files of their frames."""
-        starts = range(0, len(segments), BATCH)
-        return VideoFeatures.cat([self._videos(segments[i : i + BATCH]) for i in starts])
+        decode = simplejpeg.decode_jpeg
+        batches = (segments[i : i + BATCH] for i in range(0, len(segments), BATCH))
+        return VideoFeatures.cat(
+            [self._encode([[*map(decode, files)] for files in batch]) for batch in batches]
+        )
 
     @torch.inference_mode()
-    def _videos(self, segments: Sequence[Sequence[bytes]]) -> VideoFeatures:
-        fit, size = self.method.backbone.preprocessing.fit, self.method.backbone.image_size
-        frames = torch.zeros(len(segments), self.frames, 3, size, size, dtype=torch.uint8)
-        mask = torch.zeros(len(segments), self.frames, dtype=torch.bool)
-        for row, segment in enumerate(segments):
-            images = np.stack([simplejpeg.decode_jpeg(file) for file in segment])
-            frames[row, : len(images)] = fit(torch.from_numpy(images).permute(0, 3, 1, 2))
-            mask[row, : len(images)] = True
+    def _encode(self, segments: Sequence[Sequence[np.ndarray]]) -> VideoFeatures:
+        """Features, on the CPU, of frames (H, W, 3) uint8."""
+        fit = self.method.backbone.preprocessing.fit
+        fitted = [fit(torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2)) for each in segments]
+        frames, mask = padded(fitted, self.frames)
         batch = TextVideoBatch(frames=frames, frame_mask=mask).to(self.device)
         return self.method.encode_video(batch).to("cpu")
 
@@ -180,14 +177,14 @@ class Encoder:
     def video_query(self, path: Path) -> Query:
         """A video as the query, all of it: the nearest frames of both sides decide (DMAE's
         token-wise interaction between the two sets of frames)."""
-        return self._frames_query(path, read_clip(path, self.frames))
+        return self._frames_query(path, read_frames(path, FrameSettings(self.frames, SHORT_SIDE)))
 
     def image_query(self, path: Path) -> Query:
         """A picture as the query: a video of one frame."""
         return self._frames_query(path, [read_still(path)])
 
-    def _frames_query(self, path: Path, frames: list[bytes]) -> Query:
-        own = self.videos([frames])
+    def _frames_query(self, path: Path, frames: Sequence[np.ndarray]) -> Query:
+        own = self._encode([frames])
         look, whole = normalize(own.frames, dim=-1), own.mask
 
         def score(videos: VideoFeatures) -> Tensor:

@@ -8,9 +8,11 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +23,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from tvrkit.files import ASSETS
 from tvrkit.search import query as queries
 from tvrkit.search import rows
 from tvrkit.search.clips import SECONDS, File, find
@@ -32,6 +35,7 @@ KEPT = timedelta(minutes=10)  # a search under way may go on reading an old vers
 FACTS = ["file", "path", "name", "size", "modified", "sha256", "status", "reason"]
 APPROXIMATE = 50_000  # rows from which on an approximate index pays; below, every vector is read
 GROWTH = 4  # it is made anew when there are so many times the rows it was made of
+STORE = {"client_retry_timeout": "30"}  # seconds that an object store may not answer
 FULL = "What was finished is kept: make room and run the same command again"
 
 
@@ -45,11 +49,11 @@ class Index:
     """
 
     def __init__(self, place: str, encoder: Encoder | None = None):
-        self.place, self._database = place, lancedb.connect(place) if exists(place) else None
+        self.place, self._database = place, database(place)
         if self._database is None:
             raise FileNotFoundError(f"no index at {place}: `tvrkit index` makes it")
         self.card = json.loads(self._database.open_table(CARD).to_arrow()["card"][0].as_py())
-        self.table = self._database.open_table(SEGMENTS)
+        self.table: Any = self._database.open_table(SEGMENTS)
         if encoder is not None:
             self.check(encoder)
             self.encoder = encoder
@@ -84,8 +88,9 @@ class Index:
         """Make the index of a folder, or bring it up to date; stopped at any moment, the next call
         goes on.
 
-        Only what is new or has changed is read: by size and time, then by hash. Rows of files that
-        are gone from `folder` are removed; other folders may share the index.
+        Only what is new or has changed is read: by size and time, then by hash. A file that was
+        moved keeps its rows, and so does a copy. Rows of files that are gone from `folder` are
+        removed; other folders may share the index.
 
         Args:
             folder: any tree of video files.
@@ -104,23 +109,24 @@ class Index:
         place, folder = str(place), Path(folder)
         run = rows.ENGINES[choose("engine", engine, rows.ENGINES)]
         found = find(folder)
-        if not found and not exists(place):
+        if not found and not database(place):
             raise ValueError(f"{folder}: expected videos, such as .mp4 or .mkv, found none")
         with _building(place):
-            if not exists(place):
+            if not database(place):
                 _create(place, encoder)
             index = cls.open(place, encoder)
             before = index.table.version
-            unread = index._changed(found, retry)
-            tables = run(unread, encoder, seconds, workers)
-            with tqdm(desc=f"indexing {folder}", total=len(unread), unit="video") as bar:
+            unread, moved = index._changed(found, retry)
+            tables = chain(index._renamed(moved), run(unread, encoder, seconds, workers))
+            total = len(unread) + len(moved)
+            with tqdm(desc=f"indexing {folder}", total=total, unit="video") as bar:
                 for table in tables:
                     index._put(table)
                     bar.update(table["segment"].to_pylist().count(0))
             index._remove_gone(folder, found)
             if index.table.version != before or "unrelated" not in index.card:
                 index.settle()
-                index.card["unrelated"] = queries.unrelated(encoder, index.table)
+                index.card["unrelated"] = index._unrelated()
                 _write_card(index._database, index.card)
         return index
 
@@ -153,20 +159,36 @@ class Index:
         files = self.files()
         return files.loc[files["reason"] != "", ["path", "status", "reason"]]
 
-    def _changed(self, found: Sequence[File], retry: bool) -> list[File]:
-        """Files that must be read; rows of those that were only touched are brought up to date."""
-        known, unread = self.files().set_index("file"), []
-        for file in found:
-            there = rows.identity(file)
-            row = known.loc[there["file"]] if there["file"] in known.index else None
-            if row is None or (row["status"] != "ok" and retry) or row["size"] != file.size:
+    def _changed(self, found: Sequence[File], retry: bool) -> tuple[list[File], dict[File, str]]:
+        """Files that must be read; and those that were touched, moved or copied, with the key of a
+        file whose rows have their content."""
+        known = self.files()
+        whole = known[known["status"] == "ok"]
+        settled = (whole if retry else known).itertuples()
+        kept = {(row.file, row.size, row.modified) for row in settled}
+        keys = {file: rows.identity(file)["file"] for file in found}
+        stale = {key: f for f, key in keys.items() if (key, f.size, f.modified) not in kept}
+        # rows that are about to be replaced serve their own file only
+        held = {row.sha256: row.file for row in whole.itertuples() if row.file not in stale}
+        own = {(row.file, row.sha256) for row in whole.itertuples()}
+        sizes = {*whole["size"]}
+        unread, moved = [], {}
+        for key, file in stale.items():
+            content = file.sha256 if file.size in sizes else ""
+            if holder := key if (key, content) in own else held.get(content):
+                moved[file] = holder
+            else:
                 unread.append(file)
-            elif row["modified"] != file.modified:
-                if row["sha256"] == file.sha256:
-                    self.table.update(f"file = '{there['file']}'", there)
-                else:
-                    unread.append(file)
-        return unread
+        return unread, moved
+
+    def _renamed(self, moved: dict[File, str]) -> Iterator[pa.Table]:
+        """Rows that are there, under the name and time their files have now."""
+        for start in range(0, len(moved), rows.COMMIT):
+            batch = dict([*moved.items()][start : start + rows.COMMIT])
+            there = self.table.search().where(_named({*batch.values()})).to_arrow()
+            pairs = product(batch.items(), there.to_pylist())
+            made = [row | rows.identity(f) for (f, key), row in pairs if row["file"] == key]
+            yield pa.Table.from_pylist(made, there.schema)
 
     def _put(self, table: pa.Table) -> None:
         """Rows of whole files, in place of those the files had: in one step, or not at all."""
@@ -187,16 +209,23 @@ class Index:
 
     def settle(self) -> None:
         """Pack what was written in pieces, and keep an approximate index of many vectors."""
-        count, indices = self.table.count_rows(), self.table.list_indices()
-        known: list[Any] = [self.table.index_stats(index.name) for index in indices]
-        indexed = sum(stats.num_indexed_rows for stats in known)
+        count, names = self.table.count_rows(), [one.name for one in self.table.list_indices()]
+        indexed = sum(self.table.index_stats(name).num_indexed_rows for name in names)
         if count >= APPROXIMATE and count > GROWTH * indexed:
-            options: dict[str, Any] = {
-                "index_type": "IVF_SQ",
-                "num_partitions": math.isqrt(count) // 2,
-            }
-            self.table.create_index("cosine", **options)
+            partitions = math.isqrt(count) // 2
+            self.table.create_index("cosine", index_type="IVF_SQ", num_partitions=partitions)
         self.table.optimize(cleanup_older_than=KEPT)
+
+    def _unrelated(self) -> dict[str, list[float]]:
+        """The best score here of each query of `unrelated_*.txt`, rising, by language; one that
+        needs a tagger which is not installed is left out."""
+        found = {}
+        for language in ("en", "zh"):
+            lines = (ASSETS / f"unrelated_{language}.txt").read_text(encoding="utf-8").splitlines()
+            with contextlib.suppress(ValueError):
+                hits = [self.search(line, k=1)["score"] for line in lines]
+                found[language] = sorted(float(best.max()) for best in hits if len(best))
+        return found
 
     def search(
         self,
@@ -238,30 +267,44 @@ class Index:
         near = queries.nearest(self.table, query, shortlist, where)
         found = queries.ranked(near, queries.scores(query, near), k)
         found = found[found["score"] >= min_score].reset_index(drop=True)
-        background = self.card["unrelated"].get(query.language, [])
+        background = self.card.get("unrelated", {}).get(query.language, [])
         found["unrelated"] = [pd.Series(background).ge(score).mean() for score in found["score"]]
         matches = bool(len(found)) and not found["unrelated"][0] > queries.NOTHING
         found.attrs = {"query": query.label, "matches": matches, "notes": query.notes}
         return found[queries.SHOWN]
 
 
-def exists(place: str) -> bool:
-    """Whether there is an index."""
-    if "://" in place or Path(place).is_dir():
-        with contextlib.suppress(ValueError):
-            return bool(lancedb.connect(place).open_table(CARD))
-    return False
+def database(place: str) -> Any:
+    """LanceDB's database of an index, None where there is none.
+
+    Raises:
+        OSError: the object store does not answer, or refuses.
+    """
+    if "://" not in place and not Path(place).is_dir():
+        return None
+    try:
+        found = lancedb.connect(place, storage_options=STORE)
+        return found if CARD in found.list_tables().tables else None
+    except (ValueError, RuntimeError) as error:
+        raise OSError(f"{place} cannot be reached: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What a store answered, out of all that LanceDB tells about it."""
+    answers = re.findall(r'<Message>(.+?)</Message>|message: "(.+?)"', str(error))
+    return max(answers[-1]) if answers else str(error).split("\n")[0]
 
 
 def _create(place: str, encoder: Encoder) -> None:
     """An empty index; the card is written last: without it there is none."""
-    database, columns = lancedb.connect(place), rows.schema(encoder.method.backbone.width)
-    database.create_table(SEGMENTS, schema=columns, mode="overwrite")
-    _write_card(database, {"model": encoder.model, "made": encoder.card})
+    empty = lancedb.connect(place, storage_options=STORE)
+    columns = rows.schema(encoder.method.backbone.width)
+    empty.create_table(SEGMENTS, schema=columns, mode="overwrite")
+    _write_card(empty, {"model": encoder.model, "made": encoder.card})
 
 
-def _write_card(database: Any, card: dict) -> None:
-    database.create_table(CARD, [{"card": json.dumps(card)}], mode="overwrite")
+def _write_card(made: Any, card: dict) -> None:
+    made.create_table(CARD, [{"card": json.dumps(card)}], mode="overwrite")
 
 
 @contextlib.contextmanager
@@ -280,8 +323,7 @@ def _building(place: str) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if "LanceError(IO)" not in str(error):
             raise
-        reason = str(error).split("\n")[0]
-        raise OSError(f"{place} could not be written: {reason}. {FULL}") from None
+        raise OSError(f"{place} could not be written: {_reason(error)}. {FULL}") from None
 
 
 def _named(keys: Collection[str]) -> str:

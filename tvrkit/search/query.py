@@ -1,6 +1,5 @@
 """Two-stage search: the nearest segments by one vector, then the method's own score of each."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tvrkit.files import ASSETS
 from tvrkit.search import rows
-from tvrkit.search.encoder import Encoder, Query
+from tvrkit.search.encoder import Query
 
 SHORTLIST = 200  # segments that are scored exactly
 LENGTHS = (10, 20, 50, 100, 200, 500)  # of the short list whose recall is measured
@@ -51,41 +49,22 @@ def ranked(near: pa.Table, exact: np.ndarray, k: int) -> pd.DataFrame:
 
     Nearly the same: the cosine of their vectors reaches `SAME`, or they overlap in one video.
     """
-    frame = (
-        near.to_pandas().assign(score=exact).sort_values("score", ascending=False, kind="stable")
-    )
-    vectors = np.stack(frame.pop("vector")) if len(frame) else np.zeros((0, 1))
-    rows = list(frame.itertuples())
-    firsts: list[int] = []
-    copies: list[list[str]] = []
-    for row, hit in enumerate(rows):
-        cosines = vectors[firsts] @ vectors[row]
-        overlaps = [
-            hit.file == rows[i].file and hit.start < rows[i].end and rows[i].start < hit.end
-            for i in firsts
-        ]
-        same = np.flatnonzero((cosines >= SAME) | np.array(overlaps, bool))
+    frame = near.to_pandas().assign(score=exact)
+    frame = frame.sort_values("score", ascending=False, kind="stable")
+    vectors = np.array([*frame.pop("vector")])
+    file, start, end = (frame[name].to_numpy() for name in ("file", "start", "end"))
+    copies: dict[int, list[str]] = {}  # by the row they are copies of
+    for row, path in enumerate(frame["path"]):
+        firsts = [*copies]
+        overlap = (
+            (file[firsts] == file[row]) & (start[firsts] < end[row]) & (start[row] < end[firsts])
+        )
+        same = np.flatnonzero((vectors[firsts] @ vectors[row] >= SAME) | overlap)
         if len(same):
-            copies[same[0]].append(f"{hit.path} {hit.start:.1f} s")
+            copies[firsts[same[0]]].append(f"{path} {start[row]:.1f} s")
         elif len(firsts) < k:
-            firsts.append(row)
-            copies.append([])
-    return frame.iloc[firsts].assign(copies=copies).reset_index(drop=True)
-
-
-def unrelated(encoder: Encoder, table: Any) -> dict[str, list[float]]:
-    """The best score in the index of each query of `unrelated_*.txt`, rising, by language; one that
-    needs a tagger which is not installed is left out."""
-    found: dict[str, list[float]] = {}
-    for language in ("en", "zh"):
-        lines = (ASSETS / f"unrelated_{language}.txt").read_text(encoding="utf-8").splitlines()
-        with contextlib.suppress(ValueError):
-            asked = [encoder.text_query(line) for line in lines]
-            best = [
-                scores(query, nearest(table, query, SHORTLIST)).max(initial=-1) for query in asked
-            ]
-            found[language] = sorted(map(float, best))
-    return found
+            copies[row] = []
+    return frame.iloc[[*copies]].assign(copies=[*copies.values()]).reset_index(drop=True)
 
 
 def shortlist_recall(

@@ -4,7 +4,6 @@ An engine takes files and gives tables of whole files' rows, in any order; the i
 """
 
 import hashlib
-import io
 import os
 import pickle  # between this process and its own workers
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from safetensors.torch import load, save
 
 from tvrkit.data.batch import VideoFeatures
 from tvrkit.data.decoders import DecodePool
-from tvrkit.search.clips import Clip, File, read
+from tvrkit.search.clips import Clip, File, Reader, read
 from tvrkit.search.encoder import Encoder, global_vector
 
 COMMIT = 16  # files of a table
@@ -45,24 +44,19 @@ def schema(width: int) -> pa.Schema:
 
 def to_table(encoder: Encoder, clips: Sequence[Clip]) -> pa.Table:
     """Rows of files that were read; a file without a segment has one row, its reason."""
-    pictures = [segment.frames for clip in clips for segment in clip.segments]
-    columns = schema(encoder.method.backbone.width)
-    if not pictures:
-        return pa.Table.from_pylist([_facts(clip) for clip in clips], columns)
-    features = encoder.videos(pictures)
-    vectors = global_vector(features).numpy()
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"the model gives no number for a video among {clips[0].file.path!r} ...")
-    packed = (pack(features[i : i + 1]) for i in range(len(features)))
-    described = iter(zip(vectors, packed, strict=True))
-    rows = []
-    for clip in clips:
-        rows += [] if clip.segments else [_facts(clip)]
-        for number, segment in enumerate(clip.segments):
+    rows, failed = [], [_facts(clip) for clip in clips if not clip.segments]
+    shown = [(clip, *numbered) for clip in clips for numbered in enumerate(clip.segments)]
+    if shown:
+        features = encoder.videos([segment.frames for *_, segment in shown])
+        vectors = global_vector(features).numpy()
+        if not np.isfinite(vectors).all():
+            first = clips[0].file.path
+            raise ValueError(f"the model gives no number for a video among {first!r} ...")
+        for i, (clip, number, segment) in enumerate(shown):
             place = {"segment": number, "start": segment.start, "end": segment.end}
-            seen = dict(zip(("vector", "features"), next(described), strict=True))
+            seen = {"vector": vectors[i], "features": pack(features[i : i + 1])}
             rows.append(_facts(clip) | place | seen | {"strip": strip(segment.frames)})
-    return pa.Table.from_pylist(rows, columns)
+    return pa.Table.from_pylist(rows + failed, schema(encoder.method.backbone.width))
 
 
 def _facts(clip: Clip) -> dict:
@@ -124,16 +118,6 @@ def local(
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-class _Read:
-    """A worker of Ray that decodes."""
-
-    def __init__(self, frames: int, seconds: float):
-        self.pool, self.settings = DecodePool(1), (frames, seconds)
-
-    def __call__(self, row: dict) -> dict:
-        return {"clip": pickle.dumps(read(self.pool, pickle.loads(row["file"]), *self.settings))}
-
-
 class _Encode:
     """A worker of Ray that encodes, on a GPU where its encoder is."""
 
@@ -141,10 +125,8 @@ class _Encode:
         self.encoder = Encoder(*model)
 
     def __call__(self, batch: dict) -> dict:
-        table, sink = to_table(self.encoder, [*map(pickle.loads, batch["clip"])]), io.BytesIO()
-        with pa.ipc.new_stream(sink, table.schema) as stream:
-            stream.write_table(table)
-        return {"table": [sink.getvalue()]}
+        clips = [*map(pickle.loads, batch["clip"])]
+        return {"table": [pickle.dumps(to_table(self.encoder, clips))]}
 
 
 def on_ray(
@@ -165,12 +147,12 @@ def on_ray(
     pool: dict[str, Any] = {"concurrency": workers, "num_cpus": 0.5}
     gpus = {"num_gpus": 1} if encoder.device.type == "cuda" else {}
     data: Any = ray.data.from_items([{"file": pickle.dumps(file)} for file in files])
-    data = data.map(_Read, fn_constructor_args=(encoder.frames, seconds), **pool)
+    data = data.map(Reader, fn_constructor_args=(encoder.frames, seconds), **pool)
     model = (*encoder.model, str(encoder.device))
     options = {"fn_constructor_args": model, "batch_size": COMMIT, **pool, **gpus}
     data = data.map_batches(_Encode, **options)
     for row in data.iter_rows() if files else ():
-        yield pa.ipc.open_stream(row["table"]).read_all()
+        yield pickle.loads(row["table"])
 
 
 ENGINES = {"local": local, "ray": on_ray}
