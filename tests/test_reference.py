@@ -1,0 +1,64 @@
+"""What the committed reference run has to show, so that a comparison may rest on it."""
+
+import numpy as np
+import pytest
+
+from tvrkit import files
+from tvrkit.evaluation.factors import per_factor_accuracy
+from tvrkit.reporting import sweeps
+from tvrkit.training import runs
+
+CHANCE = 50.0
+
+
+@pytest.fixture(autouse=True)
+def of_the_repository(monkeypatch):
+    monkeypatch.delenv("TVRKIT_HOME", raising=False)
+
+
+def trained():
+    """Every trained run of the reference, by its folder below it."""
+    root = files.run("reference")
+    found = {path.parent for path in root.rglob("run.json")}
+    done = {str(folder.relative_to(root)): runs.Run(folder) for folder in found}
+    return {name: run for name, run in done.items() if run.card.get("selection") != "zero-shot"}
+
+
+def test_all_of_it_comes_from_one_commit_one_machine_state_and_one_number_of_threads():
+    cards = {name: run.card for name, run in trained().items()}
+    assert len(cards) > 40
+    for key in ("git_commit", "versions", "torch_threads"):
+        assert len({str(card[key]) for card in cards.values()}) == 1, key
+    assert not next(iter(cards.values()))["git_commit"].endswith("-dirty")
+
+
+def control(variant):
+    accuracy = per_factor_accuracy([*sweeps.finished("time", "reference")[variant].values()])
+    return accuracy.set_index("factor")
+
+
+def test_mean_pooling_cannot_tell_a_video_from_the_same_played_backwards():
+    row = control("meanP").loc["direction"]
+    assert row.low < CHANCE < row.high
+
+
+def test_a_temporal_transformer_whose_positions_are_seen_can():
+    """The positive control that every comparison of temporal parts rests on."""
+    row, pooled = control("seqTransf-normal").loc["direction"], control("meanP").loc["direction"]
+    assert row.low > CHANCE + 5
+    assert row.low > pooled.high
+
+
+def test_motion_is_told_well_above_chance():
+    row = control("seqTransf-normal").loc["motion"]
+    assert row.low > CHANCE + 15
+
+
+def test_each_factor_has_an_interval_that_says_something():
+    for name in ("clip4clip_shapes", "dmae_shapes", "hmmc_shapes", "glscl_shapes"):
+        seeds = [run for run in runs.find("reference") if run.recipe == name]
+        table = per_factor_accuracy(seeds).set_index("factor")
+        half = (table.high - table.low) / 2
+        assert (table.families >= 10).all(), name
+        assert np.nanmax(half) <= 10, (name, half.round(1).to_dict())
+        assert (half <= 5).mean() >= 0.5, (name, half.round(1).to_dict())
