@@ -101,9 +101,9 @@ def test_texts_have_the_features_and_gradients_of_open_clips_tower(masked, quick
     mask = None if masked == "not" else torch.full((7, 7), -torch.inf).triu(1)
     if masked == "padding":
         padding = torch.arange(7) >= torch.tensor([[2], [7], [4]])
-        mask = mask.expand(3, -1, -1).masked_fill(padding[:, None], -torch.inf)
-        mask = mask.repeat_interleave(2, dim=0)
-    expected = with_gradients(stack, lambda x: stack(x, attn_mask=mask), x)
+        mask = mask.masked_fill(padding[:, None, None], -torch.inf)
+    by_head = mask if masked != "padding" else mask[:, 0].repeat_interleave(2, dim=0)
+    expected = with_gradients(stack, lambda x: stack(x, attn_mask=by_head), x)
     monkeypatch.setattr(stack, "forward", lambda *_, **__: pytest.fail("went open_clip's way"))
     found = with_gradients(stack, lambda x: towers.run(stack, x, mask), x)
     torch.testing.assert_close(found, expected, **CLOSE)
