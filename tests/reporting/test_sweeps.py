@@ -15,7 +15,7 @@ from tests.fakes import DATA
 from tvrkit import cli, files
 from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.ranks import metrics_of_directions
-from tvrkit.recipes import load_recipe, to_dict
+from tvrkit.recipes import to_dict
 from tvrkit.reporting import sweeps
 from tvrkit.training import runs
 from tvrkit.training.card import write_card
@@ -60,15 +60,6 @@ def recipes(monkeypatch, tmp_path):
     sweeps.homes.cache_clear()
     yield folder
     sweeps.homes.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The smoke data set, made once."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TVRKIT_HOME", str(tmp_path_factory.mktemp("data")))
-    yield runs.prepared(load_recipe("clip4clip_shapes", profile="smoke")).root
-    patch.undo()
 
 
 def write_run(task, ranks, seconds=10.0, counts=3, found=0):
@@ -173,9 +164,11 @@ def test_unknown_names_are_refused_with_the_choices(recipes):
 #  ----------------------------------------------------------------------------------------
 
 
-def test_one_failure_is_named_and_the_others_go_on(recipes, data, tmp_path, monkeypatch, capsys):
+def test_one_failure_is_named_and_the_others_go_on(
+    recipes, smoke_data, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / data.name).symlink_to(data)
+    (tmp_path / "data" / smoke_data.name).symlink_to(smoke_data)
     monkeypatch.setattr(
         "sys.argv",
         ["tvrkit", "sweep", "broken", "--run", "test", "--jobs", "2", "--profile", "smoke"],
