@@ -30,7 +30,7 @@ tagger = cache(Tagger)  # one per language and process: it remembers what it has
 
 @dataclass(frozen=True)
 class Clips:
-    """Reads clips of a split's videos.
+    """Reads clips of a split's videos; as a data set, batches of them in evaluation.
 
     Attributes:
         split: whose videos they are.
@@ -47,6 +47,13 @@ class Clips:
     sampling: str
     augment: str | None = None
     features: Features | None = None
+
+    def __len__(self) -> int:
+        return len(self.split.video_ids)
+
+    def __getitems__(self, rows: Sequence[int]) -> TextVideoBatch:
+        frames, mask = self.read(rows, [None] * len(rows))
+        return TextVideoBatch(frames=frames, frame_mask=mask, video_index=torch.tensor(rows))
 
     def read(
         self, rows: Sequence[int] | np.ndarray, draws: Sequence[np.random.Generator | None]
@@ -199,18 +206,6 @@ class EpochBatches(Sampler):
             yield [(epoch, int(item)) for item in order[start : start + own]]
 
 
-class _VideoData(Dataset):
-    def __init__(self, clips: Clips):
-        self.clips = clips
-
-    def __len__(self) -> int:
-        return len(self.clips.split.video_ids)
-
-    def __getitems__(self, rows: Sequence[int]) -> TextVideoBatch:
-        frames, mask = self.clips.read(rows, [None] * len(rows))
-        return TextVideoBatch(frames=frames, frame_mask=mask, video_index=torch.tensor(rows))
-
-
 def train_loader(
     split: Split, config: Config, backbone, *, seed: int, tagged: bool = True
 ) -> DataLoader:
@@ -230,7 +225,7 @@ def video_loader(split: Split, config: Config, backbone) -> DataLoader:
     """Batches of a split's videos in order: frames, frame_mask, video_index. Of several processes,
     each gets its own, see `processes.collect`."""
     clips = _clips(split, config.data, backbone.preprocessing, config.data.eval_sampling)
-    return _load(_VideoData(clips), config, _own_batches(len(split.video_ids), config))
+    return _load(clips, config, _own_batches(len(clips), config))
 
 
 def text_loader(split: Split, config: Config, backbone, tagged: bool = True) -> DataLoader:
@@ -264,7 +259,7 @@ def _texts(split: Split, data: DataConfig, tokenizer, tagged: bool) -> TextVideo
     return TextVideoBatch(tokens, mask, weight, video_index=videos, caption_index=captions)
 
 
-def _load(data: Dataset, config: Config, batches: Any) -> DataLoader:
+def _load(data: Any, config: Config, batches: Any) -> DataLoader:
     return DataLoader(
         data,
         batch_sampler=batches,

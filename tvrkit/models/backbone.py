@@ -218,8 +218,9 @@ class Backbone(nn.Module):
         expected, shape = (3, self.image_size, self.image_size), tuple(frames.shape)
         if shape[-3:] != expected:
             raise ValueError(f"{self.name}: expected frames (..., {expected}), got {shape}")
-        is_raw = frames.dtype == torch.uint8
-        return (frames.float() / 255 - self.mean) / self.std if is_raw else frames
+        if frames.dtype != torch.uint8:
+            return frames
+        return frames.float().div_(255).sub_(self.mean).div_(self.std)
 
     def patch_attention(self, frames: Tensor) -> PatchAttention:
         """What the image tower's tokens attend to, of frames (N, 3, S, S), uint8 or normalised.
