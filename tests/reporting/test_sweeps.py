@@ -379,3 +379,30 @@ def test_a_table_as_a_reader_sees_it(recipes):
     assert shown["rsum, difference"].tolist() == ["+0.0 [+0.0, +0.0]", ""]
     assert shown["weights"].tolist() == ["can't tell", ""]
     assert shown["recipe"].tolist() == ["one seed", ""]
+
+
+@pytest.mark.parametrize("visible", [None, "5,7"])
+def test_on_gpus_each_run_has_one_of_its_own(recipes, tmp_path, monkeypatch, visible, capfd):
+    """Two GPUs, faked, and four runs: the two at a time are never on the same one."""
+    monkeypatch.setattr(runs, "prepared", lambda config: None)
+    monkeypatch.setattr(sweeps.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    script = (
+        "import os, pathlib, sys, time; gpu = os.environ['CUDA_VISIBLE_DEVICES'];"
+        f"place = pathlib.Path({str(tmp_path)!r}, 'gpu' + gpu); place.mkdir(); time.sleep(0.2);"
+        "place.rmdir(); print(gpu, file=open(sys.argv[1], 'w'))"
+    )
+    logs = []
+
+    def command(task, device):
+        logs.append(tmp_path / f"{task.variant}.log")
+        return [sys.executable, "-c", script, str(logs[-1])]
+
+    monkeypatch.setattr(sweeps, "command", command)
+    tasks = sweeps.plan("parts", run="test")
+    assert sweeps.execute(tasks, jobs=2, device="cuda") == {}
+    assert {log.read_text().strip() for log in logs} == set((visible or "0,1").split(","))
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("done: ")]
+    assert len(said) == len(tasks)

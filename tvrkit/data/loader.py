@@ -64,7 +64,11 @@ class Clips:
             frames (B, F, 3, S, S) uint8, or their features (B, F, D) float; mask (B, F) bool.
         """
         clips = [self._clip(int(row), draw) for row, draw in zip(rows, draws, strict=True)]
-        return padded(clips, self.length)
+        if self.features is not None:
+            return padded(clips, self.length)
+        # the colours of a pixel stay together, as in the file: nothing is turned over in copying
+        frames, mask = padded([clip.permute(0, 2, 3, 1) for clip in clips], self.length)
+        return frames.permute(0, 1, 4, 2, 3), mask
 
     def _clip(self, row: int, draw: np.random.Generator | None) -> Tensor:
         indices = sample(self.sampling, self.split.frame_counts[row], self.length, draw)

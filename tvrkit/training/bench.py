@@ -111,9 +111,11 @@ def needs(config: Config) -> dict[str, float]:
 
     Parameters with gradients and both moments are counted in float32; what both encoders keep for
     the backward pass is measured on two and on four rows that hold no numbers, and grows with the
-    rows that a process encodes at a time. Left out: the loss, and the workspace of the kernels.
+    rows that a process encodes at a time. Left out: the loss, the workspace of the kernels, and
+    what `train.recompute` saves.
     """
-    random = replace(config, backbone=replace(config.backbone, pretrained=None))
+    plain = replace(config.train, recompute=False, compile=False)
+    random = replace(config, backbone=replace(config.backbone, pretrained=None), train=plain)
     method = build_method(random).to("meta").train()
     rows = min(config.train.chunk_size or config.train.batch_size, config.train.batch_size)
     two, four = (_kept(method, config, count) for count in (2, 4))
