@@ -69,7 +69,7 @@ def test_an_option_of_speed_or_memory_leaves_the_step_as_it_is(option, monkeypat
     monkeypatch.setattr(torch, "compile", traced)
     losses, gradients = [], []
     for options in ([], [f"train.{option}"]):
-        config = load_recipe("dmae_shapes", [*SMALL, *options])
+        config = load_recipe("clip4clip_shapes", [*SMALL, *options])
         torch.manual_seed(0)
         method = build_method(config).train()
         batch = bench.random_batch(method, config, 3, torch.device("cpu"))
