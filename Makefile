@@ -17,14 +17,15 @@ setup: .venv/.installed
 reproduce: setup
 	$(BIN)/tvrkit reproduce --profile $(PROFILE) --device $(DEVICE)
 
-# Two workers share the cores: threads of their own would wait for each other (notebooks: 2 minutes, with them over 7).
+# Workers share the cores: threads of their own would wait for each other (notebooks: 2 minutes, with them over 7). There
+# is one more than cores of a small machine, as one often waits for a process it has started.
 test: export OMP_NUM_THREADS = 1
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
-	TVRKIT_HOME=$$(mktemp -d) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-cell-timeout 300 notebooks
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
+	TVRKIT_HOME=$$(mktemp -d) $(BIN)/python -m pytest -n 3 --dist loadfile --nbval --nbval-cell-timeout 300 notebooks
 
 bench: setup
 	$(BIN)/python -m pytest --benchmark-only --benchmark-columns=median,rounds -o addopts= -o python_files='bench_*.py' \

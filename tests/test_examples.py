@@ -17,13 +17,10 @@ SMALL = ["data.max_frames=2", "train.epochs=1", "eval.bootstrap=50"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(smoke_home):
     """The recipe of the example, trained in a home of its own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TVRKIT_HOME", str(tmp_path_factory.mktemp("home")))
     recipe = str(EXAMPLES / "my_method.yaml")
-    yield runs.ensure(recipe, profile="smoke", overrides=SMALL, run="mine")
-    patch.undo()
+    return runs.ensure(recipe, profile="smoke", overrides=SMALL, run="mine")
 
 
 def test_a_method_of_ones_own_is_trained_evaluated_and_found_again(run):

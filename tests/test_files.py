@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import pytest
+import torch
 
 from tvrkit import files
 
@@ -40,3 +41,12 @@ def test_what_a_terminal_would_obey_is_written_out():
 def test_sha256_is_that_of_the_bytes(tmp_path):
     files.write_text(tmp_path / "a", "größer")
     assert files.sha256(tmp_path / "a") == hashlib.sha256("größer".encode()).hexdigest()
+
+
+def test_a_file_of_weights_has_the_rights_of_any_other(tmp_path):
+    from safetensors.torch import save_file
+
+    with files.replacing(tmp_path / "weights.safetensors") as temporary:
+        save_file({"weight": torch.zeros(2)}, temporary)
+    (tmp_path / "other").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1

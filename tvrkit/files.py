@@ -88,7 +88,10 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        temporary.touch()
+        rights = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(rights)  # safetensors leaves its files to their owner alone
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # a power cut must not leave the name with half of the text
         temporary.replace(path)

@@ -99,7 +99,11 @@ class TrainConfig:
         batch_size: of all processes together.
         chunk_size: rows that a process encodes at a time with the gradient replayed (large batches
             on one device); None = all.
-        precision: "fp32", or "bf16" where the device has it.
+        precision: "fp32", "tf32" (matrix products on a GPU), or "bf16" (the encoders; the rest as
+            "tf32") where the device has it.
+        recompute: "blocks" of both towers keep only their inputs for the backward pass, which takes
+            a third more time (activation checkpointing); or nothing is computed twice.
+        compile: a mode of `torch.compile` for the backbone; or none.
         freeze_backbone: both towers stay as they are, without dropout; heads and logit scale learn.
         workers: loader processes.
         save_every: steps after which the state is saved, to go on from after a kill; None = every
@@ -123,7 +127,9 @@ class TrainConfig:
     max_grad_norm: PositiveFloat = 1.0
     max_logit_scale: Scale = 100.0
     chunk_size: PositiveInt | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    recompute: Literal[False, "blocks"] = False
+    compile: Literal[False, "default", "reduce-overhead", "max-autotune"] = False
     freeze_backbone: bool = False
     workers: NonNegativeInt = 2
     save_every: PositiveInt | None = None

@@ -15,7 +15,7 @@ from tvrkit.data.records import read_ids
 from tvrkit.data.splits import check_splits
 
 SLOW = settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

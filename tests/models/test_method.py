@@ -9,7 +9,8 @@ from tests.fakes import FRAMES, WORDS, TwoLayers
 from tvrkit.data.batch import TextVideoBatch, VideoFeatures
 from tvrkit.models import METHODS, method_class, method_name
 from tvrkit.models.clip4clip import CLIP4Clip
-from tvrkit.models.method import Method
+from tvrkit.models.method import Method, precision
+from tvrkit.settings import TrainConfig
 
 from .small_methods import make_backbone, make_batch, make_glscl, make_hmmc
 
@@ -94,3 +95,17 @@ def test_concepts_that_are_the_same_have_a_cosine_of_one():
     glscl.queries["both"].weight.data[:] = glscl.queries["both"].weight[0].detach()
     assert glscl.signs(batch)["cosine between video concepts"] == pytest.approx(1, abs=1e-5)
     assert apart < 1
+
+
+def test_precision_is_what_is_named_within_and_not_behind():
+    found = {}
+    for name in ("bf16", "tf32", "fp32"):
+        with precision(TrainConfig(precision=name), "cpu"):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+            found[name] = product.dtype, torch.backends.cuda.matmul.allow_tf32
+    assert found == {
+        "bf16": (torch.bfloat16, True),
+        "tf32": (torch.float32, True),
+        "fp32": (torch.float32, False),
+    }
+    assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

@@ -101,9 +101,9 @@ def test_texts_have_the_features_and_gradients_of_open_clips_tower(masked, quick
     mask = None if masked == "not" else torch.full((7, 7), -torch.inf).triu(1)
     if masked == "padding":
         padding = torch.arange(7) >= torch.tensor([[2], [7], [4]])
-        mask = mask.expand(3, -1, -1).masked_fill(padding[:, None], -torch.inf)
-        mask = mask.repeat_interleave(2, dim=0)
-    expected = with_gradients(stack, lambda x: stack(x, attn_mask=mask), x)
+        mask = mask.masked_fill(padding[:, None, None], -torch.inf)
+    by_head = mask if masked != "padding" else mask[:, 0].repeat_interleave(2, dim=0)
+    expected = with_gradients(stack, lambda x: stack(x, attn_mask=by_head), x)
     monkeypatch.setattr(stack, "forward", lambda *_, **__: pytest.fail("went open_clip's way"))
     found = with_gradients(stack, lambda x: towers.run(stack, x, mask), x)
     torch.testing.assert_close(found, expected, **CLOSE)
@@ -138,3 +138,26 @@ def test_the_embedded_backbone_goes_the_short_way(monkeypatch):
     frames = torch.randint(256, (2, 3, 3, 64, 64), dtype=torch.uint8)
     expected = slow.clip.visual(slow.normalise(frames.flatten(0, 1))).unflatten(0, (2, 3))
     torch.testing.assert_close(backbone.encode_frames(frames), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("side", ["visual", "text"])
+def test_blocks_that_are_computed_again_keep_less_and_give_the_same_bits(side):
+    clip, kept = make(), []
+
+    def keep(tensor):
+        kept[-1] += tensor.nbytes
+        return tensor
+
+    def encode(x):
+        if side == "visual":
+            return towers.encode_images(clip.visual, x)
+        return towers.run(clip.text.transformer, x, torch.full((7, 7), -torch.inf).triu(1))
+
+    x, found = torch.randn(3, 3, 32, 32) if side == "visual" else torch.randn(3, 7, 32), []
+    for again in (False, True):
+        getattr(clip, side).set_grad_checkpointing(again)
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found.append(with_gradients(getattr(clip, side), encode, x))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert kept[1] < kept[0] / 3

@@ -33,19 +33,11 @@ def test_both_have_the_same_towers_language_and_frames(before, after):
     assert isinstance(goal.method, EncoderSettings)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """One home for both languages: the embedded data set is rendered once."""
-    return tmp_path_factory.mktemp("home")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("before", AFTER)
 def test_weights_go_from_the_one_to_the_other_by_the_commands_that_the_recipes_name(
-    before, home, monkeypatch
+    before, smoke_home, monkeypatch
 ):
-    monkeypatch.setenv("TVRKIT_HOME", str(home))
-
     def train(recipe, *overrides):
         arguments = ["train", recipe, *TINY, *SMALL, *overrides, "--run", "chvtt"]
         monkeypatch.setattr("sys.argv", ["tvrkit", *arguments])

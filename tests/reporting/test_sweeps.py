@@ -15,7 +15,7 @@ from tests.fakes import DATA
 from tvrkit import cli, files
 from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.ranks import metrics_of_directions
-from tvrkit.recipes import load_recipe, to_dict
+from tvrkit.recipes import to_dict
 from tvrkit.reporting import sweeps
 from tvrkit.training import runs
 from tvrkit.training.card import write_card
@@ -60,15 +60,6 @@ def recipes(monkeypatch, tmp_path):
     sweeps.homes.cache_clear()
     yield folder
     sweeps.homes.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The smoke data set, made once."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TVRKIT_HOME", str(tmp_path_factory.mktemp("data")))
-    yield runs.prepared(load_recipe("clip4clip_shapes", profile="smoke")).root
-    patch.undo()
 
 
 def write_run(task, ranks, seconds=10.0, counts=3, found=0):
@@ -173,9 +164,11 @@ def test_unknown_names_are_refused_with_the_choices(recipes):
 #  ----------------------------------------------------------------------------------------
 
 
-def test_one_failure_is_named_and_the_others_go_on(recipes, data, tmp_path, monkeypatch, capsys):
+def test_one_failure_is_named_and_the_others_go_on(
+    recipes, smoke_data, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / data.name).symlink_to(data)
+    (tmp_path / "data" / smoke_data.name).symlink_to(smoke_data)
     monkeypatch.setattr(
         "sys.argv",
         ["tvrkit", "sweep", "broken", "--run", "test", "--jobs", "2", "--profile", "smoke"],
@@ -386,3 +379,30 @@ def test_a_table_as_a_reader_sees_it(recipes):
     assert shown["rsum, difference"].tolist() == ["+0.0 [+0.0, +0.0]", ""]
     assert shown["weights"].tolist() == ["can't tell", ""]
     assert shown["recipe"].tolist() == ["one seed", ""]
+
+
+@pytest.mark.parametrize("visible", [None, "5,7"])
+def test_on_gpus_each_run_has_one_of_its_own(recipes, tmp_path, monkeypatch, visible, capfd):
+    """Two GPUs, faked, and four runs: the two at a time are never on the same one."""
+    monkeypatch.setattr(runs, "prepared", lambda config: None)
+    monkeypatch.setattr(sweeps.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    script = (
+        "import os, pathlib, sys, time; gpu = os.environ['CUDA_VISIBLE_DEVICES'];"
+        f"place = pathlib.Path({str(tmp_path)!r}, 'gpu' + gpu); place.mkdir(); time.sleep(0.2);"
+        "place.rmdir(); print(gpu, file=open(sys.argv[1], 'w'))"
+    )
+    logs = []
+
+    def command(task, device):
+        logs.append(tmp_path / f"{task.variant}.log")
+        return [sys.executable, "-c", script, str(logs[-1])]
+
+    monkeypatch.setattr(sweeps, "command", command)
+    tasks = sweeps.plan("parts", run="test")
+    assert sweeps.execute(tasks, jobs=2, device="cuda") == {}
+    assert {log.read_text().strip() for log in logs} == set((visible or "0,1").split(","))
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("done: ")]
+    assert len(said) == len(tasks)

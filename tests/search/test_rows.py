@@ -1,16 +1,17 @@
 """From files to rows; features keep what they are, but for half precision; engines lose nothing."""
 
 import contextlib
+import pickle
 
 import pyarrow as pa
 import pytest
 import torch
 
-from tests.search.conftest import jpegs
+from tests.search.conftest import EMBEDDED, jpegs
 from tvrkit.data.batch import VideoFeatures
 from tvrkit.data.decoders import VideoInfo
 from tvrkit.search import rows
-from tvrkit.search.clips import Clip, File, Segment, find
+from tvrkit.search.clips import Clip, File, Reader, Segment, find
 
 
 @pytest.fixture
@@ -60,6 +61,15 @@ def test_local_gives_each_file_once_and_whole(corpus, encoder, commit, monkeypat
     names = [name for table in tables for name in table["path"].to_pylist()]
     assert names == [file.path for file in found]
     assert len(tables) == -(-12 // commit)
+
+
+def test_workers_of_ray_make_the_rows_of_the_local_engine(corpus, encoder):
+    found = find(corpus)[:3]
+    read, encode = Reader(encoder.frames, 10.0), rows._Encode(*EMBEDDED, "cpu")
+    with read.pool:
+        clips = [read({"file": pickle.dumps(file)})["clip"] for file in found]
+    (table,) = encode({"clip": clips})["table"]
+    assert pickle.loads(table).equals(next(rows.local(found, encoder, 10.0, 2)))
 
 
 def _running(psutil, name: str) -> list:

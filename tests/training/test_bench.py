@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tvrkit.recipes import load_recipe
 from tvrkit.training import bench
+from tvrkit.training.large_batch import gradient
 from tvrkit.training.runs import build_method
 
 SMALL = ["backbone.pretrained=null", "data.max_frames=2", "train.batch_size=2"]
@@ -53,3 +55,26 @@ def test_chunks_and_precision_lower_the_needs():
 @pytest.mark.parametrize("name", ["dmae_didemo", "glscl_msrvtt_b16"])  # the largest of each model
 def test_recipes_fit_a_card_of_80_gb(name):
     assert sum(bench.needs(load_recipe(name)).values()) < 80
+
+
+@pytest.mark.parametrize("option", ["recompute=blocks", "compile=default"])
+def test_an_option_of_speed_or_memory_leaves_the_step_as_it_is(option, monkeypatch):
+    """Compiled without a compiler: what is traced is run as it is."""
+    real, seen = torch.compile, []
+
+    def traced(function, mode):
+        seen.append(mode)
+        return real(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    losses, gradients = [], []
+    for options in ([], [f"train.{option}"]):
+        config = load_recipe("clip4clip_shapes", [*SMALL, *options])
+        torch.manual_seed(0)
+        method = build_method(config).train()
+        batch = bench.random_batch(method, config, 3, torch.device("cpu"))
+        losses.append(gradient(method, batch, config.train)[0]["loss"])
+        gradients.append({name: p.grad for name, p in method.named_parameters()})
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert seen == (["default"] * 2 if "compile" in option else [])

@@ -49,17 +49,14 @@ def launch(*command, home, limit=LIMIT, **variables):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(smoke_home):
     """A home with the gradients and the runs of one process and of two."""
-    home, patch = tmp_path_factory.mktemp("home"), pytest.MonkeyPatch()
-    patch.setenv("TVRKIT_HOME", str(home))
     for run in ("one", "two"):
-        (home / run).mkdir()
-    two_processes.main(home / "one", "one")
-    ended = launch(two_processes.__file__, home / "two", "two", home=home)
+        (smoke_home / run).mkdir()
+    two_processes.main(smoke_home / "one", "one")
+    ended = launch(two_processes.__file__, smoke_home / "two", "two", home=smoke_home)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    yield home
-    patch.undo()
+    return smoke_home
 
 
 def run_of(run, name):

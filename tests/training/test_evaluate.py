@@ -30,11 +30,8 @@ OTHER = [*SMALL, "method.queries=3", "method.decoder_layers=1"]
 
 
 @pytest.fixture(scope="module")
-def zero_shot(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TVRKIT_HOME", str(tmp_path_factory.mktemp("home")))
-    yield evaluate("clip4clip_meanp_shapes", profile="smoke", overrides=SMALL, run="zero")
-    patch.undo()
+def zero_shot(smoke_home):
+    return evaluate("clip4clip_meanp_shapes", profile="smoke", overrides=SMALL, run="zero")
 
 
 @torch.no_grad()

@@ -7,26 +7,21 @@ import shutil
 import numpy as np
 import pytest
 
-from tvrkit import files
 from tvrkit.training import runs
 from tvrkit.training.evaluate import embed, evaluate
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["eval.bootstrap=20", "train.epochs=2"]
+SMALL = ["eval.bootstrap=20", "train.epochs=1"]
 FROZEN = [*SMALL, "train.freeze_backbone=true", "data.keyword_masking=false"]
 METHODS = ("clip4clip_shapes", "dmae_shapes", "glscl_shapes", "hmmc_shapes")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(smoke_home):
     """Features of the embedded backbone on the smoke set, in a home of their own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TVRKIT_HOME", str(tmp_path_factory.mktemp("home")))
-    out = files.home() / "features"
-    embed("clip4clip_shapes", out, profile="smoke", overrides=SMALL)
-    yield out
-    patch.undo()
+    embed("clip4clip_shapes", smoke_home / "features", profile="smoke", overrides=SMALL)
+    return smoke_home / "features"
 
 
 @pytest.mark.parametrize("recipe", METHODS)

@@ -32,12 +32,9 @@ SMALL = ["backbone.pretrained=null", "eval.bootstrap=20", "train.epochs=2", "tra
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A home of its own, with the smoke data set (made by the first run) and one finished run."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TVRKIT_HOME", str(tmp_path_factory.mktemp("home")))
-    yield runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="test")
-    patch.undo()
+def home(smoke_home):
+    """A home of its own with one finished run."""
+    return runs.ensure("clip4clip_shapes", profile="smoke", overrides=OVERRIDES, run="test")
 
 
 def test_the_run_folder_has_everything_a_reader_needs(home):

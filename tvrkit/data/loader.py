@@ -30,7 +30,7 @@ tagger = cache(Tagger)  # one per language and process: it remembers what it has
 
 @dataclass(frozen=True)
 class Clips:
-    """Reads clips of a split's videos.
+    """Reads clips of a split's videos; as a data set, batches of them in evaluation.
 
     Attributes:
         split: whose videos they are.
@@ -48,6 +48,13 @@ class Clips:
     augment: str | None = None
     features: Features | None = None
 
+    def __len__(self) -> int:
+        return len(self.split.video_ids)
+
+    def __getitems__(self, rows: Sequence[int]) -> TextVideoBatch:
+        frames, mask = self.read(rows, [None] * len(rows))
+        return TextVideoBatch(frames=frames, frame_mask=mask, video_index=torch.tensor(rows))
+
     def read(
         self, rows: Sequence[int] | np.ndarray, draws: Sequence[np.random.Generator | None]
     ) -> tuple[Tensor, Tensor]:
@@ -57,7 +64,11 @@ class Clips:
             frames (B, F, 3, S, S) uint8, or their features (B, F, D) float; mask (B, F) bool.
         """
         clips = [self._clip(int(row), draw) for row, draw in zip(rows, draws, strict=True)]
-        return padded(clips, self.length)
+        if self.features is not None:
+            return padded(clips, self.length)
+        # the colours of a pixel stay together, as in the file: nothing is turned over in copying
+        frames, mask = padded([clip.permute(0, 2, 3, 1) for clip in clips], self.length)
+        return frames.permute(0, 1, 4, 2, 3), mask
 
     def _clip(self, row: int, draw: np.random.Generator | None) -> Tensor:
         indices = sample(self.sampling, self.split.frame_counts[row], self.length, draw)
@@ -199,18 +210,6 @@ class EpochBatches(Sampler):
             yield [(epoch, int(item)) for item in order[start : start + own]]
 
 
-class _VideoData(Dataset):
-    def __init__(self, clips: Clips):
-        self.clips = clips
-
-    def __len__(self) -> int:
-        return len(self.clips.split.video_ids)
-
-    def __getitems__(self, rows: Sequence[int]) -> TextVideoBatch:
-        frames, mask = self.clips.read(rows, [None] * len(rows))
-        return TextVideoBatch(frames=frames, frame_mask=mask, video_index=torch.tensor(rows))
-
-
 def train_loader(
     split: Split, config: Config, backbone, *, seed: int, tagged: bool = True
 ) -> DataLoader:
@@ -230,7 +229,7 @@ def video_loader(split: Split, config: Config, backbone) -> DataLoader:
     """Batches of a split's videos in order: frames, frame_mask, video_index. Of several processes,
     each gets its own, see `processes.collect`."""
     clips = _clips(split, config.data, backbone.preprocessing, config.data.eval_sampling)
-    return _load(_VideoData(clips), config, _own_batches(len(split.video_ids), config))
+    return _load(clips, config, _own_batches(len(clips), config))
 
 
 def text_loader(split: Split, config: Config, backbone, tagged: bool = True) -> DataLoader:
@@ -264,7 +263,7 @@ def _texts(split: Split, data: DataConfig, tokenizer, tagged: bool) -> TextVideo
     return TextVideoBatch(tokens, mask, weight, video_index=videos, caption_index=captions)
 
 
-def _load(data: Dataset, config: Config, batches: Any) -> DataLoader:
+def _load(data: Any, config: Config, batches: Any) -> DataLoader:
     return DataLoader(
         data,
         batch_sampler=batches,

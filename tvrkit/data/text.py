@@ -13,8 +13,8 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from itertools import accumulate
+from functools import cache, partial
+from itertools import accumulate, islice
 
 import numpy as np
 import torch
@@ -118,36 +118,35 @@ def _encode_clip(texts: list[str], tokenizer, max_words: int):
     mended)."""
     tokens = torch.zeros(len(texts), max_words, dtype=torch.int64)
     mask = torch.zeros(len(texts), max_words, dtype=torch.bool)
-    spans = []
+    spans, pieces_of = [], cache(partial(_clip_pieces, tokenizer))  # words recur
     for row, text in enumerate(texts):
-        pieces = _clip_pieces(text, tokenizer, max_words - 2)
-        ids = [tokenizer.sot_token_id, *(piece[0] for piece in pieces), tokenizer.eot_token_id]
+        words = (
+            (match.start(), pieces_of(match.group())) for match in tokenizer.pat.finditer(text)
+        )
+        every = ((id_, (at + a, at + b)) for at, pieces in words for id_, (a, b) in pieces)
+        kept = list(islice(every, max_words - 2))
+        ids = [tokenizer.sot_token_id, *(piece[0] for piece in kept), tokenizer.eot_token_id]
         tokens[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = True
-        spans.append([(column, span) for column, (_, span) in enumerate(pieces, start=1)])
+        spans.append([(column, span) for column, (_, span) in enumerate(kept, start=1)])
     return tokens, mask, spans
 
 
-def _clip_pieces(text: str, tokenizer, limit: int) -> list[tuple[int, Span]]:
-    """(id, characters) of up to `limit` tokens."""
+def _clip_pieces(tokenizer, word: str) -> list[tuple[int, Span]]:
+    """(id, characters) of a word's tokens, counted in the word."""
     # In a caption these would end the sentence there: CLIP reads its feature at EOT.
-    special = {tokenizer.decoder[i] for i in (tokenizer.sot_token_id, tokenizer.eot_token_id)}
+    if word in {tokenizer.decoder[i] for i in (tokenizer.sot_token_id, tokenizer.eot_token_id)}:
+        return []
+    data, position = word.encode("utf-8"), 0
+    # The character of each UTF-8 byte.
+    character = np.cumsum([byte & 0xC0 != 0x80 for byte in data]) - 1
     pieces: list[tuple[int, Span]] = []
-    for match in tokenizer.pat.finditer(text):
-        if len(pieces) >= limit:
-            break
-        if match.group() in special:
-            continue
-        data, position = match.group().encode("utf-8"), 0
-        # The character, counted in the caption, of each UTF-8 byte of the word.
-        character = match.start() - 1 + np.cumsum([byte & 0xC0 != 0x80 for byte in data])
-        word = "".join(tokenizer.byte_encoder[byte] for byte in data)
-        for piece in tokenizer.bpe(word).split(" "):
-            end = position + len(piece.removesuffix("</w>"))
-            span = int(character[position]), int(character[end - 1]) + 1
-            pieces.append((tokenizer.encoder[piece], span))
-            position = end
-    return pieces[:limit]
+    for piece in tokenizer.bpe("".join(tokenizer.byte_encoder[byte] for byte in data)).split(" "):
+        end = position + len(piece.removesuffix("</w>"))
+        span = int(character[position]), int(character[end - 1]) + 1
+        pieces.append((tokenizer.encoder[piece], span))
+        position = end
+    return pieces
 
 
 def _encode_hf(texts: list[str], tokenizer, max_words: int):

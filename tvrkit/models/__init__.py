@@ -38,14 +38,14 @@ def method_class(name: str) -> type[Method]:
     folders = [str(Path.cwd()), str(files.PACKAGE.parent)]
     sys.path += [folder for folder in folders if folder not in sys.path]
     try:
-        found = vars(importlib.import_module(module_name)).get(class_name)
+        cls = vars(importlib.import_module(module_name)).get(class_name)
     except Exception as error:  # whatever the user's module raises
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"method {name}: {module_name} can't be imported: {reason}") from error
-    if not (isinstance(found, type) and issubclass(found, Method) and hasattr(found, "Settings")):
+    if not (isinstance(cls, type) and issubclass(cls, Method) and hasattr(cls, "Settings")):
         expected = f"a class {class_name} in it, a subclass of {Method.__module__}.Method"
-        raise ValueError(f"method {name}: expected {expected} with Settings, got {found!r}")
-    return found
+        raise ValueError(f"method {name}: expected {expected} with Settings, got {cls!r}")
+    return cls
 
 
 def method_name(method: Method) -> str:

@@ -1,7 +1,6 @@
 """Any open_clip model as a backbone: word, sentence and frame features, and attention over
 patches."""
 
-import difflib
 import hashlib
 import json
 import logging
@@ -180,9 +179,7 @@ class Backbone(nn.Module):
         if attend is not None:
             attend = attend[..., : x.shape[1], : x.shape[1]]
         if mask_padding and not self.whole_context:
-            attend = attend.expand(len(mask), -1, -1).masked_fill(~mask[:, None], -torch.inf)
-            heads = text.transformer.resblocks[0].attn.num_heads
-            attend = attend.repeat_interleave(heads, dim=0)
+            attend = attend.masked_fill(~mask[:, None, None], -torch.inf)
         words = text.ln_final(towers.run(text.transformer, x, attend))
         if isinstance(text.text_projection, nn.Linear):
             words = text.text_projection(words)
@@ -221,8 +218,9 @@ class Backbone(nn.Module):
         expected, shape = (3, self.image_size, self.image_size), tuple(frames.shape)
         if shape[-3:] != expected:
             raise ValueError(f"{self.name}: expected frames (..., {expected}), got {shape}")
-        is_raw = frames.dtype == torch.uint8
-        return (frames.float() / 255 - self.mean) / self.std if is_raw else frames
+        if frames.dtype != torch.uint8:
+            return frames
+        return frames.float().div_(255).sub_(self.mean).div_(self.std)
 
     def patch_attention(self, frames: Tensor) -> PatchAttention:
         """What the image tower's tokens attend to, of frames (N, 3, S, S), uint8 or normalised.
@@ -251,7 +249,7 @@ def create_backbone(config: BackboneConfig, facts: Mapping[str, Any] | None = No
             reachable; the message says which file to fetch and where to put it.
     """
     name, tag = config.name, config.pretrained
-    _check_name(name)
+    choose("backbone", name, [*BACKBONES, *open_clip.list_models()])
     if name in BACKBONES and name not in open_clip.list_models():
         open_clip.add_model_config(BACKBONES[name].config)
     architecture = open_clip.get_model_config(name)
@@ -279,14 +277,6 @@ def create_backbone(config: BackboneConfig, facts: Mapping[str, Any] | None = No
     if weights and not all(weight.isfinite().all() for weight in clip.parameters()):
         raise ValueError(f"{weights}: expected finite weights, got NaN or infinity")
     return Backbone(clip, _tokenizer(name, text), name, tag)
-
-
-def _check_name(name: str) -> None:
-    known = [*BACKBONES, *open_clip.list_models()]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=6, cutoff=0.3) or list(BACKBONES)
-        expected = f"{', '.join(BACKBONES)} or an open_clip name, such as {', '.join(near)}"
-        raise ValueError(f"unknown backbone {name!r}: expected {expected}")
 
 
 def _tokenizer(name: str, text: dict[str, Any]) -> Any:
@@ -332,8 +322,8 @@ def _find_weights(config: BackboneConfig, architecture: dict) -> tuple[Path | No
 def _facts(name: str) -> dict[str, dict]:
     """Preprocessing by tag of a model."""
     tags = open_clip.list_pretrained_tags_by_model(name)
-    found = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in tags}
-    return {tag: {key: facts[key] for key in PREPROCESSING} for tag, facts in found.items()}
+    by_tag = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in tags}
+    return {tag: {key: facts[key] for key in PREPROCESSING} for tag, facts in by_tag.items()}
 
 
 def _facts_of_file(path: Path, config: BackboneConfig) -> dict:

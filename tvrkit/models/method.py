@@ -1,5 +1,7 @@
 """What every text-video retrieval method does."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -9,8 +11,18 @@ from torch.nn.functional import normalize
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
 from tvrkit.models.backbone import Backbone
+from tvrkit.settings import TrainConfig
 
 Tensors = dict[str, Tensor]  # by name
+
+
+@contextmanager
+def precision(train: TrainConfig, device: torch.device | str) -> Iterator[None]:
+    """What is computed within it has the precision that `train.precision` names."""
+    torch.backends.cuda.matmul.allow_tf32 = train.precision != "fp32"
+    half = train.precision == "bf16"
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+        yield
 
 
 class Method(nn.Module):

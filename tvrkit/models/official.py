@@ -79,7 +79,7 @@ class Released:
     def layers(self, prefix: str) -> int:
         """Number of layers `prefix`0, `prefix`1, ..."""
         layer = re.compile(rf"{re.escape(self.name(prefix))}\d+")
-        return len({found[0] for found in map(layer.match, self.state) if found})
+        return len({match[0] for name in self.state if (match := layer.match(name))})
 
     def settings(self) -> dict[str, Any]:
         """What names and shapes show of the method's settings, and "released" fidelity.
@@ -177,18 +177,18 @@ def load_official(
         choose(f"{method} setting", key, [field.name for field in fields(cls.Settings)])
     try:
         settings = cls.Settings(**{**weights.settings(), **config})
-        found = "zh" if BERT_WORDS in weights else "en"
-        if choose("language", language or found, ("en", "zh")) != found:
-            raise ValueError(f"{weights}: expected a text tower of {language}, got {found}")
-        made = cls(_backbone(weights, tokenizer, text_heads), settings)
-        unused = fill_released(made, weights)
+        spoken = "zh" if BERT_WORDS in weights else "en"
+        if choose("language", language or spoken, ("en", "zh")) != spoken:
+            raise ValueError(f"{weights}: expected a text tower of {language}, got {spoken}")
+        loaded = cls(_backbone(weights, tokenizer, text_heads), settings)
+        unused = fill_released(loaded, weights)
     except (ImportError, ValueError):
         raise
     except Exception as error:  # whatever sizes that fit nowhere raise
         raise ValueError(f"{weights}: its shapes are of no such model: {error!r:.200}") from None
     if unused:
         log.info("%s: unused keys (%d): %s", weights, len(unused), ", ".join(unused))
-    return made.eval()
+    return loaded.eval()
 
 
 def convert(method: str, source: Path | Sequence[Path], target: Path, **config) -> str:

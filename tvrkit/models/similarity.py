@@ -55,8 +55,8 @@ def token_interaction_plain(
     best_frame, best = product.masked_fill(video_mask[:, None] == 0, -torch.inf).max(dim=3)
     best_word = product.masked_fill(text_mask[:, None, :, None] == 0, -torch.inf).amax(dim=2)
     gain, near = second_look(video, video_mask, mask_fill="exclude")
-    looked = torch.arange(len(video))[:, None], best
-    second = gain[looked] * product.gather(3, near[looked][..., None])[..., 0]
+    own = torch.arange(len(video))[:, None]
+    second = gain[own, best] * product.gather(3, near[own, best][..., None])[..., 0]
     text_side = torch.einsum("abl,al->ab", best_frame + 0.5 * second, p)
     return (text_side + torch.einsum("abf,bf->ab", best_word, q)) / 2
 
@@ -110,8 +110,9 @@ def token_interaction(
     _check_mask("text", text, text_mask)
     _check_mask("video", video, video_mask)
     frames = fill_padding(video, video_mask, mask_fill)
-    p = _weights(text_mask, text_weight).to(text.dtype)
-    q = _weights(video_mask, video_weight).to(text.dtype)
+    p = token_weight(text, text_mask) if text_weight is None else text_mask * text_weight
+    q = token_weight(video, video_mask) if video_weight is None else video_mask * video_weight
+    p, q = p.to(text.dtype), q.to(text.dtype)
     if second_frame is True:
         second_frame = second_look(video, video_mask, mask_fill=mask_fill)
 
@@ -204,12 +205,6 @@ def _max_over_frames(product: Tensor) -> tuple[Tensor, Tensor]:
     columns = product.view(n * words, frames, 1, videos).permute(0, 3, 1, 2)  # channels last
     value, index = F.max_pool2d(columns, (frames, 1), return_indices=True)
     return value.reshape(n, words, videos), index.reshape(n, words, videos)
-
-
-def _weights(mask: Tensor, weight: Tensor | None) -> Tensor:
-    """Weight of every token: the mask normalised to sum 1 (TI), or the mask times the given weight
-    (WTI)."""
-    return mask * weight if weight is not None else mask / mask.sum(dim=-1, keepdim=True)
 
 
 def _frame_source(mask: Tensor) -> Tensor:

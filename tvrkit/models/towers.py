@@ -6,6 +6,8 @@ x sigmoid(1.702 x) is silu, its factor in the weights around it; the patch embed
 product; and of the last image block only the class token is computed, as no other is read.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 KNOWN = {VisionTransformer, Transformer, ResidualAttentionBlock, LayerNorm, LayerNormFp32}
 KNOWN |= {nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.Linear}
@@ -36,10 +39,11 @@ def encode_images(visual: nn.Module, images: Tensor) -> Tensor:
     if not (isinstance(visual, VisionTransformer) and _fits(visual) and visual.pool_type == "tok"):
         return visual(images)
     x = visual.ln_pre(_embed(visual, images))
+    step = _step(visual.transformer)
     *blocks, last = visual.transformer.resblocks
     for each in blocks:
-        x = block(each, x)
-    return visual.ln_post(block(last, x, first=1)[:, 0]) @ visual.proj
+        x = step(each, x)
+    return visual.ln_post(step(last, x, first=1)[:, 0]) @ visual.proj
 
 
 def run(transformer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -48,16 +52,24 @@ def run(transformer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     Args:
         transformer: of open_clip.
         x: (B, L, D) float.
-        mask: (L, L) or (B heads, L, L) float, added to the attention logits, or None.
+        mask: (L, L) or (B, 1, L, L) float, added to the attention logits, or None.
     """
-    if not _fits(transformer):
-        return transformer(x, attn_mask=mask)
     blocks: Any = transformer.resblocks
-    if mask is not None and mask.ndim == 3:
-        mask = mask.unflatten(0, (-1, blocks[0].attn.num_heads))
+    if not _fits(transformer):
+        if mask is not None and mask.ndim == 4:
+            mask = mask.expand(-1, blocks[0].attn.num_heads, -1, -1).flatten(0, 1)
+        return transformer(x, attn_mask=mask)
+    step = _step(transformer)
     for each in blocks:
-        x = block(each, x, mask)
+        x = step(each, x, mask)
     return x
+
+
+def _step(transformer: Any) -> Callable[..., Tensor]:
+    """`block`, which computes again for the backward pass where open_clip's `grad_checkpointing` is
+    set; there is no dropout that would draw again."""
+    again = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+    return again if transformer.grad_checkpointing else block
 
 
 def block(module: Any, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
@@ -115,8 +127,7 @@ def _embed(visual: Any, images: Tensor) -> Tensor:
 
 def _fits(tower: Any) -> bool:
     """Whether it is made of nothing but what is known here, and nobody listens to its modules."""
-    stack = tower.transformer if isinstance(tower, VisionTransformer) else tower
-    return not stack.grad_checkpointing and all(
+    return all(
         type(module) in KNOWN and not module._forward_hooks and not module._forward_pre_hooks
         for module in tower.modules()
     )

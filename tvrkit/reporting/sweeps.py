@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 
 import pandas as pd
 import torch
@@ -189,7 +190,8 @@ def plan(
 
 
 def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dict[str, str]:
-    """Train and evaluate what is not finished, `jobs` processes at a time that share the cores.
+    """Train and evaluate what is not finished, `jobs` processes at a time that share the cores; on
+    device "cuda" each has a GPU of its own, as far as there are so many.
 
     A run that was interrupted goes on where it was; one that fails does not stop the others. Ctrl-C
     ends all.
@@ -208,15 +210,18 @@ def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dic
         runs.prepared(config)  # once, and not in every process
     failed: dict[str, str] = {}
     processes: list[subprocess.Popen] = []
+    places = _places(jobs, device)
     bar = tqdm(total=len(distinct), initial=len(distinct) - len(waiting), unit="run", desc="sweep")
     with bar, ThreadPoolExecutor(jobs) as pool:
-        done = {pool.submit(_train, task, jobs, device, processes): task for task in waiting}
+        given = (jobs, device, places, processes)
+        done = {pool.submit(_train, task, *given): task for task in waiting}
         try:
             for future in as_completed(done):
                 bar.update()
                 if reason := future.result():
                     failed[str(done[future])] = reason
-                    tqdm.write(f"failed: {done[future]}: {reason}", file=sys.stderr)
+                said = f"failed: {done[future]}: {reason}" if reason else f"done: {done[future]}"
+                tqdm.write(said, file=sys.stderr)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             while not all(future.done() for future in done):  # one may be about to start
@@ -227,15 +232,33 @@ def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dic
     return failed
 
 
-def _train(task: Task, jobs: int, device: str, processes: list[subprocess.Popen]) -> str | None:
+def _places(jobs: int, device: str) -> SimpleQueue[dict[str, str]]:
+    """What the environment of a run says about GPUs, for each of `jobs` at a time."""
+    count = torch.cuda.device_count() if device == "cuda" else 0
+    own = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    places: SimpleQueue = SimpleQueue()
+    for number in range(jobs):
+        places.put({"CUDA_VISIBLE_DEVICES": own[number % count]} if count else {})
+    return places
+
+
+def _train(
+    task: Task,
+    jobs: int,
+    device: str,
+    places: SimpleQueue[dict[str, str]],
+    processes: list[subprocess.Popen],
+) -> str | None:
     """Why the run failed, in a line, or None."""
+    place = places.get()
     files.write_json(task.folder / "sweep.json", {"jobs": jobs})
     threads = str(max(1, torch.get_num_threads() // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1", **place}
     quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
     process = subprocess.Popen(command(task, device), env=environment, stdout=quiet, stderr=pipe)
     processes.append(process)
     lines = process.communicate()[1].decode(errors="replace").strip().splitlines()
+    places.put(place)
     if process.returncode == 0:
         return None
     return lines[-1] if lines else f"ended with code {process.returncode}"

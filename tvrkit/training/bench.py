@@ -1,6 +1,7 @@
 """What a training step costs: measured time, memory and share of the device's peak; and what a
 recipe needs before it starts."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,15 +46,15 @@ def product_rate(device: torch.device) -> float:
     return 2 * PRODUCT**3 / _seconds(lambda: factors[0] @ factors[1])
 
 
-def _seconds(call) -> float:
-    """Of one call, the mean of `STEPS` after a warm-up; a GPU is waited for."""
-    threads = torch.get_num_threads()
-    return Timer("call()", globals={"call": call}, num_threads=threads).timeit(STEPS).mean
+def _seconds(call, least: float = 0.0) -> float:
+    """Of one call, the mean of `STEPS` after a warm-up, or of `least` seconds of them; a GPU is
+    waited for."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return (timer.blocked_autorange(min_run_time=least) if least else timer.timeit(STEPS)).mean
 
 
-def measure(config: Config, device: torch.device, peak: float) -> dict[str, Any]:
-    """A training step of a recipe on random rows: clips a second, memory, share of `peak` (FLOP a
-    second), and the operators that take the most time."""
+def training_step(config: Config, device: torch.device) -> Callable[[], None]:
+    """What takes a training step of a recipe on random rows."""
     torch.manual_seed(0)
     method = build_method(config).to(device).train()
     train, optimizer = config.train, optim.build_optimizer(method, config.train, 1000)[0]
@@ -65,6 +66,18 @@ def measure(config: Config, device: torch.device, peak: float) -> dict[str, Any]
         gradient(method, batch, train)
         optimizer.step()
 
+    return step
+
+
+def clips_per_second(config: Config, device: torch.device, seconds: float) -> float:
+    """Of the training step, measured for so long."""
+    return config.train.batch_size / _seconds(training_step(config, device), seconds)
+
+
+def measure(config: Config, device: torch.device, peak: float) -> dict[str, Any]:
+    """A training step of a recipe on random rows: clips a second, memory, share of `peak` (FLOP a
+    second), and the operators that take the most time."""
+    step = training_step(config, device)
     seconds = _seconds(step)
     with FlopCounterMode(display=False) as counter, profile() as profiled:
         step()
@@ -72,7 +85,7 @@ def measure(config: Config, device: torch.device, peak: float) -> dict[str, Any]
     spent = {row.key: getattr(row, kind) for row in profiled.key_averages()}
     most, total = sorted(spent, key=spent.__getitem__, reverse=True), sum(spent.values())
     return {
-        "clips_per_second": train.batch_size / seconds,
+        "clips_per_second": config.train.batch_size / seconds,
         "step_ms": 1000 * seconds,
         "share_of_peak": counter.get_total_flops() / seconds / peak,
         "memory_gb": peak_memory_mb(device) / 1e3,
@@ -98,9 +111,11 @@ def needs(config: Config) -> dict[str, float]:
 
     Parameters with gradients and both moments are counted in float32; what both encoders keep for
     the backward pass is measured on two and on four rows that hold no numbers, and grows with the
-    rows that a process encodes at a time. Left out: the loss, and the workspace of the kernels.
+    rows that a process encodes at a time. Left out: the loss, the workspace of the kernels, and
+    what `train.recompute` saves.
     """
-    random = replace(config, backbone=replace(config.backbone, pretrained=None))
+    plain = replace(config.train, recompute=False, compile=False)
+    random = replace(config, backbone=replace(config.backbone, pretrained=None), train=plain)
     method = build_method(random).to("meta").train()
     rows = min(config.train.chunk_size or config.train.batch_size, config.train.batch_size)
     two, four = (_kept(method, config, count) for count in (2, 4))

@@ -44,8 +44,9 @@ class GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
         """All ranks' rows."""
+        rows = rows.contiguous()
         parts = [torch.empty_like(rows) for _ in range(processes.count())]
-        dist.all_gather(parts, rows.contiguous())
+        dist.all_gather(parts, rows)
         return torch.cat(parts)
 
     @staticmethod

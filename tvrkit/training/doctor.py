@@ -1,7 +1,6 @@
 """What is here and works: devices, versions, weights, tagger, decoders, prepared data, speed."""
 
 import importlib.util
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -13,10 +12,8 @@ from tvrkit.data.text import LANGUAGES, Tagger
 from tvrkit.models.backbone import TINY, create_backbone
 from tvrkit.recipes import load_recipe
 from tvrkit.settings import BackboneConfig
-from tvrkit.training.bench import random_batch
+from tvrkit.training.bench import clips_per_second
 from tvrkit.training.card import cpu_name, versions
-from tvrkit.training.large_batch import backward
-from tvrkit.training.runs import build_method
 
 DECODERS = ("decord", "av")
 SECONDS = 20.0  # that the speed is measured for
@@ -62,12 +59,6 @@ def _store(name: str) -> str:
 
 def _speed(place: torch.device, seconds: float) -> str:
     """Training steps of the embedded CLIP4Clip recipe on random rows."""
-    config = load_recipe("clip4clip_shapes", ["data.max_frames=8"])
-    method = build_method(config).to(place).train()
-    batch, clips = random_batch(method, config, 16, place), 0
-    backward(method, batch)
-    start = time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds or not clips:
-        backward(method, batch)[0]["loss"].item()
-        clips += len(batch)
-    return f"{clips / spent:.0f} clips a second in training ({config.recipe}, {spent:.0f} s)"
+    config = load_recipe("clip4clip_shapes", ["data.max_frames=8", "train.batch_size=16"])
+    rate = clips_per_second(config, place, seconds)
+    return f"{rate:.0f} clips a second in training ({config.recipe}, {seconds:.0f} s)"

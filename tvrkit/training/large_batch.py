@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tvrkit.data.batch import ABSENT, TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.models.method import Method, Tensors
+from tvrkit.models.method import Method, Tensors, precision
 from tvrkit.settings import TrainConfig
 from tvrkit.training.distributed import gather
 from tvrkit.training.guard import full_precision_loss
@@ -14,8 +14,7 @@ from tvrkit.training.guard import full_precision_loss
 
 def gradient(method: Method, batch: TextVideoBatch, train: TrainConfig) -> tuple[Tensors, Tensor]:
     """`backward` as the recipe says: its precision, and chunks where the batch is larger."""
-    half = train.precision == "bf16"
-    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=half):
+    with precision(train, batch.tokens.device):
         if train.chunk_size and len(batch) > train.chunk_size:
             return backward_in_chunks(method, batch, train.chunk_size)
         return backward(method, batch)
@@ -37,28 +36,26 @@ def backward_in_chunks(method: Method, batch: TextVideoBatch, chunk: int) -> tup
     """`backward` with the activations of `chunk` rows in memory at a time.
 
     Features are computed without gradient, the loss is taken on all of them, and each chunk is
-    encoded again to carry its features' gradient into the encoder (GradCache, Gao et al. 2021). The
-    random state is replayed, so that dropout draws the same.
+    encoded again to carry its features' gradient into the encoder (GradCache, Gao et al. 2021). A
+    chunk has a seed, so that dropout draws the same.
     """
     rows = [slice(start, start + chunk) for start in range(0, len(batch), chunk)]
-    states, texts, videos = [], [], []
+    seeds, texts, videos = torch.randint(2**62, (len(rows),)).tolist(), [], []
     with torch.no_grad():
-        for part in rows:
-            states.append(_random_state())
+        for part, seed in zip(rows, seeds, strict=True):
+            torch.manual_seed(seed)
             texts.append(method.encode_text(batch[part]))
             videos.append(method.encode_video(batch[part]))
     text, video = type(texts[0]).cat(texts), type(videos[0]).cat(videos)
     leaves = [tensor.requires_grad_() for tensor in _floats(text) + _floats(video)]
     result = _loss_backward(method, text, video, batch)
-    after = _random_state()
-    for part, state in zip(rows, states, strict=True):
-        _replay(state)
+    for part, seed in zip(rows, seeds, strict=True):
+        torch.manual_seed(seed)
         again = _floats(method.encode_text(batch[part])) + _floats(method.encode_video(batch[part]))
         gradients = [None if leaf.grad is None else leaf.grad[part] for leaf in leaves]
         pairs = zip(again, gradients, strict=True)
         reached = [pair for pair in pairs if pair[0].requires_grad and pair[1] is not None]
         torch.autograd.backward([tensor for tensor, _ in reached], [g for _, g in reached])
-    _replay(after)
     return result
 
 
@@ -69,18 +66,6 @@ def _loss_backward(
     parts, broken = full_precision_loss(method, gather(text), gather(video), gather(rows))
     parts["loss"].backward()
     return {name: value.detach() for name, value in parts.items()}, broken
-
-
-def _random_state() -> tuple[Tensor, list[Tensor]]:
-    """Of the CPU and of every GPU: dropout draws where the features are."""
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return torch.get_rng_state(), gpus
-
-
-def _replay(state: tuple[Tensor, list[Tensor]]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
 
 
 def _floats(features) -> list[Tensor]:

@@ -2,7 +2,6 @@
 waits for the end of a step."""
 
 import contextlib
-import csv
 import hashlib
 import io
 import signal
@@ -11,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from tvrkit import files
@@ -86,11 +86,8 @@ def write_table(path: Path, rows: list[dict]) -> None:
 def append(path: Path, rows: list[dict]) -> None:
     """Add rows to a CSV file, which gets its head from the first."""
     if rows:
-        with open(path, "a", encoding="utf-8", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            if not file.tell():
-                table.writeheader()
-            table.writerows(rows)
+        table, new = pd.DataFrame(rows), not path.exists()
+        table.to_csv(path, mode="a", header=new, index=False, lineterminator="\n")
 
 
 @contextlib.contextmanager

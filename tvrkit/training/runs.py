@@ -209,7 +209,13 @@ def build_method(config: Config, facts: Mapping[str, Any] | None = None) -> Meth
     """Backbone and method of a recipe, untrained; the new parts' weights come from torch's global
     generator. `facts`: see `create_backbone`."""
     backbone = create_backbone(config.backbone, facts)
-    return method_class(config.method_name)(backbone, config.method)
+    for tower in (backbone.clip.text, backbone.clip.visual) if config.train.recompute else ():
+        tower.set_grad_checkpointing()
+    method = method_class(config.method_name)(backbone, config.method)
+    for name in ("encode_text", "encode_frames") if config.train.compile else ():
+        compiled = torch.compile(getattr(backbone, name), mode=config.train.compile)
+        setattr(backbone, name, compiled)
+    return method
 
 
 def opened(name: Path | str) -> Run:

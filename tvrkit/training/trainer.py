@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tvrkit.data import processes
 from tvrkit.data.batch import TextVideoBatch
-from tvrkit.models.method import Method, Tensors
+from tvrkit.models.method import Method, Tensors, precision
 from tvrkit.settings import TrainConfig
 from tvrkit.training import distributed, optim, resume
 from tvrkit.training.guard import NotFinite, check_finite
@@ -163,10 +163,7 @@ class Trainer:
         self.method.eval()
         self.loader.dataset.set_epoch(epoch)
         self.loader.batch_sampler.first = 0
-        low = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"
-        )
-        with torch.random.fork_rng(devices=[]), low:
+        with torch.random.fork_rng(devices=[]), precision(self.train, self.device):
             torch.manual_seed(epoch)
             batch = distributed.gather(next(iter(self.loader)).to(self.device))
             return self.method.signs(batch[:WATCHED])
