@@ -389,7 +389,7 @@ def tested(sides: Mapping[str, tuple[list, list]]) -> pd.DataFrame:
         for metric in compare.TESTED
     }
     if not rows:
-        return pd.DataFrame(columns=["metric"])
+        return pd.DataFrame(columns=["metric", "difference"])
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["name", "metric"])
     return statistics.with_verdicts(table).reset_index("metric")
 

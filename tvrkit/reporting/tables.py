@@ -53,13 +53,10 @@ def comparable(run: str, first: Run, seeds: Sequence[int]) -> dict[str, list[Run
     share the protocol of the run `first`."""
     by_recipe: dict[str, dict[int, Run]] = {}
     for each in find(run):
-        by_recipe.setdefault(each.recipe, {})[each.seed] = each
-    protocol = protocol_of(first)
-    return {
-        recipe: [by_seed[seed] for seed in seeds]
-        for recipe, by_seed in by_recipe.items()
-        if set(seeds) <= set(by_seed) and protocol_of(by_seed[seeds[0]]) == protocol
-    }
+        if each.seed in seeds and protocol_of(each) == protocol_of(first):
+            by_recipe.setdefault(each.recipe, {})[each.seed] = each
+    whole = {recipe: runs for recipe, runs in by_recipe.items() if len(runs) == len(seeds)}
+    return {recipe: [runs[seed] for seed in seeds] for recipe, runs in whole.items()}
 
 
 def results(runs: Sequence[Run]) -> pd.DataFrame:
@@ -101,9 +98,8 @@ def summary(seeds: Sequence[Run]) -> dict[str, float]:
     row |= {name: float(np.mean([each[name] for each in metrics])) for name in MEANS}
     for name in ("t2v R@1", "v2t R@1", "rsum"):
         row[f"{name} sd"] = float(pd.Series([each[name] for each in metrics]).std())
-    for direction in DIRECTIONS:
-        ends = [f"{direction} R@1 low", f"{direction} R@1 high"]
-        row |= dict(zip(ends, _interval(seeds, direction), strict=True))
+    for way in DIRECTIONS:
+        row[f"{way} R@1 low"], row[f"{way} R@1 high"] = _interval(seeds, way)
     row["seconds"] = float(np.mean([card["train_seconds"] for card in cards]))
     return row | {"memory_mb": max(card["peak_memory_mb"] for card in cards)}
 
