@@ -31,7 +31,7 @@ sweeps:
     question: Which?
     recipe: clip4clip_shapes
     reference: a-b
-    grid: {{a: {{a: [], "": [method.layers=1]}}, b: {{b: [], "": [method.head=meanP]}}}}
+    parts: {{a: [method.layers=1], b: [method.head=meanP]}}
   layers:
     question: How many?
     recipe: clip4clip_shapes
@@ -102,7 +102,7 @@ def test_every_committed_run_of_a_sweep_is_read_and_of_its_variant(monkeypatch):
     assert all(len(variants) >= 2 for variants in done.values())
 
 
-def test_a_grid_is_every_combination_and_a_key_each_value(recipes):
+def test_parts_are_combined_and_a_key_takes_each_value(recipes):
     parts = sweeps.load("parts").overrides
     assert list(parts) == ["a-b", "a", "b", "none"]
     assert parts["none"] == ["method.layers=1", "method.head=meanP"]

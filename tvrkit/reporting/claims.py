@@ -22,7 +22,7 @@ class Claim:
         runs: folder and recipe below the run; with `against`.
         against: the same, of the runs that `runs` should beat.
         sweep: a sweep; with `part` or `variant`.
-        part: an axis of the sweep's grid, with against without.
+        part: of the sweep's parts, with against without.
         variant: that the sweep's reference should beat.
     """
 
@@ -103,7 +103,6 @@ def sentences(tests: pd.DataFrame) -> str:
     """What a run says to one claim, from its rows of `results`."""
     if tests["difference"].isna().all():
         return UNTESTED
-    gaps = ", ".join(f"{test['metric']} {tables.difference(test)}" for _, test in tests.iterrows())
     lowest = {
         about: f"lowest {tables.p_value(tests[f'holm_{about}'].min())}"
         for about in ("recipe", "weights")
@@ -112,6 +111,6 @@ def sentences(tests: pd.DataFrame) -> str:
     if recipe != statistics.ONE_SEED:
         recipe += f" ({lowest['recipe']})"
     return (
-        f"With it minus without: {gaps}. About the recipe: {recipe}. "
+        f"With it minus without: {tables.differences(tests)}. About the recipe: {recipe}. "
         f"About these weights: {weights} ({lowest['weights']})."
     )

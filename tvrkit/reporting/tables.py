@@ -131,8 +131,13 @@ def difference(test: pd.Series) -> str:
     return f"{test['difference']:+.1f} {interval(test['low'], test['high'], sign='+')}"
 
 
+def differences(tests: pd.DataFrame) -> str:
+    """One comparison on its metrics: "t2v R@1 +2.5 [-0.2, +5.3], ..."."""
+    return ", ".join(f"{test['metric']} {difference(test)}" for _, test in tests.iterrows())
+
+
 def verdicts(tests: pd.DataFrame, about: str) -> str:
     """The verdicts of one comparison on its metrics: "can't tell", or "v2t R@1 better"."""
-    told = tests[~tests[about].isin(statistics.UNTOLD)]
-    words = [f"{test['metric']} {test[about]}" for _, test in told.iterrows()]
+    sure = tests[~tests[about].isin(statistics.UNTOLD)]
+    words = sure["metric"] + " " + sure[about]
     return ", ".join(words) or tests[about].iloc[0]
