@@ -112,7 +112,7 @@ def test_parts_are_combined_and_a_key_takes_each_value(recipes):
 def test_equal_variants_of_two_sweeps_are_one_run(recipes):
     tasks = [task for name in ("parts", "layers") for task in sweeps.plan(name, run="test")]
     assert len({task.folder for task in tasks}) == 4  # "4" is "a-b", "1" is "b"
-    assert sweeps.run_name("test", "layers", "4") == "test/ablations/parts/a-b"
+    assert sweeps.variant_run("test", "layers", "4") == "test/ablations/parts/a-b"
     assert len({json.dumps(to_dict(task.config)) for task in tasks}) == 4
 
 

@@ -65,7 +65,7 @@ def results(run: str) -> pd.DataFrame:
 
     Returns:
         DataFrame, index number of the claim: paper, says, tested_on, and the columns of
-        `sweeps.tested`, NaN where nothing was.
+        `sweeps.paired_tests`, NaN where nothing was.
 
     Raises:
         ValueError: as `sweeps.finished`.
@@ -76,7 +76,9 @@ def results(run: str) -> pd.DataFrame:
         tested_on = _tested_on(claim, sides[number][0], run)
         rows[number] = {"paper": claim.paper, "says": claim.says, "tested_on": tested_on}
     about = pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
-    return about.join(sweeps.tested({claim: runs for claim, runs in sides.items() if runs[0]}))
+    return about.join(
+        sweeps.paired_tests({claim: runs for claim, runs in sides.items() if runs[0]})
+    )
 
 
 def _tested_on(claim: Claim, ours: list, run: str) -> str:

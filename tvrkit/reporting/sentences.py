@@ -178,11 +178,9 @@ def _diagnostics(run: str, number: str, recipe: str, seed: int) -> dict[str, dic
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _listed(numbers: dict[str, dict], wanted: Sequence[str], digits: int = 1) -> str:
+def _listed(numbers: dict[str, dict], names: Sequence[str], digits: int = 1) -> str:
     """Numbers by title, with intervals, of those that were measured."""
-    known = {
-        name: numbers[name] for name in wanted if numbers.get(name, {}).get("mean") is not None
-    }
+    known = {name: numbers[name] for name in names if numbers.get(name, {}).get("mean") is not None}
     listed = [
         f"{name} {row['mean']:.{digits}f} {interval(row['low'], row['high'], digits)}"
         for name, row in known.items()
@@ -255,7 +253,7 @@ def pretraining(run: str, seed: int = 0) -> list[str]:
         recipe = f"hmmc_shapes{end}/seed{seed}"
         alone = [files.run(f"{run}/{place}{recipe}") for place in ("", "not_pretrained/")]
         sides = files.run(f"{run}/pretrained/{recipe}"), next(p for p in alone if p.exists())
-        tests = sweeps.tested({language: ([Run(sides[0])], [Run(sides[1])])})
+        tests = sweeps.paired_tests({language: ([Run(sides[0])], [Run(sides[1])])})
         tuned.append(f"{language}: {tables.differences(tests)}")
     return [
         f"Pre-trained and not fine-tuned, text-to-video R@1 is {' and '.join(zero)}.",

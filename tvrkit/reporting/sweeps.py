@@ -158,7 +158,7 @@ def homes() -> dict[tuple[str, str], str]:
     return folders
 
 
-def run_name(run: str, name: str, variant: str) -> str:
+def variant_run(run: str, name: str, variant: str) -> str:
     """Where `runs` keeps a variant."""
     return f"{run}/ablations/{homes()[name, variant]}"
 
@@ -179,7 +179,7 @@ def plan(
     common = [*sweep.common, *(load_profile(profile).overrides if profile else [])]
     tasks = []
     for seed, variant in itertools.product(seeds or sweep.seeds, variants or sweep.overrides):
-        overrides, folder = [*common, *sweep.overrides[variant]], run_name(run, name, variant)
+        overrides, folder = [*common, *sweep.overrides[variant]], variant_run(run, name, variant)
         tasks.append(Task(name, variant, seed, sweep.recipe, overrides, folder))
     return tasks
 
@@ -274,7 +274,7 @@ def finished(name: str, run: str) -> dict[str, dict[int, Run]]:
             own.
     """
     sweep = load(name)
-    done = {variant: runs.find(run_name(run, name, variant)) for variant in sweep.overrides}
+    done = {variant: runs.find(variant_run(run, name, variant)) for variant in sweep.overrides}
     order = sorted(done, key=lambda variant: variant != sweep.reference)
     every = [(each, sweep.overrides[variant]) for variant in order for each in done[variant]]
     for each, own in every:
@@ -361,7 +361,9 @@ def tests(name: str, run: str) -> pd.DataFrame:
     """
     done = {variant: [*seeds.values()] for variant, seeds in finished(name, run).items()}
     reference = done.pop(load(name).reference, [])
-    return tested({variant: (seeds, reference) for variant, seeds in done.items() if reference})
+    return paired_tests(
+        {variant: (seeds, reference) for variant, seeds in done.items() if reference}
+    )
 
 
 def main_effects(name: str, run: str) -> pd.DataFrame:
@@ -372,10 +374,10 @@ def main_effects(name: str, run: str) -> pd.DataFrame:
     Raises:
         ValueError: as `part_sides`.
     """
-    return tested({part: sides for part, sides in part_sides(name, run).items() if sides[0]})
+    return paired_tests({part: sides for part, sides in part_sides(name, run).items() if sides[0]})
 
 
-def tested(sides: Mapping[str, tuple[list, list]]) -> pd.DataFrame:
+def paired_tests(sides: Mapping[str, tuple[list, list]]) -> pd.DataFrame:
     """`compare.paired_test` of the two sides of each name on every metric of `compare.TESTED`, all
     adjusted together: index name."""
     rows = {
