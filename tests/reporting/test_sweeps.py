@@ -77,7 +77,7 @@ def write_run(task, ranks, seconds=10.0, counts=3, found=0):
     card = {"seed": task.seed, "train_seconds": seconds, "peak_memory_mb": 700, "torch_threads": 1}
     files.write_json(task.folder / "metrics.json", metrics | ends)
     files.write_json(task.folder / "sweep.json", {"jobs": 2})
-    card |= {"selection": "last", "device": "CPU", "parameters": 9}
+    card |= {"recipe": task.recipe, "selection": "last", "device": "CPU", "parameters": 9}
     write_card(task.folder, {**card, "data": {**DATA, "videos": counts}})
 
 

@@ -26,17 +26,9 @@ from tvrkit.training.runs import Run, sound
 
 ABSENT = "–"
 NUMBERED = "[0-9][0-9]_*"  # what a notebook leaves begins with its number
-LEGEND = (
-    "Raw scores, no post-processing. Means over seeds, ± their standard deviation; 95 %: the "
-    "interval of R@1 when test videos are drawn again, all seeds of a recipe together. Overlapping "
-    "intervals tell nothing: notebook 03 tests differences pair by pair. Equal content: the same "
-    "generator settings, ids, counts and captions, and the same videos missing."
-)
 FEW = ["t2v R@1", "t2v 95 %", "v2t R@1", "v2t 95 %", "rsum", "seeds"]
 OF_RUN = ["recipe", *FEW, "training, s"]
 OF_ALL = ["recipe", "run", *FEW]
-LOWER_FIRST = ["run", "t2v MdR", "v2t MdR", "t2v MnR", "v2t MnR"]
-LOWER_FIRST += ["training, s", "memory, MB", "parameters", "epoch kept", "device"]
 Tables = list[tuple[str, pd.DataFrame]]  # (what all rows share, texts and links)
 
 
@@ -128,8 +120,7 @@ def render(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template)
-    return page.render(legend=LEGEND, ascending=LOWER_FIRST, **values)
+    return environment.get_template(template).render(**values)
 
 
 def _write(path: Path, template: str = "tables.html", **values: object) -> Path:
