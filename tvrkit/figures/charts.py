@@ -285,12 +285,12 @@ def ablation(
         value, reach = values[:, 0], np.abs(values[:, 1:].T - values[:, 0])
         look: Options = {**POINTS, "capsize": 3, "linewidth": 1.5}
         if x is None:
-            points, line = (value, places), ax.axvline
+            points = (value, places)
             ax.errorbar(*points, xerr=reach, **look)
             ax.set_yticks(places, names if ax is axes[0] else [""] * len(names))
             ax.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
         else:
-            points, line = (places, value), ax.axhline
+            points = (places, value)
             ax.errorbar(*points, yerr=reach, **look | {"fmt": "o-"})
             if log:
                 ax.set_xscale("symlog", linthresh=places[places > 0].min())
@@ -298,7 +298,7 @@ def ablation(
             ax.minorticks_off()
             ax.set(xlabel=xlabel, ylabel=label)
         if row is not None:
-            line(value[row], zorder=0, **DASHED)
+            (ax.axvline if x is None else ax.axhline)(value[row], zorder=0, **DASHED)
             ax.plot(*np.array(points)[:, row], "o", color=RIGHT, markersize=7, zorder=3)
     return figure
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import pandas as pd
 import torch
@@ -377,7 +378,7 @@ def main_effects(name: str, run: str) -> pd.DataFrame:
     return paired_tests({part: sides for part, sides in part_sides(name, run).items() if sides[0]})
 
 
-def paired_tests(sides: Mapping[str, tuple[list, list]]) -> pd.DataFrame:
+def paired_tests(sides: Mapping[Any, tuple[list, list]]) -> pd.DataFrame:
     """`compare.paired_test` of the two sides of each name on every metric of `compare.TESTED`, all
     adjusted together: index name."""
     rows = {
