@@ -190,12 +190,12 @@ class GLSCL(Method):
             with AttentionRecorder() as seen:
                 self.concepts(side, *features)
             maps[side] = seen.attention[-1].mean(dim=1)  # of the last layer, over heads
-        concepts = (features.extras["concepts"] for features in (text, video))
+        texts, videos = text.extras["concepts"], video.extras["concepts"]
         return {
             "frame_weight": logits.masked_fill(~video.mask, -torch.inf).softmax(dim=1),
             "concept_words": maps["text"],
             "concept_frames": maps["video"],
-            "concept_score": torch.cosine_similarity(*concepts, dim=-1),
+            "concept_score": torch.cosine_similarity(texts, videos, dim=-1),
         }
 
 

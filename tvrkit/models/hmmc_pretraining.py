@@ -150,8 +150,8 @@ class HMMCPretraining(HMMC):
         self.predictor = perceptron(width, settings.projector_width)
         vocabulary, self.mask_token = vocabulary_of(backbone.tokenizer)
         self.word_head = WordHead(width, vocabulary)
-        ids = {"mask_token": self.mask_token, "vocabulary": vocabulary}
-        self.mask_words = partial(mask_words, share=settings.mask_share, **ids)
+        ids: Any = {"mask_token": self.mask_token, "vocabulary": vocabulary}
+        self.mask_words: Any = partial(mask_words, share=settings.mask_share, **ids)
         self.slow: Any = freeze_copy(self._fast())
         sizes = dict.fromkeys(("video", "title", "tag"), settings.queue_size)
         sizes |= dict.fromkeys(("frames", "projected"), settings.frame_queue_size)
