@@ -169,14 +169,14 @@ def score(
     """Score a text against video files, and show what the method looks at."""
     from tvrkit.training.score import score
 
-    found = score(text, clips, run, device=device)
-    for column, path in enumerate(found.videos):
-        print(f"{path}  {found.similarity[0, column]:.3f}")
-        for name, whole in found.maps.items():
+    answer = score(text, clips, run, device=device)
+    for column, path in enumerate(answer.videos):
+        print(f"{path}  {answer.similarity[0, column]:.3f}")
+        for name, whole in answer.maps.items():
             values = whole[0, column]
             if values.ndim != 1:
                 continue
-            labels = found.words[0] if len(values) == len(found.words[0]) else [""] * len(values)
+            labels = answer.words[0] if len(values) == len(answer.words[0]) else [""] * len(values)
             shown = [f"{word} {v:.2f}".strip() for word, v in zip(labels, values, strict=True)]
             kept = [each for each, word in zip(shown, labels, strict=True) if word] or shown
             print(f"  {name}: {', '.join(kept)}")
@@ -258,11 +258,11 @@ def report_verify(folder: Annotated[Path, Argument(help="a run, or a folder of r
     """Compare every file of every run with its run card; exit 1 with what is damaged."""
     from tvrkit.training import runs
 
-    found = runs.check_all(folder)
-    damaged = [f"{run.folder}: {reason}" for run, reason in found.items() if reason]
-    if damaged or not found:
+    checked = runs.check_all(folder)
+    damaged = [f"{run.folder}: {reason}" for run, reason in checked.items() if reason]
+    if damaged or not checked:
         raise ValueError("; ".join(damaged) or f"{folder}: no finished run in it")
-    print(f"{folder}: {len(found)} runs, every file as it was written")
+    print(f"{folder}: {len(checked)} runs, every file as it was written")
 
 
 @report_app.command("import")
@@ -377,23 +377,23 @@ def search(
     if sum(source is not None for source in (query, video, image)) != 1:
         raise ValueError("expected one query: words, --video FILE or --image FILE")
     index = Index.open(place)
-    asked: list[Any] = sys.stdin.read().splitlines() if query == "-" else [query]
+    queries: list[Any] = sys.stdin.read().splitlines() if query == "-" else [query]
     if video:
-        asked = [index.encoder.video_query(video)]
+        queries = [index.encoder.video_query(video)]
     if image:
-        asked = [index.encoder.image_query(image)]
+        queries = [index.encoder.image_query(image)]
     if recall:
-        texts = [index.encoder.text_query(text, prompts) for text in asked]
+        texts = [index.encoder.text_query(text, prompts) for text in queries]
         print(shortlist_recall(texts, index.table, k).round(1).to_string(index=False))
         return
     options: dict[str, Any] = {"where": where, "shortlist": shortlist, "min_score": min_score}
-    found = [index.search(one, k, prompts=prompts, **options) for one in asked]
-    for table in found:
+    answers = [index.search(each, k, prompts=prompts, **options) for each in queries]
+    for table in answers:
         for note in pages.notes(table):
             print(note, file=sys.stderr)
         print(pages.to_json(table) if as_json else pages.to_lines(table))
     if html:
-        write_text(html, pages.render(found))
+        write_text(html, pages.render(answers))
 
 
 @app.command("app")
@@ -551,9 +551,9 @@ def bench_gpu(
     bf16, ViT-B/32, 128 clips of 12 frames."""
     from tvrkit.training import bench
 
-    found = bench.report(out, device)
-    print(f"{found['device']}: {found['product_tflops']:.1f} TFLOP/s in a matrix product")
-    for name, step in found["steps"].items():
+    measured = bench.report(out, device)
+    print(f"{measured['device']}: {measured['product_tflops']:.1f} TFLOP/s in a matrix product")
+    for name, step in measured["steps"].items():
         numbers = [f"{key} {value:.3g}" for key, value in step.items() if key != "time_in"]
         print(name, *numbers, f"most time in {next(iter(step['time_in']))}", sep="  ")
     print(out)
@@ -567,10 +567,10 @@ def doctor(seconds: Annotated[float, Option(help="for which the speed is measure
 
     from tvrkit.training.doctor import examine
 
-    found = dict(examine(seconds))
-    print(json.dumps(found, ensure_ascii=False, indent=2))
-    if failed := [name for name, finding in found.items() if finding.startswith("FAILS")]:
-        raise RuntimeError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
+    findings = dict(examine(seconds))
+    print(json.dumps(findings, ensure_ascii=False, indent=2))
+    if failed := [name for name, finding in findings.items() if finding.startswith("FAILS")]:
+        raise RuntimeError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
 
 
 @backbone_app.command("pretrain")

@@ -72,7 +72,7 @@ def shown(value: Any) -> str:
 def printable(text: str) -> str:
     """`text` with its control characters, but line ends and tabs, written out: what a terminal
     would obey, and what turns the direction of writing round."""
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def sha256(path: Path) -> str:

@@ -80,16 +80,15 @@ def test_rank_histogram_counts_every_query_once():
 
 
 def test_bars_without_a_known_interval_are_hollow_and_those_of_height_0_say_so():
-    intervals = {"a": np.array([[1.0, 3], [np.nan, np.nan], [0, 1]])}
-    options = {"intervals": intervals, "xlabel": "", "ylabel": ""}
-    (ax,) = figures.bars(["x", "y", "z"], {"a": np.array([2.0, 2, 0])}, **options).axes
+    values = {"a": np.array([[2, 1.0, 3], [2, np.nan, np.nan], [0, 0, 1]])}
+    (ax,) = figures.bars(["x", "y", "z"], values, xlabel="", ylabel="").axes
     assert [bar.get_facecolor()[:3] == (1, 1, 1) for bar in ax.patches] == [False, True, False]
-    assert [text.get_text() for text in ax.texts] == ["0"]
+    assert [text.get_text() for text in ax.texts] == ["", "", "0"]
 
 
 def test_bars_of_ratios_stand_on_1_or_hang_from_it():
     values = {"a": [(4.0, 2.0, 8.0), (0.5, 0.25, 1.0)]}
-    (ax,) = figures.interval_bars(["x", "y"], values, xlabel="", ylabel="", base=1).axes
+    (ax,) = figures.bars(["x", "y"], values, xlabel="", ylabel="", base=1).axes
     assert [(bar.get_y(), bar.get_height()) for bar in ax.patches] == [(1, 3), (1, -0.5)]
     assert ax.get_yscale() == "log"
     (reach,) = [line.get_segments() for line in ax.collections]
@@ -119,11 +118,9 @@ def test_factor_bars_say_which_factors_rest_on_one_family():
 
 def test_bars_have_intervals_and_a_chance_line():
     values = {"clip4clip": np.array([80.0, 60]), "dmae": np.array([85.0, 70])}
-    intervals = {name: np.stack([v - 5, v + 5], axis=1) for name, v in values.items()}
+    values = {name: np.stack([v, v - 5, v + 5], axis=1) for name, v in values.items()}
     options = {"xlabel": "swapped factor", "ylabel": "accuracy (%)"}
-    (ax,) = figures.bars(
-        ["colour", "motion"], values, intervals=intervals, chance=[50, 40], **options
-    ).axes
+    (ax,) = figures.bars(["colour", "motion"], values, chance=[50, 40], **options).axes
     assert [bar.get_height() for bar in ax.patches] == [80, 60, 85, 70]
     reach = [line.get_segments() for line in ax.collections]
     assert [segment[0, 1] for segment in reach[0]] == [75, 55]

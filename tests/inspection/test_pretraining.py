@@ -14,6 +14,7 @@ from tvrkit.inspection import pretraining
 from tvrkit.models import METHODS
 from tvrkit.models.backbone import create_backbone
 from tvrkit.settings import BackboneConfig, Config, DataConfig, EvalConfig, TrainConfig
+from tvrkit.training import optim
 
 SMALL = {"queue_size": 8, "frame_queue_size": 12, "projector_width": 16, "momentum": 0.5}
 WORDS = ["红色的圆", "一个蓝色星形", "绿色圆环", "白色的月亮", "小方块"]
@@ -68,15 +69,26 @@ def test_momentum_is_a_moving_average_and_lags():
     np.testing.assert_allclose(gaps, [1, (3 - 0.5) / 3, (4 - 1.75) / 4])
 
 
-def test_watched_steps_fill_the_queue_in_order(run):
-    watched = pretraining.watch(run, steps=4, batch_size=1, queue_size=3)
-    flat = watched.keys.flatten(0, 1)
-    for step in range(1, 5):
-        numbers = pretraining.key_numbers(step, 3)
-        assert torch.allclose(watched.queues[step][numbers >= 0], flat[numbers[numbers >= 0]])
-    slow, _ = pretraining.momentum_path(watched.weights, SMALL["momentum"])
-    assert torch.allclose(watched.slow_weight, slow, atol=1e-6)
-    assert watched.fresh_keys().shape == watched.keys.shape
+def test_training_steps_fill_the_queue_in_order_and_move_the_slow_encoder(run):
+    method = create_method(run).train()
+    data, order = pretraining.training_batches(run, method)
+    optimizer, _ = optim.build_optimizer(method, run.config.train, len(order))
+    name = "resblocks.0.attn.in_proj_weight"
+    weights, keys = [method.temporal.get_parameter(name).detach().clone()], []
+    for step, items in enumerate(order, 1):
+        batch = data.__getitems__(items)
+        method.before_step()
+        video = method.encode_video(batch)
+        optimizer.zero_grad()
+        method.loss(method.encode_text(batch), video, batch)["loss"].backward()
+        optimizer.step()
+        weights.append(method.temporal.get_parameter(name).detach().clone())
+        keys += torch.nn.functional.normalize(video.extras["video_key"], dim=-1)
+        numbers = pretraining.key_numbers(2 * step, SMALL["queue_size"])
+        queued = method.queues["video"].keys.T[numbers >= 0]
+        assert torch.allclose(queued, torch.stack(keys)[numbers[numbers >= 0]], atol=1e-6)
+    slow, _ = pretraining.momentum_path(torch.stack(weights), SMALL["momentum"])
+    assert torch.allclose(method.slow["temporal"].get_parameter(name), slow, atol=1e-6)
 
 
 def test_keys_in_a_finished_queue_are_traced_to_their_captions(run):

@@ -91,6 +91,12 @@ def test_frame_matching_with_masks_and_shared_videos_equals_a_loop():
     )
 
 
+def test_frame_matching_of_distinct_pairs_is_the_plain_equation():
+    cosine = torch.rand(5, 5, 3) * 2 - 1
+    plain = losses.frame_matching_plain(cosine, 5.0)
+    torch.testing.assert_close(losses.frame_matching(cosine, logit_scale=5.0), plain, **CLOSE)
+
+
 def test_queue_contrast_of_a_perfect_match_is_small():
     key = torch.eye(4)
     queue = -torch.eye(4)

@@ -14,7 +14,7 @@ def test_every_claim_names_runs_or_a_part_of_a_sweep_that_exist():
     for claim in loaded:
         if claim.sweep:
             sweep = sweeps.load(claim.sweep)
-            assert (claim.part in sweep.grid) != (claim.variant in sweep.overrides)
+            assert (claim.part in sweep.parts) != (claim.variant in sweep.overrides)
         else:
             assert {claim.runs.split("/")[-1], claim.against.split("/")[-1]} <= {*recipe_names()}
 

@@ -1,7 +1,5 @@
 """Headless reproduction: order, skipping, failures that are kept and named."""
 
-import os
-
 import nbformat
 import pytest
 from filelock import FileLock
@@ -87,24 +85,23 @@ def test_what_was_trained_again_makes_older_comparisons_outdated(kit):
     _, root, ran = kit
     notebooks.reproduce("smoke", "mine")
     ran.clear()
-    result = root / RECIPE / "seed0" / "02_training.ipynb"
-    later = result.stat().st_mtime + 60
-    os.utime(result, (later, later))
+    (root / RECIPE / "seed0" / "run.json").write_text("{}", encoding="utf-8")
     notebooks.reproduce("smoke", "mine")
     assert ran == ["03_evaluation"]
 
 
 def test_a_finished_sweep_makes_the_ablations_outdated(kit):
-    _, root, _ = kit
+    home, root, _ = kit
     task = notebooks.Task("06_ablations", root, RECIPE, 0, "reference", "mine")
     run = root / "ablations" / "sweep" / "variant" / RECIPE / "seed0" / "run.json"
-    for path in (task.result, run):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}", encoding="utf-8")
-    for moved, expected in ((60, True), (-60, False)):
-        later = task.result.stat().st_mtime + moved
-        os.utime(run, (later, later))
-        assert notebooks.outdated(task, [task]) == expected
+    write(home, task.notebook, "pass")
+    run.parent.mkdir(parents=True)
+    run.write_text("{}", encoding="utf-8")
+    made = new_notebook(metadata={"tvrkit": notebooks.origin(task)})
+    nbformat.write(made, task.result)
+    assert notebooks.finished(task)
+    run.write_text('{"seed": 0}', encoding="utf-8")
+    assert not notebooks.finished(task)
 
 
 def test_a_dry_run_says_what_is_due_and_runs_nothing(kit):

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
@@ -205,17 +206,23 @@ def test_a_page_runs_the_kit_s_script_and_nothing_else(home):
 
 
 def test_names_stay_text(home):
-    """A recipe may be any YAML file; its name must not become markup or end a table cell."""
+    """What a card or a folder is called must not become markup or end a table cell."""
     name = "<b>a|b & [c](d)"
-    finished_run(name, card={"device": "<script>alert(1)</script>"})
-    details, board = pages.write_index("mine").with_name("details.html"), pages.write_leaderboard()
+    finished_run("alpha", card={"device": "<script>alert(1)</script>", "selection": name})
+    finished_run(name)
+    with pytest.warns(UserWarning, match="recipe name .* expected letters"):
+        index, board = pages.write_index("mine"), pages.write_leaderboard()
+    details = index.with_name("details.html")
     for path in (details, board):
         soup = page(path)
-        assert rows(soup.table)[0]["recipe"] == name
-        assert soup.find("b") is None
+        assert [row["recipe"] for row in rows(soup.table)] == ["alpha"]
         assert all((path.parent / unquote(link["href"])).exists() for link in soup.table("a"))
-    assert rows(page(details).table)[0]["device"] == "<script>alert(1)</script>"
-    assert r"| \<b\>a\|b & \[c\](d) |" in pages.markdown("mine")
+    assert name in page(index).text
+    assert page(index).find("b") is page(details).find("b") is None
+    (row,) = rows(page(details).table)
+    assert (row["device"], row["epoch kept"]) == ("<script>alert(1)</script>", name)
+    table = pages.as_markdown(pd.DataFrame({"name": [name]}))
+    assert r"| \<b\>a\|b & \[c\](d) |" in table
 
 
 def test_what_is_not_finished_is_named_and_in_no_table(home):
@@ -243,14 +250,14 @@ def test_what_is_not_finished_is_named_and_in_no_table(home):
 def test_a_damaged_run_is_named_and_stops_nobody_else(home, name, content):
     finished_run("alpha")
     for run in ("mine", "mine/ablations/margin/0.1"):
-        path = finished_run("<b>beta</b>", run).folder / name
+        path = finished_run("beta", run).folder / name
         path.unlink() if content is None else path.write_bytes(content)
     index = page(pages.write_index("mine"))
     assert [row["recipe"] for row in rows(index("table")[1])] == ["alpha"]
     damaged = next(paragraph for paragraph in index("p") if "Damaged" in paragraph.text)
     listed = [item.text for item in damaged.find_next("ul")("li")]
     assert len(listed) == 2
-    assert f"<b>beta</b>/seed0: {name}" in listed[0].replace(str(home), "")
+    assert f"beta/seed0: {name}" in listed[0].replace(str(home), "")
     assert index.find("b") is None
     board = page(pages.write_leaderboard())
     assert [row["recipe"] for table in board("table") for row in rows(table)] == ["alpha"]

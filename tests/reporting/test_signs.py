@@ -32,8 +32,7 @@ def test_all_alive_and_nothing_recorded(home):
     assert signs.sentence(run_with(score=[1, 2])) == "Whether each part is alive was not recorded."
 
 
-@pytest.mark.parametrize("name", signs.ALIVE)
-def test_every_sign_can_be_dead(name):
-    alive = signs.ALIVE[name]
-    assert alive.low < alive.high
-    assert alive.dead
+@pytest.mark.parametrize("sign", [*signs.ALIVE.itertuples()], ids=lambda sign: sign.Index)
+def test_every_sign_can_be_dead(sign):
+    assert sign.low < sign.high
+    assert sign.dead

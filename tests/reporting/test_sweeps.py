@@ -31,7 +31,7 @@ sweeps:
     question: Which?
     recipe: clip4clip_shapes
     reference: a-b
-    grid: {{a: {{a: [], "": [method.layers=1]}}, b: {{b: [], "": [method.head=meanP]}}}}
+    parts: {{a: [method.layers=1], b: [method.head=meanP]}}
   layers:
     question: How many?
     recipe: clip4clip_shapes
@@ -77,7 +77,7 @@ def write_run(task, ranks, seconds=10.0, counts=3, found=0):
     card = {"seed": task.seed, "train_seconds": seconds, "peak_memory_mb": 700, "torch_threads": 1}
     files.write_json(task.folder / "metrics.json", metrics | ends)
     files.write_json(task.folder / "sweep.json", {"jobs": 2})
-    card |= {"selection": "last", "device": "CPU", "parameters": 9}
+    card |= {"recipe": task.recipe, "selection": "last", "device": "CPU", "parameters": 9}
     write_card(task.folder, {**card, "data": {**DATA, "videos": counts}})
 
 
@@ -90,7 +90,7 @@ def test_every_sweep_of_the_package_is_of_valid_settings():
         tasks = sweeps.plan(name, run="test")
         assert len(tasks) == len(one.overrides) * len(one.seeds)
         assert len({task.variant for task in tasks}) >= 2
-        assert all(task.config.data.prepared == "shapes-sweep" for task in tasks)
+        assert all(task.config.data.prepared.startswith("shapes-") for task in tasks)
 
 
 def test_every_committed_run_of_a_sweep_is_read_and_of_its_variant(monkeypatch):
@@ -102,7 +102,7 @@ def test_every_committed_run_of_a_sweep_is_read_and_of_its_variant(monkeypatch):
     assert all(len(variants) >= 2 for variants in done.values())
 
 
-def test_a_grid_is_every_combination_and_a_key_each_value(recipes):
+def test_parts_are_combined_and_a_key_takes_each_value(recipes):
     parts = sweeps.load("parts").overrides
     assert list(parts) == ["a-b", "a", "b", "none"]
     assert parts["none"] == ["method.layers=1", "method.head=meanP"]
@@ -112,7 +112,7 @@ def test_a_grid_is_every_combination_and_a_key_each_value(recipes):
 def test_equal_variants_of_two_sweeps_are_one_run(recipes):
     tasks = [task for name in ("parts", "layers") for task in sweeps.plan(name, run="test")]
     assert len({task.folder for task in tasks}) == 4  # "4" is "a-b", "1" is "b"
-    assert sweeps.run_name("test", "layers", "4") == "test/ablations/parts/a-b"
+    assert sweeps.variant_run("test", "layers", "4") == "test/ablations/parts/a-b"
     assert len({json.dumps(to_dict(task.config)) for task in tasks}) == 4
 
 

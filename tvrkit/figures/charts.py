@@ -12,14 +12,16 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from tvrkit.figures.style import INK, NEUTRAL, RIGHT, WIDTH, WRONG, Options, colours, styled
 
 Lines = Mapping[str, np.ndarray]
-RANK_BINS = {"1": (1, 1), "2-5": (2, 5), "6-10": (6, 10), "11-50": (11, 50), "> 50": (51, np.inf)}
+RANK_BINS = {"1": 1, "2-5": 2, "6-10": 6, "11-50": 11, "> 50": 51}  # where each begins
 POINTS: Options = {"fmt": "o", "color": RIGHT, "markersize": 7, "markerfacecolor": "white"}
-TOLD = ("recipe", "weights")  # what a verdict is about
-TOLD_LEGEND = (
+VERDICTS = (
     ("the recipes differ", INK, INK),
     ("these weights do, of the recipes one can't tell", INK, "white"),
     ("one can't tell", NEUTRAL, "white"),
 )
+OWN: Options = {"marker": "o", "linestyle": "-", "color": RIGHT}
+MINED: Options = {"marker": "X", "linestyle": ":", "color": WRONG}
+QUERY: Options = {"marker": "*", "color": INK}
 DASHED: Options = {"linestyle": "--", "color": NEUTRAL, "linewidth": 1}
 
 
@@ -125,14 +127,14 @@ def interval_curves(
             broken.
         panels: quantity -> label of its y axis.
     """
-    places = sorted(table[x].unique())
+    places, names = sorted(table[x].unique()), table[by].unique()
     drawn: dict[str, tuple[Lines, Lines]] = {}
     for quantity, label in panels.items():
-        groups = table[table["quantity"] == quantity].set_index(x).groupby(by, sort=False)
-        rows = {str(name): group.reindex(places) for name, group in groups}
-        lines = {name: group["value"].to_numpy() for name, group in rows.items()}
-        bands = {name: group[["low", "high"]].to_numpy().T for name, group in rows.items()}
-        drawn[label] = lines, bands
+        rows = table[table["quantity"] == quantity].pivot(index=x, columns=by).reindex(places)
+        bands = {
+            name: rows[["low", "high"]].xs(name, axis=1, level=1).to_numpy().T for name in names
+        }
+        drawn[label] = dict(rows["value"][names].items()), bands
     return curves(places, drawn, xlabel=xlabel, **options)
 
 
@@ -146,15 +148,15 @@ def deletion_plot(table: pd.DataFrame, what: str, **options) -> Figure:
 @styled
 def bars(
     groups: Sequence[str],
-    values: Lines,
+    values: Mapping[str, Sequence | np.ndarray],
     *,
     xlabel: str,
     ylabel: str,
-    intervals: Lines | None = None,
     chance: float | Sequence[float] | None = None,
     base: float = 0.0,
 ) -> Figure:
-    """Bars of G groups (factors, bins): name -> (G,), with intervals (G, 2) and lines at chance.
+    """Bars of G groups (factors, bins), with lines at chance: name -> (G,), or (G, 3) with the ends
+    of their intervals.
 
     With a `base` above 0 the values are ratios on a logarithmic axis: bars stand on it, or hang
     from it. A bar of height 0 says "0", and one whose interval is not known (NaN) is hollow:
@@ -163,18 +165,16 @@ def bars(
     figure, (ax,) = _axes(min(WIDTH, max(6.0, (0.9 + 0.3 * len(values)) * len(groups) + 1.5)))
     step, places = 0.8 / len(values), np.arange(len(groups))
     for index, (name, colour) in enumerate(colours(values).items()):
-        heights = np.asarray(values[name], float)
+        heights, *ends = np.atleast_2d(np.asarray(values[name], float).T)
         x = places + (index - (len(values) - 1) / 2) * step
         look: Options = {"label": name, "color": colour, "edgecolor": colour}
         drawn = ax.bar(x, heights - base, step * 0.92, base, **look)
-        for place in x[heights == 0]:
-            look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
-            ax.annotate("0", (place, 0), (0, 2), **look)
-        if intervals:
-            low, high = np.asarray(intervals[name], float).T
-            for bar in np.array(drawn.patches)[np.isnan(low)]:
+        zeros = ["" if height else "0" for height in heights]
+        ax.bar_label(drawn, zeros, padding=2, color=colour, fontsize=8)
+        if ends:
+            for bar in np.array(drawn.patches)[np.isnan(ends[0])]:
                 bar.set(facecolor="white", hatch="///")
-            reach = np.maximum([heights - low, high - heights], 0)
+            reach = np.maximum([heights - ends[0], ends[1] - heights], 0)
             ax.errorbar(x, heights, reach, fmt="none", color=INK, linewidth=1.2, capsize=3)
     if chance is not None:
         heights = np.broadcast_to(chance, len(groups))
@@ -191,38 +191,23 @@ def bars(
     return figure
 
 
-def interval_bars(groups: Sequence[str], values: Mapping[str, Sequence], **options) -> Figure:
-    """`bars` of (value, low, high) for each name and group: name -> (G, 3)."""
-    rows = {name: np.asarray(row, float) for name, row in values.items()}
-    intervals = {name: row[:, 1:] for name, row in rows.items()}
-    heights = {name: row[:, 0] for name, row in rows.items()}
-    return bars(groups, heights, intervals=intervals, **options)
-
-
-def factor_bars(tables: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure:
-    """Accuracy by swapped factor: name -> table of `tvrkit.inspection.per_factor_accuracy`.
+def factor_bars(tables: Mapping[str, pd.DataFrame], **options) -> Figure:
+    """Accuracy by swapped factor: name -> table of `tvrkit.evaluation.factors.per_factor_accuracy`.
 
     Hollow bars rest on a single family of videos, whose interval nobody knows.
     """
-    tables = {name: table.set_index("factor") for name, table in tables.items()}
-    families = next(iter(tables.values()))["families"]
-    return bars(
-        [f"{factor}\n1 family" if count == 1 else factor for factor, count in families.items()],
-        {name: table["accuracy"].to_numpy() for name, table in tables.items()},
-        xlabel="swapped factor",
-        ylabel="own video above the swapped one (%)",
-        intervals={name: table[["low", "high"]].to_numpy() for name, table in tables.items()},
-        chance=50,
-        title=title,
-    )
+    values = {name: table[["accuracy", "low", "high"]].to_numpy() for name, table in tables.items()}
+    families = next(iter(tables.values())).set_index("factor")["families"]
+    factors = [f"{name}\n1 family" if count == 1 else name for name, count in families.items()]
+    axes = {"xlabel": "swapped factor", "ylabel": "own video above the swapped one (%)"}
+    return bars(factors, values, **axes, chance=50, **options)
 
 
 def rank_histogram(ranks: Lines) -> Figure:
     """Share of queries (%) whose right answer has rank 1, 2-5, 6-10, 11-50 or more: name -> (N,)
     from 1."""
-    bounds = np.array(list(RANK_BINS.values())).T[..., None]
-    inside = {name: (row >= bounds[0]) & (row <= bounds[1]) for name, row in ranks.items()}
-    shares = {name: 100 * row.mean(axis=1) for name, row in inside.items()}
+    edges = [*RANK_BINS.values(), np.inf]
+    shares = {name: 100 * np.histogram(row, edges)[0] / len(row) for name, row in ranks.items()}
     return bars(list(RANK_BINS), shares, xlabel="rank of the right answer", ylabel="queries (%)")
 
 
@@ -254,9 +239,9 @@ def forest_plot(tests: pd.DataFrame, *, xlabel: str) -> Figure:
     for ax, metric in zip(axes, metrics, strict=True):
         rows = tests[tests["metric"] == metric].loc[names]
         for place, row in enumerate(rows.itertuples()):
-            told = {about: getattr(row, about) in ("better", "worse") for about in TOLD}
-            colour = (RIGHT if row.difference > 0 else WRONG) if any(told.values()) else NEUTRAL
-            look: Options = {"markerfacecolor": colour if told["recipe"] else "white"}
+            sure = [verdict in ("better", "worse") for verdict in (row.recipe, row.weights)]
+            colour = (RIGHT if row.difference > 0 else WRONG) if any(sure) else NEUTRAL
+            look: Options = {"markerfacecolor": colour if sure[0] else "white"}
             ax.plot([row.low, row.high], [place, place], color=colour)
             ax.plot([row.difference], [place], "o", color=colour, markersize=8, **look)
             p_values = " / ".join(f"{p:.3f}" for p in (row.holm_weights, row.holm_recipe) if p == p)
@@ -266,7 +251,7 @@ def forest_plot(tests: pd.DataFrame, *, xlabel: str) -> Figure:
         ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
         ax.set(xlabel=metric, ylim=(len(names) - 0.5, -0.7))
         ax.grid(visible=False, axis="y")
-    for label, edge, face in TOLD_LEGEND:
+    for label, edge, face in VERDICTS:
         axes[0].plot([], [], "o", color=edge, markerfacecolor=face, markersize=8, label=label)
     where: Options = {"loc": "outside lower center", "ncols": 3}
     what = f"{xlabel}; numbers: p of these weights / of the recipe, adjusted"
@@ -295,30 +280,26 @@ def ablation(
     """
     figure, axes = _axes(WIDTH, max(3.2, 0.36 * len(names) + 1.2), columns=len(panels))
     row = list(names).index(reference) if reference in names else None
-    filled: Options = {"color": RIGHT, "markersize": 7, "zorder": 3}
+    places = np.arange(len(names)) if x is None else np.asarray(x, float)
     for ax, (label, values) in zip(axes, panels.items(), strict=True):
         value, reach = values[:, 0], np.abs(values[:, 1:].T - values[:, 0])
         look: Options = {**POINTS, "capsize": 3, "linewidth": 1.5}
         if x is None:
-            ax.errorbar(value, range(len(names)), xerr=reach, **look)
-            ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
+            points = (value, places)
+            ax.errorbar(*points, xerr=reach, **look)
+            ax.set_yticks(places, names if ax is axes[0] else [""] * len(names))
             ax.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
         else:
-            places = np.asarray(x, float)
-            ax.errorbar(places, value, yerr=reach, **look | {"fmt": "o-"})
+            points = (places, value)
+            ax.errorbar(*points, yerr=reach, **look | {"fmt": "o-"})
             if log:
                 ax.set_xscale("symlog", linthresh=places[places > 0].min())
-            ax.set_xticks(places, [f"{place:g}" for place in x])
+            ax.set_xticks(places, [f"{place:g}" for place in places])
             ax.minorticks_off()
             ax.set(xlabel=xlabel, ylabel=label)
         if row is not None:
-            line, at = (
-                (ax.axvline, (value[row], row))
-                if x is None
-                else (ax.axhline, (places[row], value[row]))
-            )
-            line(value[row], zorder=0, **DASHED)
-            ax.plot(*at, "o", **filled)
+            (ax.axvline if x is None else ax.axhline)(value[row], zorder=0, **DASHED)
+            ax.plot(*np.array(points)[:, row], "o", color=RIGHT, markersize=7, zorder=3)
     return figure
 
 
@@ -338,27 +319,14 @@ def embedding(
         ax.plot(*texts.T, ".", color=NEUTRAL, markersize=4, alpha=0.6, label="texts")
         ax.plot(*videos.T, "s", color="#56B4E9", markersize=4, alpha=0.6, label="videos", zorder=1)
         for number, (text, own, mined) in enumerate(stories, 1):
-            for columns, marker, colour, line in (
-                ([own], "o", RIGHT, "-"),
-                (mined, "X", WRONG, ":"),
-            ):
-                for column in columns:
-                    ends = np.stack([texts[text], videos[column]])
-                    ax.plot(*ends.T, line, color=colour, linewidth=1.2)
-                ax.plot(*videos[list(columns)].T, marker, color=colour, markersize=8)
-            ax.plot(*texts[text], "*", color=INK, markersize=13)
-            beside: Options = {
-                "textcoords": "offset points",
-                "xytext": (6, 5),
-                "fontweight": "bold",
-            }
-            ax.annotate(str(number), texts[text], **beside)
-        for name, marker, colour in (
-            ("own video", "o", RIGHT),
-            ("mined video", "X", WRONG),
-            ("query", "*", INK),
-        ):
-            ax.plot([], [], marker, color=colour, markersize=9, label=name)
+            look: Options = {"markevery": [1], "markersize": 8, "linewidth": 1.2}
+            for video, line in [(own, OWN), *((video, MINED) for video in mined)]:
+                ax.plot(*np.transpose([texts[text], videos[video]]), **line, **look)
+            ax.plot(*texts[text], **QUERY, markersize=13)
+            beside: Options = {"textcoords": "offset points", "fontweight": "bold"}
+            ax.annotate(str(number), texts[text], (6, 5), **beside)
+        for name, line in (("own video", OWN), ("mined video", MINED), ("query", QUERY)):
+            ax.plot([], [], **line | {"linestyle": "none"}, markersize=9, label=name)
         ax.set_title(heading)
         ax.set(xlabel="first main axis", ylabel="second main axis")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)

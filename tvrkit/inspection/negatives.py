@@ -115,12 +115,12 @@ def mining_quality(mined, video_of_caption, kinds: Masks) -> dict[str, Interval]
         wanted) and "kind, % found" (recall). NaN where nothing is mined or of the kind.
     """
     count = mined.sum(axis=1)
-    found = {"mined per caption": ratio_interval(count, np.ones(len(count)), video_of_caption)}
+    quality = {"mined per caption": ratio_interval(count, np.ones(len(count)), video_of_caption)}
     for kind, mask in kinds.items():
         hits = 100 * (mined & mask).sum(axis=1)
-        found[f"{kind}, % of mined"] = ratio_interval(hits, count, video_of_caption)
-        found[f"{kind}, % found"] = ratio_interval(hits, mask.sum(axis=1), video_of_caption)
-    return found
+        quality[f"{kind}, % of mined"] = ratio_interval(hits, count, video_of_caption)
+        quality[f"{kind}, % found"] = ratio_interval(hits, mask.sum(axis=1), video_of_caption)
+    return quality
 
 
 def over_training(
@@ -147,12 +147,12 @@ def over_training(
         table, now = mined[mined["epoch"] == epoch], np.zeros(shape, bool)
         now[table["row"], table["column"]] = True
         excess = np.bincount(table["row"], table["excess"], minlength=len(owner))
-        found = mining_quality(now, owner, kinds)
-        found["excess over the match"] = ratio_interval(excess, now.sum(axis=1), owner)
+        quality = mining_quality(now, owner, kinds)
+        quality["excess over the match"] = ratio_interval(excess, now.sum(axis=1), owner)
         if before is not None:
             both, either = (now & before).sum(axis=1), (now | before).sum(axis=1)
-            found["mined again, %"] = ratio_interval(100 * both, either, owner)
-        rows += [(epoch, quantity, *interval) for quantity, interval in found.items()]
+            quality["mined again, %"] = ratio_interval(100 * both, either, owner)
+        rows += [(epoch, quantity, *interval) for quantity, interval in quality.items()]
         before = now
     return pd.DataFrame(rows, columns=["epoch", "quantity", "value", "low", "high"])
 

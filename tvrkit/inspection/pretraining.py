@@ -2,8 +2,7 @@
 the words that it guesses."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -18,10 +17,9 @@ from tvrkit.data.manifest import Split
 from tvrkit.data.text import token_spans, tokenise
 from tvrkit.models.hmmc_pretraining import HMMCPretraining
 from tvrkit.shapes.truth import Truth
-from tvrkit.training import optim, runs
+from tvrkit.training import runs
 
 Items = Sequence[tuple[int, int]]  # (epoch, item) of a batch
-WATCHED = "resblocks.0.attn.in_proj_weight"
 REPLACEMENT = "\ufffd"  # stands for bytes that are no text
 
 
@@ -44,70 +42,6 @@ def key_numbers(pushed: int, size: int) -> np.ndarray:
     """
     last = pushed - 1 - (pushed - 1 - np.arange(size)) % size
     return np.where(last < 0, -1, last)
-
-
-@dataclass(frozen=True)
-class Watched:
-    """A few steps of pre-training from the start, T of them, with batches of B and a queue of K.
-
-    Attributes:
-        method: after the last step, in training mode.
-        batches: of the T steps.
-        keys: (T, B, D) unit vectors that were pushed to the queue of videos.
-        queues: (T + 1, K, D) what the queue held, before the first step and after each.
-        weights: (T + 1, ...) a weight of the temporal transformer, in the same way.
-    """
-
-    method: HMMCPretraining
-    batches: list
-    keys: Tensor
-    queues: Tensor
-    weights: Tensor
-
-    @property
-    def slow_weight(self) -> Tensor:
-        """The momentum encoder's copy of the weight, after the last step."""
-        return self.method.slow["temporal"].get_parameter(WATCHED)
-
-    @torch.no_grad()
-    def fresh_keys(self) -> Tensor:
-        """(T, B, D) unit keys of the same clips, made after the last step."""
-        return torch.stack([video_keys(self.method, batch) for batch in self.batches])
-
-
-def video_keys(method: HMMCPretraining, batch) -> Tensor:
-    """(B, D) unit keys that the momentum encoder makes of a batch; `method` is in training mode."""
-    return normalize(method.encode_video(batch).extras["video_key"], dim=-1)
-
-
-def watch(run: runs.Run, *, steps: int, batch_size: int, queue_size: int) -> Watched:
-    """The first steps of a run's pre-training once more, with small batches and a short queue."""
-    sizes = {"queue_size": queue_size, "frame_queue_size": queue_size, "projector_width": 64}
-    train = replace(run.config.train, batch_size=batch_size, workers=0)
-    config = replace(run.config, method=replace(run.config.method, **sizes), train=train)
-    torch.manual_seed(run.seed)
-    method = cast(HMMCPretraining, runs.build_method(config)).train()
-    optimizer, _ = optim.build_optimizer(method, train, steps)
-    split = run.manifest.split("train", config.data.language)
-    loader = train_loader(split, config, method.backbone, seed=run.seed)
-    weight, queue = method.temporal.get_parameter(WATCHED), method.queues["video"]
-    batches, keys, states = list(islice(loader, steps)), [], [_state(queue, weight)]
-    for batch in batches:
-        method.before_step()
-        video = method.encode_video(batch)
-        loss = method.loss(method.encode_text(batch), video, batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        keys.append(normalize(video.extras["video_key"], dim=-1))
-        states.append(_state(queue, weight))
-    queues, weights = map(torch.stack, zip(*states, strict=True))
-    return Watched(method, batches, torch.stack(keys), queues, weights)
-
-
-def _state(queue, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Copies of a queue's keys (K, D) and of a weight."""
-    return queue.keys.T.clone(), weight.detach().clone()
 
 
 def momentum_path(weights: Tensor, momentum: float) -> tuple[Tensor, np.ndarray]:
@@ -147,9 +81,10 @@ def queued_keys(
     clips = [data.__getitems__(order[step]).to(device) for step in range(steps[0], len(order))]
     training = method.training
     with torch.no_grad():  # keys are made in training mode only
-        fresh = torch.cat([video_keys(method.train(), clip) for clip in clips])
+        made = [method.train().encode_video(clip).extras["video_key"] for clip in clips]
     method.train(training)
     rows = numbers[columns] - steps[0] * batch
+    fresh = normalize(torch.cat(made), dim=-1)
     now, then = fresh[rows], keys[:, columns].T
     captions = torch.cat([clip.caption_index for clip in clips])[rows]
     table = {"column": columns, "age": len(order) - 1 - steps, "caption": captions.cpu().numpy()}

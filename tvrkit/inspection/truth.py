@@ -76,9 +76,9 @@ def concept_preferences(
         (Q, factors) means, and bool where they differ from 1 (t tests, Bonferroni).
     """
     lifts: dict[str, list] = {factor: [] for factor in FACTORS}
-    for name, of_caption, places in zip(caption_ids, attention, tokens, strict=True):
+    for name, weights, places in zip(caption_ids, attention, tokens, strict=True):
         for factor, spans in pd.DataFrame(truth.attribute_words(name)).groupby(2):
-            lifts[factor].append(attention_lift(of_caption, places, spans.to_numpy()))
+            lifts[factor].append(attention_lift(weights, places, spans.to_numpy()))
     lifts = {factor: rows for factor, rows in lifts.items() if len(rows) > 1}
     means = pd.DataFrame({factor: np.nanmean(rows, axis=0) for factor, rows in lifts.items()})
     p = [stats.ttest_1samp(rows, 1, axis=0, nan_policy="omit").pvalue for rows in lifts.values()]

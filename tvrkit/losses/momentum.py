@@ -1,14 +1,22 @@
 """HMMC's losses (Shen et al., 2023): frames against the text, and contrast with queues.
 
-`neighbour_frames_plain` and `frame_text_plain` are the equations, one `queue_contrast` a term; the
-functions beside them form each product with a queue once, and leave padded frames out.
+`frame_matching_plain`, `neighbour_frames_plain` and `frame_text_plain` are the equations, one
+`info_nce` or `queue_contrast` a term; the functions beside them take all frames at once, form each
+product with a queue once, and leave padded frames out.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tvrkit.losses.contrastive import matched_positives
+from tvrkit.losses.contrastive import info_nce, matched_positives
+
+
+def frame_matching_plain(similarity, logit_scale: float) -> Tensor:
+    """`frame_matching` frame by frame, all frames valid and all pairs distinct."""
+    frames = similarity.unbind(dim=2)
+    losses = [2 * info_nce(scores, logit_scale=logit_scale) for scores in frames]
+    return torch.stack(losses).mean()
 
 
 def frame_matching(

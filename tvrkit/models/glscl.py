@@ -68,6 +68,30 @@ class GLSCLSettings:
     fidelity: Literal["released", "corrected"] = "corrected"
 
 
+class ConceptDecoder(nn.Module):
+    """Queries attend to each other and to one side's tokens, layer after layer (post-norm, no final
+    norm).
+
+    Parameters are named as in `nn.TransformerDecoder`.
+    """
+
+    def __init__(self, width: int, settings: GLSCLSettings):
+        super().__init__()
+        sizes = (width, settings.decoder_heads, settings.feedforward, settings.dropout)
+        layer, count = nn.TransformerDecoderLayer, settings.decoder_layers
+        self.layers = nn.ModuleList(layer(*sizes, batch_first=True) for _ in range(count))
+
+    def forward(self, queries: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
+        """Concepts (B, Q, D) of queries (Q, D) and tokens (B, L, D).
+
+        `padding` (B, L) bool is True where tokens are left out; None = all are attended to.
+        """
+        concepts = queries.expand(len(tokens), -1, -1)
+        for layer in self.layers:
+            concepts = layer(concepts, tokens, memory_key_padding_mask=padding)
+        return concepts
+
+
 class GLSCL(Method):
     """The method; see the module and `GLSCLSettings`. Concepts depend on one side only: they are
     features."""
@@ -145,8 +169,7 @@ class GLSCL(Method):
         signs = {}
         for side, features in (("text", text), ("video", video)):
             unit = F.normalize(features.extras["concepts"], dim=-1)
-            gram, count = unit @ unit.transpose(1, 2), unit.shape[1]
-            others = gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(1)
+            others, count = unit.sum(1).square().sum(1) - unit.shape[1], unit.shape[1]
             signs[f"cosine between {side} concepts"] = others.mean() / max(count * (count - 1), 1)
         return signs
 
@@ -167,12 +190,12 @@ class GLSCL(Method):
             with AttentionRecorder() as seen:
                 self.concepts(side, *features)
             maps[side] = seen.attention[-1].mean(dim=1)  # of the last layer, over heads
-        concepts = (features.extras["concepts"] for features in (text, video))
+        texts, videos = text.extras["concepts"], video.extras["concepts"]
         return {
             "frame_weight": logits.masked_fill(~video.mask, -torch.inf).softmax(dim=1),
             "concept_words": maps["text"],
             "concept_frames": maps["video"],
-            "concept_score": torch.cosine_similarity(*concepts, dim=-1),
+            "concept_score": torch.cosine_similarity(texts, videos, dim=-1),
         }
 
 
@@ -185,27 +208,3 @@ def _queries(width: int, settings: GLSCLSettings) -> nn.Embedding:
     start = nn.init.uniform_ if settings.query_start == "uniform" else nn.init.orthogonal_
     start(queries.weight)
     return queries
-
-
-class ConceptDecoder(nn.Module):
-    """Queries attend to each other and to one side's tokens, layer after layer (post-norm, no final
-    norm).
-
-    Parameters are named as in `nn.TransformerDecoder`.
-    """
-
-    def __init__(self, width: int, settings: GLSCLSettings):
-        super().__init__()
-        sizes = (width, settings.decoder_heads, settings.feedforward, settings.dropout)
-        layer, count = nn.TransformerDecoderLayer, settings.decoder_layers
-        self.layers = nn.ModuleList(layer(*sizes, batch_first=True) for _ in range(count))
-
-    def forward(self, queries: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        """Concepts (B, Q, D) of queries (Q, D) and tokens (B, L, D).
-
-        `padding` (B, L) bool is True where tokens are left out; None = all are attended to.
-        """
-        concepts = queries.expand(len(tokens), -1, -1)
-        for layer in self.layers:
-            concepts = layer(concepts, tokens, memory_key_padding_mask=padding)
-        return concepts

@@ -52,6 +52,83 @@ class HMMCPretrainingSettings(EncoderSettings):
     mask_share: Share = 0.15
 
 
+class WordHead(nn.Module):
+    """BERT's prediction head: scores of all words at one position.
+
+    Args:
+        width: of the text tower's words.
+        size: of the vocabulary.
+    """
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.size = size
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=BERT_EPS)
+        self.decoder = nn.Linear(width, size)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """(..., size) float logits of words (..., D)."""
+        return self.decoder(self.norm(F.gelu(self.dense(words))))
+
+    def loss(self, words: Tensor, labels: Tensor) -> Tensor:
+        """MLM: mean cross entropy over the positions of words (B, L, D) with a label; 0 if there is
+        none."""
+        chosen = labels != UNMASKED
+        total = F.cross_entropy(self(words[chosen]), labels[chosen], reduction="sum")
+        return total / chosen.sum().clamp(min=1)
+
+
+def mask_words(
+    tokens: Tensor, mask: Tensor, draws: Tensor, *, share: float, mask_token: int, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """Choose words for MLM: 80 % of them become `mask_token`, 10 % a random one, 10 % stay.
+
+    Only real words are chosen, never padding nor the first and last token (SOT and EOT, or CLS and
+    SEP): 74 % of the released English targets are padding (finding 24).
+
+    Args:
+        tokens: (B, L) int64.
+        mask: (B, L) bool, True on real tokens, which come first.
+        draws: (B, 3, L) float in [0, 1): whether a word is chosen, what happens to it, and what it
+            becomes.
+        share: of the words that are chosen, on average.
+        mask_token: id.
+        vocabulary: number of ids.
+
+    Returns:
+        tokens (B, L) with replacements, and labels (B, L) int64: the original id where chosen, else
+        -100.
+    """
+    choice, fate, word = draws.unbind(dim=1)
+    chosen = inner_words(mask) & (choice < share)
+    hidden = fate < KEPT_AS_MASK
+    swapped = ~hidden & (fate < KEPT_AS_MASK + REPLACED)
+    masked = tokens.masked_fill(chosen & hidden, mask_token)
+    masked = torch.where(chosen & swapped, (word * vocabulary).long(), masked)
+    return masked, tokens.masked_fill(~chosen, UNMASKED)
+
+
+def vocabulary_of(tokenizer) -> tuple[int, int]:
+    """Number of ids and the id of the mask token of an open_clip tokenizer."""
+    if isinstance(tokenizer, HFTokenizer):
+        return len(tokenizer.tokenizer), tokenizer.tokenizer.mask_token_id
+    return tokenizer.vocab_size, tokenizer.encoder[MASK_CHARACTER]
+
+
+def perceptron(width: int, inner: int) -> nn.Sequential:
+    """HMMC's projector and predictor: two layers with BatchNorm between, D -> inner -> D."""
+    layers = [nn.Linear(width, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Linear(inner, width)]
+    return nn.Sequential(*layers)
+
+
+def _on_valid(module: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
+    """`module` on the valid frames (B, F, D) only, so that padding stays out of BatchNorm; 0
+    elsewhere."""
+    valid = module(frames[mask]).to(frames.dtype)
+    return torch.zeros_like(frames).masked_scatter(mask[..., None], valid)
+
+
 class HMMCPretraining(HMMC):
     """Pre-training; it scores as HMMC does, zero-shot.
 
@@ -73,8 +150,8 @@ class HMMCPretraining(HMMC):
         self.predictor = perceptron(width, settings.projector_width)
         vocabulary, self.mask_token = vocabulary_of(backbone.tokenizer)
         self.word_head = WordHead(width, vocabulary)
-        ids = {"mask_token": self.mask_token, "vocabulary": vocabulary}
-        self.mask_words = partial(mask_words, share=settings.mask_share, **ids)
+        ids: Any = {"mask_token": self.mask_token, "vocabulary": vocabulary}
+        self.mask_words: Any = partial(mask_words, share=settings.mask_share, **ids)
         self.slow: Any = freeze_copy(self._fast())
         sizes = dict.fromkeys(("video", "title", "tag"), settings.queue_size)
         sizes |= dict.fromkeys(("frames", "projected"), settings.frame_queue_size)
@@ -178,80 +255,3 @@ class HMMCPretraining(HMMC):
         ftm = frame_text(*frames, *words, self.counted(video.mask), **cold)
         mlm = self.word_head.loss(text[f"{name}_masked"], text[f"{name}_labels"])
         return to_text + to_video, ftm, mlm
-
-
-class WordHead(nn.Module):
-    """BERT's prediction head: scores of all words at one position.
-
-    Args:
-        width: of the text tower's words.
-        size: of the vocabulary.
-    """
-
-    def __init__(self, width: int, size: int):
-        super().__init__()
-        self.size = size
-        self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=BERT_EPS)
-        self.decoder = nn.Linear(width, size)
-
-    def forward(self, words: Tensor) -> Tensor:
-        """(..., size) float logits of words (..., D)."""
-        return self.decoder(self.norm(F.gelu(self.dense(words))))
-
-    def loss(self, words: Tensor, labels: Tensor) -> Tensor:
-        """MLM: mean cross entropy over the positions of words (B, L, D) with a label; 0 if there is
-        none."""
-        chosen = labels != UNMASKED
-        total = F.cross_entropy(self(words[chosen]), labels[chosen], reduction="sum")
-        return total / chosen.sum().clamp(min=1)
-
-
-def mask_words(
-    tokens: Tensor, mask: Tensor, draws: Tensor, *, share: float, mask_token: int, vocabulary: int
-) -> tuple[Tensor, Tensor]:
-    """Choose words for MLM: 80 % of them become `mask_token`, 10 % a random one, 10 % stay.
-
-    Only real words are chosen, never padding nor the first and last token (SOT and EOT, or CLS and
-    SEP): 74 % of the released English targets are padding (finding 24).
-
-    Args:
-        tokens: (B, L) int64.
-        mask: (B, L) bool, True on real tokens, which come first.
-        draws: (B, 3, L) float in [0, 1): whether a word is chosen, what happens to it, and what it
-            becomes.
-        share: of the words that are chosen, on average.
-        mask_token: id.
-        vocabulary: number of ids.
-
-    Returns:
-        tokens (B, L) with replacements, and labels (B, L) int64: the original id where chosen, else
-        -100.
-    """
-    choice, fate, word = draws.unbind(dim=1)
-    chosen = inner_words(mask) & (choice < share)
-    hidden = fate < KEPT_AS_MASK
-    swapped = ~hidden & (fate < KEPT_AS_MASK + REPLACED)
-    masked = tokens.masked_fill(chosen & hidden, mask_token)
-    masked = torch.where(chosen & swapped, (word * vocabulary).long(), masked)
-    return masked, tokens.masked_fill(~chosen, UNMASKED)
-
-
-def vocabulary_of(tokenizer) -> tuple[int, int]:
-    """Number of ids and the id of the mask token of an open_clip tokenizer."""
-    if isinstance(tokenizer, HFTokenizer):
-        return len(tokenizer.tokenizer), tokenizer.tokenizer.mask_token_id
-    return tokenizer.vocab_size, tokenizer.encoder[MASK_CHARACTER]
-
-
-def perceptron(width: int, inner: int) -> nn.Sequential:
-    """HMMC's projector and predictor: two layers with BatchNorm between, D -> inner -> D."""
-    layers = [nn.Linear(width, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Linear(inner, width)]
-    return nn.Sequential(*layers)
-
-
-def _on_valid(module: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
-    """`module` on the valid frames (B, F, D) only, so that padding stays out of BatchNorm; 0
-    elsewhere."""
-    valid = module(frames[mask]).to(frames.dtype)
-    return torch.zeros_like(frames).masked_scatter(mask[..., None], valid)

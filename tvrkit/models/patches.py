@@ -97,7 +97,7 @@ class AttentionRecorder(TorchFunctionMode):
         attention: (N, heads, queries, keys) float each, in the order of the calls.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.attention: list[Tensor] = []
 

@@ -321,7 +321,7 @@ class PartialOrder(nn.Module):
         word_weight = self.word_predictor(frames, words, frame_mask, word_mask)
         frame_weight = self.frame_predictor(sentence[:, None], frames, None, frame_mask)
         tau = self.threshold if threshold is None else threshold
-        how = {"mask_crossing": self.mask_crossing, "straight_through": self.straight_through}
+        how: Any = {"mask_crossing": self.mask_crossing, "straight_through": self.straight_through}
         choose_tokens = partial(select_tokens, **how)
         words, word_kept = choose_tokens(words, word_weight, tau)
         frames, frame_kept = choose_tokens(frames, frame_weight, tau)

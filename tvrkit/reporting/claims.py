@@ -4,7 +4,7 @@ import pandas as pd
 import yaml
 
 from tvrkit import files
-from tvrkit.evaluation import compare, statistics
+from tvrkit.evaluation import statistics
 from tvrkit.reporting import sweeps, tables
 from tvrkit.settings import parse, settings
 from tvrkit.training.runs import Run, sound
@@ -22,7 +22,7 @@ class Claim:
         runs: folder and recipe below the run; with `against`.
         against: the same, of the runs that `runs` should beat.
         sweep: a sweep; with `part` or `variant`.
-        part: an axis of the sweep's grid, with against without.
+        part: of the sweep's parts, with against without.
         variant: that the sweep's reference should beat.
     """
 
@@ -60,24 +60,25 @@ def load() -> list[Claim]:
 
 
 def results(run: str) -> pd.DataFrame:
-    """One row per claim and metric of `compare.TESTED`; all rows are adjusted together.
+    """One row per claim and metric of `compare.TESTED`, all adjusted together, or one row for a
+    claim that no runs test.
 
     Returns:
-        DataFrame, index number of the claim: paper, says, tested_on, metric; and of the claims that
-        some runs test the columns of `statistics.with_verdicts`.
+        DataFrame, index number of the claim: paper, says, tested_on, and the columns of
+        `sweeps.paired_tests`, NaN where nothing was.
 
     Raises:
         ValueError: as `sweeps.finished`.
     """
-    rows = []
+    rows, sides = {}, {}
     for number, claim in enumerate(load(), 1):
-        ours, theirs = claim.sides(run)
-        about = {"claim": number, "paper": claim.paper, "says": claim.says}
-        about["tested_on"] = _tested_on(claim, ours, run)
-        for metric in compare.TESTED:
-            test = compare.paired_test(ours, theirs, metric) if ours else {}
-            rows.append({**about, "metric": metric, **test})
-    return statistics.with_verdicts(pd.DataFrame(rows)).set_index("claim")
+        sides[number] = claim.sides(run)
+        tested_on = _tested_on(claim, sides[number][0], run)
+        rows[number] = {"paper": claim.paper, "says": claim.says, "tested_on": tested_on}
+    about = pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
+    return about.join(
+        sweeps.paired_tests({claim: runs for claim, runs in sides.items() if runs[0]})
+    )
 
 
 def _tested_on(claim: Claim, ours: list, run: str) -> str:
@@ -94,17 +95,16 @@ def _tested_on(claim: Claim, ours: list, run: str) -> str:
 
 def shown(results: pd.DataFrame) -> pd.DataFrame:
     """`results` as a reader sees it: a row per claim, with what the run says in sentences."""
-    about = results[["paper", "says", "tested_on"]].groupby(level=0).first()
-    about["run"] = results.groupby(level=0).apply(sentences)
-    order = {"paper": "paper", "says": "it says", "run": "this run says", "tested_on": "tested on"}
-    return about[list(order)].rename(columns=order)
+    claims = results.groupby(level=0)
+    table = claims[["paper", "says", "tested_on"]].first()
+    table.insert(2, "this run says", claims.apply(sentences))
+    return table.rename(columns={"says": "it says", "tested_on": "tested on"})
 
 
 def sentences(tests: pd.DataFrame) -> str:
     """What a run says to one claim, from its rows of `results`."""
-    if tests.get("difference", pd.Series(dtype=float)).isna().all():
+    if tests["difference"].isna().all():
         return UNTESTED
-    told = ", ".join(f"{test['metric']} {tables.difference(test)}" for _, test in tests.iterrows())
     lowest = {
         about: f"lowest {tables.p_value(tests[f'holm_{about}'].min())}"
         for about in ("recipe", "weights")
@@ -113,6 +113,6 @@ def sentences(tests: pd.DataFrame) -> str:
     if recipe != statistics.ONE_SEED:
         recipe += f" ({lowest['recipe']})"
     return (
-        f"With it minus without: {told}. About the recipe: {recipe}. "
+        f"With it minus without: {tables.differences(tests)}. About the recipe: {recipe}. "
         f"About these weights: {weights} ({lowest['weights']})."
     )

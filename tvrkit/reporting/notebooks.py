@@ -92,12 +92,11 @@ def needed(task: Task) -> list[str]:
 
 def due(tasks: Sequence[Task]) -> list[Task]:
     """Those that would be executed now: what is not finished, and what reads a recipe that is to be
-    trained, or was trained since. Nothing is run."""
+    trained. Nothing is run."""
     todo: list[Task] = []
     for task in tasks:
         trained = {other.recipe for other in todo if other.notebook == TRAINING}
-        stale = task.notebook > TRAINING and trained & {*needed(task)}
-        if stale or not finished(task) or outdated(task, tasks):
+        if not finished(task) or (task.notebook > TRAINING and trained & {*needed(task)}):
             todo.append(task)
     return todo
 
@@ -152,34 +151,28 @@ def _alone(lock: Path, busy: str) -> Iterator[None]:
 
 
 def finished(task: Task) -> bool:
-    """Whether its result is there, with its parameters and from the notebook as it is now."""
+    """Whether its result is there, and its origin is what it was then."""
     if not task.result.exists():
         return False
     notebook = nbformat.read(task.result, as_version=4)
     return notebook.metadata.get("tvrkit", {}) == origin(task)
 
 
-def outdated(task: Task, tasks: Sequence[Task]) -> bool:
-    """Whether a recipe was trained after the task's notebook compared, or looked into, what it had
-    given."""
-    if task.notebook <= TRAINING or not task.result.exists():
-        return False
-    recipes, made = needed(task), task.result.stat().st_mtime
-    trained = [
-        each.result for each in tasks if each.notebook == TRAINING and each.recipe in recipes
-    ]
-    if task.notebook == ABLATIONS:
-        trained += (task.folder / "ablations").rglob("run.json")
-    return any(result.exists() and result.stat().st_mtime > made for result in trained)
-
-
 def origin(task: Task) -> dict:
-    """What the result depends on: the notebook and the recipes as they are now."""
-    names = needed(task) + TRAINED_INSIDE.get(task.notebook, [])
-    recipes = {name: to_dict(load_recipe(name, profile=task.profile)) for name in names}
+    """What the result depends on, as it is now: the notebook, the recipes, and the runs that it
+    reads."""
+    names, root = needed(task), files.run(task.run)
+    recipes = names + TRAINED_INSIDE.get(task.notebook, [])
     sources = [task.source] + [files.RECIPES / "sweeps.yaml"] * (task.notebook == ABLATIONS)
-    hashes = {file.name: files.sha256(file) for file in sources}
-    return {"sha256": hashes, "parameters": task.parameters, "recipes": recipes}
+    read = [f"{name}/seed*" for name in names] if task.notebook > TRAINING else []
+    read += ["ablations/**"] * (task.notebook == ABLATIONS)
+    cards = [card for folder in read for card in sorted(root.glob(f"{folder}/run.json"))]
+    return {
+        "sha256": {file.name: files.sha256(file) for file in sources},
+        "runs": {card.relative_to(root).as_posix(): files.sha256(card) for card in cards},
+        "parameters": task.parameters,
+        "recipes": {name: to_dict(load_recipe(name, profile=task.profile)) for name in recipes},
+    }
 
 
 def execute(task: Task) -> None:

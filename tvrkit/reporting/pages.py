@@ -26,17 +26,9 @@ from tvrkit.training.runs import Run, sound
 
 ABSENT = "–"
 NUMBERED = "[0-9][0-9]_*"  # what a notebook leaves begins with its number
-LEGEND = (
-    "Raw scores, no post-processing. Means over seeds, ± their standard deviation; 95 %: the "
-    "interval of R@1 when test videos are drawn again, all seeds of a recipe together. Overlapping "
-    "intervals tell nothing: notebook 03 tests differences pair by pair. Equal content: the same "
-    "generator settings, ids, counts and captions, and the same videos missing."
-)
 FEW = ["t2v R@1", "t2v 95 %", "v2t R@1", "v2t 95 %", "rsum", "seeds"]
 OF_RUN = ["recipe", *FEW, "training, s"]
 OF_ALL = ["recipe", "run", *FEW]
-LOWER_FIRST = ["run", "t2v MdR", "v2t MdR", "t2v MnR", "v2t MnR"]
-LOWER_FIRST += ["training, s", "memory, MB", "parameters", "epoch kept", "device"]
 Tables = list[tuple[str, pd.DataFrame]]  # (what all rows share, texts and links)
 
 
@@ -44,11 +36,11 @@ def sections(run: str) -> dict[str, list[Run]]:
     """The finished runs below reports/<run>/: its own under "", sub-runs under "released" or
     "ablations/<sweep>"; damaged ones as `runs.sound`."""
     root = files.run(run)
-    found: dict[str, list[Run]] = {}
+    parts: dict[str, list[Run]] = {}
     for each in sound(_begun(root)):
         inner = each.folder.parents[1].relative_to(root).parts
-        found.setdefault("/".join(inner[:2]), []).append(each)
-    return dict(sorted(found.items()))
+        parts.setdefault("/".join(inner[:2]), []).append(each)
+    return dict(sorted(parts.items()))
 
 
 def _begun(root: Path) -> list[Path]:
@@ -87,8 +79,7 @@ def write_index(run: str) -> Path:
     back = {"up": "index.html", "up_title": run}
     _write(root / "details.html", title=f"{run}: all columns", sections=details, **back)
     _write(root / "sweeps.html", title=f"{run}: sub-runs", sections=below, **back)
-    values = {"title": run, "unfinished": _unfinished(root), "has_sweeps": bool(parts)}
-    values |= {"damaged": _damaged(root)}
+    values = {"title": run, "has_sweeps": bool(parts), **_not_shown(root)}
     values |= {"claims": claims.shown(tested), "figure": _claims_figure(tested, root)}
     values |= {"tables": _few(tables, OF_RUN), "notebooks": _by_notebook(root, f"{NUMBERED}.html")}
     values |= {"figures": _by_notebook(root, f"figures/{NUMBERED}.png")}
@@ -129,8 +120,7 @@ def render(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template)
-    return page.render(legend=LEGEND, ascending=LOWER_FIRST, **values)
+    return environment.get_template(template).render(**values)
 
 
 def _write(path: Path, template: str = "tables.html", **values: object) -> Path:
@@ -220,24 +210,25 @@ def _written(row: dict[str, dict]) -> dict[str, str]:
 
 
 def _claims_figure(tested: pd.DataFrame, root: Path) -> str | None:
-    if "recipe" not in tested:
+    rows = tested[tested["difference"].notna()]
+    if rows.empty:
         return None
-    rows = tested[tested["recipe"].notna()]
     names = [textwrap.fill(f"{row.paper}: {row.says}", 40) for row in rows.itertuples()]
     figure = figures.forest_plot(rows.set_axis(names), xlabel="difference (points)")
     figures.save(figure, root / "figures", "claims")
     return "figures/claims.png"
 
 
-def _unfinished(root: Path) -> list[str]:
-    absent = [folder for folder in _begun(root) if not (folder / "run.json").exists()]
-    return [folder.relative_to(root).as_posix() for folder in absent]
-
-
-def _damaged(root: Path) -> list[str]:
-    finished = [Run(folder) for folder in _begun(root) if (folder / "run.json").exists()]
-    reasons = {run.folder.relative_to(root).as_posix(): run.damage() for run in finished}
-    return [f"{folder}: {reason}" for folder, reason in reasons.items() if reason]
+def _not_shown(root: Path) -> dict[str, list[str]]:
+    """What is in no table: runs that are `unfinished`, and those that are `damaged`, with why."""
+    lists: dict[str, list[str]] = {"unfinished": [], "damaged": []}
+    for folder in _begun(root):
+        name = folder.relative_to(root).as_posix()
+        if not (folder / "run.json").exists():
+            lists["unfinished"].append(name)
+        elif reason := Run(folder).damage():
+            lists["damaged"].append(f"{name}: {reason}")
+    return lists
 
 
 def _by_notebook(root: Path, pattern: str) -> dict[str, dict[str, list[tuple[str, str]]]]:
@@ -252,15 +243,12 @@ def _by_notebook(root: Path, pattern: str) -> dict[str, dict[str, list[tuple[str
     for path in sorted(paths, key=lambda path: (path.stem[:2], str(path))):
         recipe, _, inner = path.relative_to(root).as_posix().rpartition("/seed")
         seed = f"seed {inner.split('/')[0]}" if recipe else ""
-        name = "" if path.suffix == ".html" else _title(path.stem)
+        name = "" if path.suffix == ".html" else path.stem.replace("_", " ")
         label = " · ".join(filter(None, [name, seed])) or "open"
-        notebook = left.setdefault(_title(pages.get(path.stem[:2], path.stem[:2])), {})
-        notebook.setdefault(recipe, []).append((label, _address(path, root)))
+        notebook = pages.get(path.stem[:2], path.stem[:2]).replace("_", " ")
+        labels = left.setdefault(notebook, {}).setdefault(recipe, [])
+        labels.append((label, _address(path, root)))
     return left
-
-
-def _title(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def as_markdown(frame: pd.DataFrame) -> str:

@@ -36,11 +36,11 @@ def title(recipe: str) -> str:
 
 def trained(run: str) -> dict[str, list[Run]]:
     """The run's own recipes that were trained, by seed, best rsum first."""
-    found: dict[str, list[Run]] = {}
+    recipes: dict[str, list[Run]] = {}
     for each in pages.sections(run).get("", []):
         if each.card["selection"] not in AS_GIVEN:
-            found.setdefault(each.recipe, []).append(each)
-    return dict(sorted(found.items(), key=lambda item: -tables.summary(item[1])["rsum"]))
+            recipes.setdefault(each.recipe, []).append(each)
+    return dict(sorted(recipes.items(), key=lambda item: -tables.summary(item[1])["rsum"]))
 
 
 def results(run: str) -> str:
@@ -56,12 +56,9 @@ def results(run: str) -> str:
     shown["ceiling: a perfect reader, who guesses where several fit"] = _accuracy(
         {f"{way} R@1": first.metrics[f"{way} R@1 ceiling"] for way in WAYS}
     )
-    table = pd.DataFrame(shown).T.rename_axis("test split, raw scores").reset_index()
-    parts = [pages.as_markdown(table), *_told(recipes)]
-    by_factor = factors(recipes)
-    if len(by_factor):
-        parts.insert(1, pages.as_markdown(by_factor.reset_index()))
-    return "\n\n".join(parts)
+    made = [pd.DataFrame(shown).T.rename_axis("test split, raw scores"), factors(recipes)]
+    parts = [pages.as_markdown(table.reset_index()) for table in made if len(table)]
+    return "\n\n".join([*parts, _verdicts(recipes)])
 
 
 def _accuracy(row: dict) -> dict[str, str]:
@@ -79,26 +76,26 @@ def _accuracy(row: dict) -> dict[str, str]:
 def factors(recipes: dict[str, list[Run]]) -> pd.DataFrame:
     """Accuracy by swapped factor (%), a row per method, as text with 95 % intervals; empty where a
     run did not record it."""
-    rows = {}
-    for recipe, seeds in recipes.items():
-        if not any(seed.factors.empty for seed in seeds):
-            table = per_factor_accuracy(seeds).set_index("factor")
-            rows[title(recipe)] = {
-                name: f"{row.accuracy:.0f} {interval(row.low, row.high, 0)}"
-                for name, row in table.iterrows()
-            }
+    rows = {
+        title(recipe): {
+            row.factor: f"{row.accuracy:.0f} {interval(row.low, row.high, 0)}"
+            for row in per_factor_accuracy(seeds).itertuples()
+        }
+        for recipe, seeds in recipes.items()
+        if not any(seed.factors.empty for seed in seeds)
+    }
     return pd.DataFrame(rows).T.rename_axis("own video above the one that differs in, %")
 
 
-def _told(recipes: dict[str, list[Run]]) -> list[str]:
+def _verdicts(recipes: dict[str, list[Run]]) -> str:
     """What can be told of the differences between recipes, and of their weights."""
     pairs, fewest = compare.pairwise(recipes), min(map(len, recipes.values()))
     seeds = f"{fewest} seeds" if fewest > 1 else "one seed: not known"
     adjusted = f"all {len(pairs)} comparisons ({', '.join(compare.TESTED)}) adjusted together"
-    return [
+    return (
         f"Of the recipes ({seeds}, {adjusted}): {_wins(pairs, 'recipe')}. "
         f"Of these weights alone: {_wins(pairs, 'weights')}."
-    ]
+    )
 
 
 def _wins(pairs: pd.DataFrame, about: str) -> str:
@@ -110,8 +107,8 @@ def _wins(pairs: pd.DataFrame, about: str) -> str:
         wins.setdefault(f"{title(better)} above {title(other)}", []).append(
             f"{row['metric']} by {size}"
         )
-    told = [f"{who} ({'; '.join(what)})" for who, what in wins.items()]
-    return ", ".join(told) or "no two can be told apart"
+    listed = [f"{pair} ({'; '.join(by)})" for pair, by in wins.items()]
+    return ", ".join(listed) or "no two can be told apart"
 
 
 def evaluation(run: str) -> list[str]:
@@ -128,18 +125,19 @@ def evaluation(run: str) -> list[str]:
     bounds = f"chance is {100 / metrics['videos']:.1f}"
     if ceiling := metrics.get("t2v R@1 ceiling"):
         bounds += f", a perfect reader reaches {ceiling:.1f} text to video"
-    lines = [f"R@1 text to video: {numbers['t2v']}; video to text: {numbers['v2t']}; {bounds}."]
-    lines += _told(recipes) if len(recipes) > 1 else ["One recipe: nothing to compare."]
-    return [*lines, _blind(recipes)]
+    return [
+        f"R@1 text to video: {numbers['t2v']}; video to text: {numbers['v2t']}; {bounds}.",
+        _verdicts(recipes) if len(recipes) > 1 else "One recipe: nothing to compare.",
+        _blind(recipes),
+    ]
 
 
 def _blind(recipes: dict[str, list[Run]]) -> str:
     """Which factors every method tells apart, and which none does."""
-    tables_ = [per_factor_accuracy(seeds) for seeds in recipes.values()]
-    tables_ = [table for table in tables_ if len(table)]
-    if not tables_:
+    accuracy = pd.concat([per_factor_accuracy(seeds) for seeds in recipes.values()])
+    if accuracy.empty:
         return "Accuracy by swapped factor was not recorded in this run."
-    rows = pd.concat(tables_).groupby("factor")[["accuracy", "low", "high"]]
+    rows = accuracy.groupby("factor")[["accuracy", "low", "high"]]
     low, high = rows.min(), rows.max()
     known = [f"{name} ({low.accuracy[name]:.0f} %)" for name in low.index[low["low"] > 90]]
     chance = [
@@ -180,48 +178,45 @@ def _diagnostics(run: str, number: str, recipe: str, seed: int) -> dict[str, dic
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _listed(found: dict[str, dict], wanted: Sequence[str], digits: int = 1) -> str:
+def _listed(numbers: dict[str, dict], names: Sequence[str], digits: int = 1) -> str:
     """Numbers by title, with intervals, of those that were measured."""
-    rows = [(name, found[name]) for name in wanted if name in found]
-    return (
-        "; ".join(
-            f"{name} {row['mean']:.{digits}f} {interval(row['low'], row['high'], digits)}"
-            for name, row in rows
-            if row["mean"] is not None
-        )
-        or "not measured"
-    )
+    known = {name: numbers[name] for name in names if numbers.get(name, {}).get("mean") is not None}
+    listed = [
+        f"{name} {row['mean']:.{digits}f} {interval(row['low'], row['high'], digits)}"
+        for name, row in known.items()
+    ]
+    return "; ".join(listed) or "not measured"
 
 
 def mining(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
     """Notebook 04 in sentences."""
-    found = _diagnostics(run, "04", recipe, seed)
-    kinds = ["one factor apart", "near-duplicate caption"]
-    random = [f"random pairs that are {kind} (%)" for kind in kinds]
+    numbers = _diagnostics(run, "04", recipe, seed)
     hard = [
         "mined pairs that are one factor apart (%)",
         "pairs one factor apart that are mined (%)",
     ]
+    kinds = ["one factor apart", "near-duplicate caption"]
+    hard += [f"random pairs that are {kind} (%)" for kind in kinds]
     return [
-        f"{title(recipe)}: {_listed(found, ['mined pairs per caption'])}.",
-        f"True hard negatives: {_listed(found, [*hard, *random])}.",
-        f"False ones: {_listed(found, ['false negatives among the mined (%)'])}.",
+        f"{title(recipe)}: {_listed(numbers, ['mined pairs per caption'])}.",
+        f"True hard negatives: {_listed(numbers, hard)}.",
+        f"False ones: {_listed(numbers, ['false negatives among the mined (%)'])}.",
     ]
 
 
 def attention(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
     """Notebook 05 in sentences."""
-    found = _diagnostics(run, "05", recipe, seed)
+    numbers = _diagnostics(run, "05", recipe, seed)
     gaps = [f"{what} deletion gap, R@1 (points)" for what in ("word", "frame")]
-    masked = [name for name in found if name.startswith("TPM-CL") and "full > masked" in name]
+    masked = [name for name in numbers if name.startswith("TPM-CL") and "full > masked" in name]
     masked += ["captions with masked words (%)", "TPM-CL weight on start and end tokens (%)"]
-    same = [name for name in found if name.startswith("cosine between")]
-    areas = [name for name in ("content word AUC", "word AUC", "frame AUC") if name in found]
+    same = [name for name in numbers if name.startswith("cosine between")]
+    areas = ["content word AUC", "word AUC", "frame AUC"]
     return [
-        f"{title(recipe)}, agreement with the truth (0.5 is chance): {_listed(found, areas, 3)}.",
+        f"{title(recipe)}, agreement with the truth (0.5 is chance): {_listed(numbers, areas, 3)}.",
         f"What removing the highest weights costs beyond removing random ones: "
-        f"{_listed(found, gaps)}.",
-        f"Parts of its own: {_listed(found, [*masked, *same], 1 if masked else 2)}.",
+        f"{_listed(numbers, gaps)}.",
+        f"Parts of its own: {_listed(numbers, [*masked, *same], 1 if masked else 2)}.",
     ]
 
 
@@ -229,31 +224,24 @@ def ablations(run: str) -> list[str]:
     """Notebook 06 in sentences."""
     tests = {name: sweeps.tests(name, run) for name in sweeps.load_all()}
     parts = sweeps.main_effects("dmae_components", run)
-    lines = []
-    for part, rows in parts.groupby(level=0, sort=False) if len(parts) else ():
-        told = ", ".join(f"{row['metric']} {tables.difference(row)}" for _, row in rows.iterrows())
-        lines.append(
-            f"{part}: {told} (recipe: {tables.verdicts(rows, 'recipe')}; weights: "
-            f"{tables.verdicts(rows, 'weights')})"
-        )
-    tested, weights, recipes = sweeps.tally(tests)
-    worst = _told_variants(tests)
-    return [
-        f"DMAE with each part minus without it, {'; '.join(lines) or 'nothing to compare yet'}.",
-        f"Of {tested} variants {recipes} differ from their reference as recipes, {weights} as the "
-        "weights that were trained.",
-        f"As recipes: {worst or 'none can be told from its reference'}.",
+    lines = [
+        f"{part}: {tables.differences(rows)} (recipe: {tables.verdicts(rows, 'recipe')}; weights: "
+        f"{tables.verdicts(rows, 'weights')})"
+        for part, rows in (parts.groupby(level=0, sort=False) if len(parts) else ())
     ]
-
-
-def _told_variants(tests: dict[str, pd.DataFrame]) -> str:
-    told = [
+    tested, weights, recipes = sweeps.tally(tests)
+    differ = [
         f"{name} {row.Index} {row.metric} {row.difference:+.1f}"
         for name, table in tests.items()
         for row in table.itertuples()
         if row.recipe not in statistics.UNTOLD
     ]
-    return ", ".join(told)
+    return [
+        f"DMAE with each part minus without it, {'; '.join(lines) or 'nothing to compare yet'}.",
+        f"Of {tested} variants {recipes} differ from their reference as recipes, {weights} as the "
+        "weights that were trained.",
+        f"As recipes: {', '.join(differ) or 'none can be told from its reference'}.",
+    ]
 
 
 def pretraining(run: str, seed: int = 0) -> list[str]:
@@ -265,12 +253,8 @@ def pretraining(run: str, seed: int = 0) -> list[str]:
         recipe = f"hmmc_shapes{end}/seed{seed}"
         alone = [files.run(f"{run}/{place}{recipe}") for place in ("", "not_pretrained/")]
         sides = files.run(f"{run}/pretrained/{recipe}"), next(p for p in alone if p.exists())
-        told = [
-            f"{metric} {tables.difference(pd.Series(test))}"
-            for metric in compare.TESTED
-            for test in [compare.paired_test([Run(sides[0])], [Run(sides[1])], metric)]
-        ]
-        tuned.append(f"{language}: {', '.join(told)}")
+        tests = sweeps.paired_tests({language: ([Run(sides[0])], [Run(sides[1])])})
+        tuned.append(f"{language}: {tables.differences(tests)}")
     return [
         f"Pre-trained and not fine-tuned, text-to-video R@1 is {' and '.join(zero)}.",
         f"Fine-tuned, with pre-training minus without (one seed): {'; '.join(tuned)}.",

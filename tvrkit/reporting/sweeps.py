@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import pandas as pd
 import torch
@@ -48,8 +49,8 @@ FORMATS = {  # of a table's columns: the title that a reader sees, and how a val
 
 @settings
 class Sweep:
-    """One question and the variants that answer it: named `variants`, a `grid`, or the `values` of
-    one `key`.
+    """One question and the variants that answer it: named `variants`, combinations of `parts`, or
+    the `values` of one `key`.
 
     Attributes:
         question: what the sweep asks.
@@ -59,8 +60,8 @@ class Sweep:
         key: the setting that is swept; a variant's name is its value.
         values: of `key`.
         variants: name -> overrides.
-        grid: axis -> level -> overrides; one variant for each combination, its name the levels
-            joined by "-". A part that is there or not has two levels: its name, and "".
+        parts: name -> overrides that take it out; a variant for each combination of parts, its name
+            theirs joined by "-".
         log: the values are shown on a logarithmic axis.
         seeds: of each variant.
     """
@@ -72,24 +73,19 @@ class Sweep:
     key: str | None = None
     values: list[int | float] = field(default_factory=list)
     variants: dict[str, list[str]] = field(default_factory=dict)
-    grid: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    parts: dict[str, list[str]] = field(default_factory=dict)
     log: bool = False
     seeds: list[int] = field(default_factory=list)
 
     @property
     def overrides(self) -> dict[str, list[str]]:
         """Name of each variant -> its overrides, without the common ones."""
-        swept = {str(value): [f"{self.key}={value}"] for value in self.values}
-        axes = [axis.items() for axis in self.grid.values()]
-        combined = {
-            _joined(level for level, _ in levels): [o for _, overrides in levels for o in overrides]
-            for levels in (itertools.product(*axes) if axes else ())
-        }
-        return self.variants | swept | combined
-
-
-def _joined(levels: Iterable[str]) -> str:
-    return "-".join(level for level in levels if level) or "none"
+        variants = self.variants | {str(value): [f"{self.key}={value}"] for value in self.values}
+        for kept in itertools.product((True, False), repeat=len(self.parts)) if self.parts else ():
+            taken = (out for out, there in zip(self.parts.values(), kept, strict=True) if not there)
+            name = "-".join(itertools.compress(self.parts, kept)) or "none"
+            variants[name] = [*itertools.chain(*taken)]
+        return variants
 
 
 @dataclass(frozen=True)
@@ -163,7 +159,7 @@ def homes() -> dict[tuple[str, str], str]:
     return folders
 
 
-def run_name(run: str, name: str, variant: str) -> str:
+def variant_run(run: str, name: str, variant: str) -> str:
     """Where `runs` keeps a variant."""
     return f"{run}/ablations/{homes()[name, variant]}"
 
@@ -184,7 +180,7 @@ def plan(
     common = [*sweep.common, *(load_profile(profile).overrides if profile else [])]
     tasks = []
     for seed, variant in itertools.product(seeds or sweep.seeds, variants or sweep.overrides):
-        overrides, folder = [*common, *sweep.overrides[variant]], run_name(run, name, variant)
+        overrides, folder = [*common, *sweep.overrides[variant]], variant_run(run, name, variant)
         tasks.append(Task(name, variant, seed, sweep.recipe, overrides, folder))
     return tasks
 
@@ -279,7 +275,7 @@ def finished(name: str, run: str) -> dict[str, dict[int, Run]]:
             own.
     """
     sweep = load(name)
-    done = {variant: runs.find(run_name(run, name, variant)) for variant in sweep.overrides}
+    done = {variant: runs.find(variant_run(run, name, variant)) for variant in sweep.overrides}
     order = sorted(done, key=lambda variant: variant != sweep.reference)
     every = [(each, sweep.overrides[variant]) for variant in order for each in done[variant]]
     for each, own in every:
@@ -308,26 +304,26 @@ def _with(overrides: list[str], run: Run) -> Config:
 
 
 def part_sides(name: str, run: str) -> dict[str, tuple[list, list]]:
-    """Each part of a grid -> by seed, the variants with it, and those that lack nothing but it.
+    """Each part -> by seed, the variants with it, and those that lack nothing but it.
 
     Raises:
-        ValueError: as `finished`; or an axis does not have two levels.
+        ValueError: as `finished`.
     """
-    grid, done = load(name).grid, finished(name, run)
-    if wrong := [axis for axis, levels in grid.items() if len(levels) != 2]:
-        expected = f"main effects of {name}: expected two levels of each axis"
-        raise ValueError(f"{expected}, not so {', '.join(wrong)}")
-    sides: dict[str, tuple[list, list]] = {}
-    for axis, two in grid.items():
-        combined = (itertools.product(*{**grid, axis: [level]}.values()) for level in two)
-        variants = ([done.get(_joined(levels), {}) for levels in side] for side in combined)
-        pairs = [pair for pair in zip(*variants, strict=True) if all(pair)]
-        seeds = set.intersection(*(set(runs) for pair in pairs for runs in pair)) if pairs else ()
-        present, absent = (
-            [[pair[at][k] for pair in pairs] for k in sorted(seeds)] for at in (0, 1)
-        )
-        sides[axis] = present, absent
+    done, sides = finished(name, run), {}
+    for part in load(name).parts:
+        pairs = [
+            (done[variant], done[lacking])
+            for variant in done
+            if (lacking := _without(part, variant)) in done and lacking != variant
+        ]
+        seeds = [k for k in (pairs[0][0] if pairs else ()) if all(k in s for p in pairs for s in p)]
+        ours, theirs = ([[pair[at][k] for pair in pairs] for k in seeds] for at in (0, 1))
+        sides[part] = ours, theirs
     return sides
+
+
+def _without(part: str, variant: str) -> str:
+    return "-".join(other for other in variant.split("-") if other != part) or "none"
 
 
 def results(name: str, run: str) -> pd.DataFrame:
@@ -366,21 +362,23 @@ def tests(name: str, run: str) -> pd.DataFrame:
     """
     done = {variant: [*seeds.values()] for variant, seeds in finished(name, run).items()}
     reference = done.pop(load(name).reference, [])
-    return tested({variant: (seeds, reference) for variant, seeds in done.items() if reference})
+    return paired_tests(
+        {variant: (seeds, reference) for variant, seeds in done.items() if reference}
+    )
 
 
 def main_effects(name: str, run: str) -> pd.DataFrame:
-    """What each part of a grid is worth on average over the other parts, there or not: `tests`,
+    """What each part is worth on average over the other parts, there or not: `tests`,
     index part. Of each seed, the mean over all variants with the part against that over those that
     lack nothing but it.
 
     Raises:
         ValueError: as `part_sides`.
     """
-    return tested({part: sides for part, sides in part_sides(name, run).items() if sides[0]})
+    return paired_tests({part: sides for part, sides in part_sides(name, run).items() if sides[0]})
 
 
-def tested(sides: Mapping[str, tuple[list, list]]) -> pd.DataFrame:
+def paired_tests(sides: Mapping[Any, tuple[list, list]]) -> pd.DataFrame:
     """`compare.paired_test` of the two sides of each name on every metric of `compare.TESTED`, all
     adjusted together: index name."""
     rows = {
@@ -389,7 +387,7 @@ def tested(sides: Mapping[str, tuple[list, list]]) -> pd.DataFrame:
         for metric in compare.TESTED
     }
     if not rows:
-        return pd.DataFrame(columns=["metric"])
+        return pd.DataFrame(columns=["metric", "difference"])
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["name", "metric"])
     return statistics.with_verdicts(table).reset_index("metric")
 
@@ -445,6 +443,6 @@ def tally(tests: Mapping[str, pd.DataFrame]) -> tuple[int, int, int]:
     """How many variants of all sweeps were tested; how many differ from their reference in some
     metric, these weights; and how many do as recipes."""
     every = pd.concat(tests.values(), keys=tests.keys())
-    told = [~every[about].isin(statistics.UNTOLD) for about in ("weights", "recipe")]
-    weights, recipes = (each.groupby(level=[0, 1]).any() for each in told)
-    return len(weights), int(weights.sum()), int(recipes.sum())
+    differ = ~every[["weights", "recipe"]].isin(statistics.UNTOLD)
+    variants = differ.groupby(level=[0, 1]).any()
+    return len(variants), int(variants["weights"].sum()), int(variants["recipe"].sum())

@@ -53,13 +53,10 @@ def comparable(run: str, first: Run, seeds: Sequence[int]) -> dict[str, list[Run
     share the protocol of the run `first`."""
     by_recipe: dict[str, dict[int, Run]] = {}
     for each in find(run):
-        by_recipe.setdefault(each.recipe, {})[each.seed] = each
-    protocol = protocol_of(first)
-    return {
-        recipe: [by_seed[seed] for seed in seeds]
-        for recipe, by_seed in by_recipe.items()
-        if set(seeds) <= set(by_seed) and protocol_of(by_seed[seeds[0]]) == protocol
-    }
+        if each.seed in seeds and protocol_of(each) == protocol_of(first):
+            by_recipe.setdefault(each.recipe, {})[each.seed] = each
+    whole = {recipe: runs for recipe, runs in by_recipe.items() if len(runs) == len(seeds)}
+    return {recipe: [runs[seed] for seed in seeds] for recipe, runs in whole.items()}
 
 
 def results(runs: Sequence[Run]) -> pd.DataFrame:
@@ -101,9 +98,8 @@ def summary(seeds: Sequence[Run]) -> dict[str, float]:
     row |= {name: float(np.mean([each[name] for each in metrics])) for name in MEANS}
     for name in ("t2v R@1", "v2t R@1", "rsum"):
         row[f"{name} sd"] = float(pd.Series([each[name] for each in metrics]).std())
-    for direction in DIRECTIONS:
-        ends = [f"{direction} R@1 low", f"{direction} R@1 high"]
-        row |= dict(zip(ends, _interval(seeds, direction), strict=True))
+    for way in DIRECTIONS:
+        row[f"{way} R@1 low"], row[f"{way} R@1 high"] = _interval(seeds, way)
     row["seconds"] = float(np.mean([card["train_seconds"] for card in cards]))
     return row | {"memory_mb": max(card["peak_memory_mb"] for card in cards)}
 
@@ -135,8 +131,13 @@ def difference(test: pd.Series) -> str:
     return f"{test['difference']:+.1f} {interval(test['low'], test['high'], sign='+')}"
 
 
+def differences(tests: pd.DataFrame) -> str:
+    """One comparison on its metrics: "t2v R@1 +2.5 [-0.2, +5.3], ..."."""
+    return ", ".join(f"{test['metric']} {difference(test)}" for _, test in tests.iterrows())
+
+
 def verdicts(tests: pd.DataFrame, about: str) -> str:
     """The verdicts of one comparison on its metrics: "can't tell", or "v2t R@1 better"."""
-    told = tests[~tests[about].isin(statistics.UNTOLD)]
-    words = [f"{test['metric']} {test[about]}" for _, test in told.iterrows()]
+    sure = tests[~tests[about].isin(statistics.UNTOLD)]
+    words = sure["metric"] + " " + sure[about]
     return ", ".join(words) or tests[about].iloc[0]

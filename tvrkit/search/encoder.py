@@ -151,9 +151,9 @@ class Encoder:
         """
         templates = PROMPTS[choose("prompts", prompts, PROMPTS)]
         tokenizer, notes = self.method.backbone.tokenizer, []
-        if not text.strip() or len(text) > LONGEST:
+        if not 0 < (length := len(text.strip())) <= LONGEST:
             expected = f"expected words of 1 to {LONGEST:,} characters"
-            raise ValueError(f"query: {expected}, got {len(text):,}")
+            raise ValueError(f"query: {expected}, got {length:,}")
         spans = token_spans([text], tokenizer, LONGEST)[0]
         if len(spans) > len({place for _, span in spans for place in range(*span)}):
             notes.append("the model does not know this script: it spells the query in bytes")

@@ -292,7 +292,7 @@ def database(place: str) -> Any:
 def _reason(error: Exception) -> str:
     """What a store answered, out of all that LanceDB tells about it."""
     answers = re.findall(r'<Message>(.+?)</Message>|message: "(.+?)"', str(error))
-    return max(answers[-1]) if answers else str(error).split("\n")[0]
+    return max(answers[-1]) if answers else re.split(r"\n|, /", str(error))[0]
 
 
 def _create(place: str, encoder: Encoder) -> None:
