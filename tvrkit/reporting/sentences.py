@@ -58,7 +58,7 @@ def results(run: str) -> str:
     )
     made = [pd.DataFrame(shown).T.rename_axis("test split, raw scores"), factors(recipes)]
     parts = [pages.as_markdown(table.reset_index()) for table in made if len(table)]
-    return "\n\n".join([*parts, _verdicts(recipes)])
+    return "\n\n".join([*parts, _verdicts(recipes), control(run)])
 
 
 def _accuracy(row: dict) -> dict[str, str]:
@@ -220,6 +220,22 @@ def attention(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]
     ]
 
 
+def control(run: str) -> str:
+    """The sweep `time` in a sentence: whether time can be seen in this world, and by whom."""
+    told = []
+    for variant, seeds in sweeps.finished("time", run).items():
+        accuracy = per_factor_accuracy([*seeds.values()]).set_index("factor")
+        if "direction" in accuracy.index:
+            row = accuracy.loc["direction"]
+            told.append(f"{variant} {row.accuracy:.0f} % [{row.low:.0f}, {row.high:.0f}]")
+    if not told:
+        return "The control, whether time matters here (sweep `time`), was not run."
+    return (
+        "Control: of a video and the same played backwards, CLIP4Clip scores the right one higher "
+        f"in this share of pairs (chance 50 %): {', '.join(told)}."
+    )
+
+
 def ablations(run: str) -> list[str]:
     """Notebook 06 in sentences."""
     tests = {name: sweeps.tests(name, run) for name in sweeps.load_all()}
@@ -237,6 +253,7 @@ def ablations(run: str) -> list[str]:
         if row.recipe not in statistics.UNTOLD
     ]
     return [
+        control(run),
         f"DMAE with each part minus without it, {'; '.join(lines) or 'nothing to compare yet'}.",
         f"Of {tested} variants {recipes} differ from their reference as recipes, {weights} as the "
         "weights that were trained.",
@@ -246,6 +263,8 @@ def ablations(run: str) -> list[str]:
 
 def pretraining(run: str, seed: int = 0) -> list[str]:
     """Notebook 07 in sentences."""
+    if not files.run(f"{run}/pretraining").exists():
+        return ["Pre-training was not run."]
     zero, tuned = [], []
     for language, end in (("English", ""), ("Chinese", "_zh")):
         done = Run(files.run(f"{run}/pretraining/hmmc_pretrain_shapes{end}/seed{seed}"))
