@@ -29,7 +29,8 @@ test: setup
 
 bench: setup
 	$(BIN)/python -m pytest --benchmark-only --benchmark-columns=median,rounds -o addopts= -o python_files='bench_*.py' \
-		-o python_functions='bench_*' tests/benchmarks
+		-o python_functions='bench_*' --benchmark-json=docs/performance.json tests/benchmarks
+	$(BIN)/python -m tests.benchmarks.table docs/performance.json docs/performance.md
 
 lab: setup
 	$(BIN)/jupyter lab notebooks

@@ -185,6 +185,7 @@ Notebook = Literal[
     "06_ablations",
     "07_pretraining",
     "08_paper_vs_code",
+    "09_efficiency",
 ]
 
 

@@ -5,8 +5,6 @@ The blocks of all 1,000 texts would take minutes: one strip of 16 texts against 
 and the ratio printed is to 1,000 / 16 such strips.
 """
 
-import time
-
 import pytest
 import torch
 from torch import nn
@@ -81,20 +79,19 @@ def strip(method, sentence, words, frames, frame_mask):
     )
 
 
-@pytest.mark.benchmark(group="GLSCL, concepts included, 1,000 x 1,000")
 @pytest.mark.parametrize("fidelity", ["released", "corrected"])
 @torch.no_grad()
-def bench_glscl(benchmark, features, fidelity, capsys):
+def bench_glscl(against, features, fidelity):
     method = make(fidelity)
-    scores = benchmark.pedantic(score, (method, *features), **ROUNDS)
     sentence, words, frames, _, frame_mask = features
     rows = slice(0, BLOCK)
-    start = time.perf_counter()
-    expected = strip(method, sentence[rows], words[rows], frames, frame_mask)
-    dense = (time.perf_counter() - start) * SIZE / BLOCK
-    ratio = dense / benchmark.stats.stats.median
-    benchmark.extra_info["times faster than dense blocks"] = ratio
-    with capsys.disabled():
-        print(f"\nGLSCL {fidelity}: {ratio:.0f} times faster than dense blocks ({dense:.0f} s)")
+    what = f"GLSCL {fidelity}, concepts included, {SIZE:,} x {SIZE:,}, against decoding each block"
+    expected, scores = against(
+        lambda: strip(method, sentence[rows], words[rows], frames, frame_mask),
+        lambda: score(method, *features),
+        what,
+        rounds=2,
+        part=SIZE / BLOCK,
+    )
     if fidelity == "released":
         torch.testing.assert_close(scores[rows], expected, atol=1e-5, rtol=0)

@@ -1,9 +1,5 @@
-"""How fast scoring is, as ratios within one run: each group's table is relative to its fastest row.
-
-Results are checked against each other; times are not asserted.
-"""
-
-import resource
+"""How fast scoring is, as ratios within one run; results are checked against each other, times are
+not asserted."""
 
 import pytest
 import torch
@@ -12,10 +8,7 @@ from torch.nn.functional import normalize
 from tvrkit.models.similarity import token_interaction
 from tvrkit.models.tpm import Pairs, PartialOrder, TPMSettings
 
-SIZE, WORDS, FRAMES, WIDTH, BATCH = 1000, 32, 12, 512, 128
-ROUNDS = {"rounds": 3, "warmup_rounds": 1}
-TOKENS = pytest.mark.benchmark(group="token interaction with second frames, 1,000 x 1,000")
-MARGINS = pytest.mark.benchmark(group="TPM-CL margins, batch 128")
+SIZE, DENSE, WORDS, FRAMES, WIDTH, BATCH = 1000, 256, 32, 12, 512, 128
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +51,8 @@ def dense(text, video, text_mask, video_mask, size):
     )
 
 
-@TOKENS
 @torch.no_grad()
-def bench_bare_product_of_valid_words(benchmark, tokens):
+def bench_token_interaction_and_bare_product(against, tokens):
     text, video, mask, _ = tokens
     words, frames = text[mask], video.flatten(0, 1).T
 
@@ -68,26 +60,18 @@ def bench_bare_product_of_valid_words(benchmark, tokens):
         for block in words.split(512):
             block @ frames
 
-    benchmark.pedantic(product, **ROUNDS)
+    what = f"token interaction, {SIZE:,} x {SIZE:,}, against the bare product of the valid words"
+    against(product, lambda: token_interaction(*tokens, second_frame=True), what, rounds=3)
 
 
-@TOKENS
 @torch.no_grad()
-def bench_token_interaction(benchmark, tokens):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    score = benchmark.pedantic(token_interaction, tokens, {"second_frame": True}, **ROUNDS)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    benchmark.extra_info["MiB above the inputs, at most"] = (peak - before) / 1024
-    torch.testing.assert_close(
-        score[:64, :64], dense_block(*(x[:64] for x in tokens)), atol=1e-5, rtol=0
+def bench_token_interaction(against, tokens):
+    part = [side[:DENSE] for side in tokens]
+    what = f"token interaction, {DENSE} x {DENSE}, against every word slot, in blocks as released"
+    expected, score = against(
+        lambda: dense(*part, 16), lambda: token_interaction(*part, second_frame=True), what
     )
-
-
-@TOKENS
-@pytest.mark.parametrize("size", [16, 64])
-@torch.no_grad()
-def bench_dense_blocks_as_released(benchmark, tokens, size):
-    benchmark.pedantic(dense, (*tokens, size), rounds=1)
+    torch.testing.assert_close(score, expected, atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +86,9 @@ def pairs():
     return order, Pairs(*features, word_mask, torch.ones(BATCH, FRAMES, dtype=torch.bool))
 
 
-@MARGINS
 @torch.no_grad()
-def bench_matched_pairs(benchmark, pairs):
-    order, features = pairs
-    benchmark.pedantic(order, (features,), **ROUNDS)
-
-
-@MARGINS
-@torch.no_grad()
-def bench_all_pairs_as_released(benchmark, pairs):
-    """Every text meets every video, 8 x 8 at a time; only the diagonal enters the margins."""
+def bench_margins(against, pairs):
+    """As released every text meets every video, 8 x 8 at a time; only the diagonal enters."""
     order, (sentence, words, frames, word_mask, frame_mask) = pairs
 
     def margins():
@@ -131,5 +107,6 @@ def bench_all_pairs_as_released(benchmark, pairs):
         gaps = full - partial, grounded - grounded_partial, grounded - words_partial
         return [(order.margin - gap).relu().mean() for gap in gaps]
 
-    result = benchmark.pedantic(margins, rounds=1)
-    torch.testing.assert_close(result, [*order(pairs[1]).values()], atol=1e-5, rtol=0)
+    what = f"TPM-CL margins, batch {BATCH}, matched pairs, against all pairs as released"
+    result, found = against(margins, lambda: order(pairs[1]), what, rounds=2)
+    torch.testing.assert_close(result, [*found.values()], atol=1e-5, rtol=0)

@@ -1,5 +1,9 @@
-"""Benchmarks run on two threads, as the targets say."""
+"""Benchmarks run on two threads, as the targets say, and in pairs: plain and fast in turn, so that
+a busy machine slows down both."""
 
+import time
+
+import numpy as np
 import pytest
 import torch
 
@@ -10,3 +14,35 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def against(benchmark):
+    """`against(plain, fast, what)` times both in turn and notes how many times faster the second is
+    (median of the pairs), counted in seconds of this process's processors. `plain` may do the
+    `part`-th part of the work."""
+
+    def compare(plain, fast, what, *, rounds=5, part=1.0):
+        spent, results = [], []
+
+        def before():
+            began = time.process_time()
+            results.append(plain())
+            spent.append(part * (time.process_time() - began))
+            results[:] = results[-1:]
+
+        took = []
+
+        def timed():
+            began = time.process_time()
+            made = fast()
+            took.append(time.process_time() - began)
+            return made
+
+        made = benchmark.pedantic(timed, setup=before, rounds=rounds, warmup_rounds=1)
+        ratio = float(np.median(np.array(spent[1:]) / took[1:]))
+        seconds = {"plain_s": float(np.median(spent[1:])), "fast_s": float(np.median(took[1:]))}
+        benchmark.extra_info.update(what=what, ratio=ratio, **seconds)
+        return results[0], made
+
+    return compare

@@ -1,6 +1,8 @@
 """The evaluation: one pass over each side, what is recorded, what is written."""
 
 import json
+import mmap
+import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from tests import fakes
+from tests.evaluation.whole import dual_softmax, max_over_captions, qb_norm
 from tests.fakes import ranked
 from tvrkit import files
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
@@ -17,7 +20,7 @@ from tvrkit.evaluation import compare
 from tvrkit.evaluation import evaluate as evaluation
 from tvrkit.evaluation import ranks as metrics
 from tvrkit.evaluation.evaluate import Evaluation
-from tvrkit.evaluation.postprocess import dual_softmax, qb_norm
+from tvrkit.losses.miners import margin_excess
 from tvrkit.models.method import Method
 from tvrkit.settings import EvalConfig
 
@@ -86,15 +89,19 @@ def text_loader(split, config, backbone, tagged):
     first = FIRST_ID[split.name]
     rows = np.array([int(caption.split("-c")[1]) for caption in split.captions["caption_id"]])
     tokens = torch.tensor(np.stack([first + rows, first + split.video_of_caption], 1))
-    for part in tokens.split(config.eval.batch_size):
-        yield TextVideoBatch(tokens=part, token_mask=torch.ones(part.shape, dtype=torch.bool))
+    return [
+        TextVideoBatch(tokens=part, token_mask=torch.ones(part.shape, dtype=torch.bool))
+        for part in tokens.split(config.eval.batch_size)
+    ]
 
 
 def video_loader(split, config, backbone):
     torch.rand(1)
     frames = FIRST_ID[split.name] + torch.arange(len(split.video_ids))[:, None]
-    for part in frames.split(config.eval.batch_size):
-        yield TextVideoBatch(frames=part, frame_mask=torch.ones(part.shape, dtype=torch.bool))
+    return [
+        TextVideoBatch(frames=part, frame_mask=torch.ones(part.shape, dtype=torch.bool))
+        for part in frames.split(config.eval.batch_size)
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +127,7 @@ def test_every_caption_and_video_is_coded_once_and_scored_against_all():
     np.testing.assert_allclose(found.similarity, expected, atol=1e-6)
     assert found.similarity.dtype == np.float32
     assert found.ranks["t2v"].tolist() == metrics.retrieval_ranks(expected, owner).tolist()
-    assert found.ranks["v2t"].tolist() == metrics.max_over_captions(expected.T, owner).tolist()
+    assert found.ranks["v2t"].tolist() == max_over_captions(expected, owner).tolist()
     assert found.caption_ids[5] == "test-c5"
     assert found.video_ids[found.video_of_caption[5]] == f"test-v{owner[5]}"
 
@@ -228,7 +235,7 @@ def test_post_processing_stands_beside_the_raw_numbers():
     assert {name: both.metrics[f"qbnorm t2v {name}"] for name in expected} == expected
     text = method.vectors(owner) + method.vectors([10_000 + row for row in range(39)])
     bank = torch.cosine_similarity(method.vectors(range(1000, 1021))[:, None], text[None], dim=-1)
-    ranks = metrics.max_over_captions(qb_norm(raw.similarity.T, bank), owner)
+    ranks = max_over_captions(qb_norm(raw.similarity.T, bank).T, owner)
     expected = metrics.retrieval_metrics(ranks)
     assert {name: both.metrics[f"qbnorm v2t {name}"] for name in expected} == expected
     with pytest.raises(ValueError, match="'qbnorm' needs a bank"):
@@ -252,6 +259,50 @@ def test_saved_and_loaded(tmp_path):
         np.testing.assert_array_equal(getattr(read, key), getattr(written, key))
     for way in ("t2v", "v2t"):
         np.testing.assert_array_equal(read.ranks[way], written.ranks[way])
+
+
+def large(folder, captions=600, videos=300, **changes):
+    """An evaluation of a matrix in a file, and the matrix."""
+    rng = np.random.default_rng(0)
+    owner = rng.permutation(np.arange(captions) % videos)
+    scores = rng.normal(scale=0.1, size=(captions, videos)).astype(np.float32)
+    scores[np.arange(captions), owner] += 0.2
+    np.save(folder / "scores.npy", scores)
+    ids = [f"c{row}" for row in range(captions)], [f"v{row}" for row in range(videos)]
+    settings = EvalConfig(bootstrap=20, **changes)
+    given = np.load(folder / "scores.npy", mmap_mode="r")
+    return lambda: Evaluation.from_similarity(given, *ids, owner, settings), scores
+
+
+def test_mined_pairs_are_those_of_the_miner(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 1000)
+    make, scores = large(tmp_path)
+    found = make()
+    match = found.video_of_caption[:, None] == np.arange(scores.shape[1])
+    excess = margin_excess(torch.from_numpy(scores), torch.from_numpy(match)).numpy()
+    table = found.mined()
+    assert len(table) > 1000
+    rows, columns = np.nonzero(excess > 0)
+    assert table["row"].tolist() == rows.tolist()
+    assert table["column"].tolist() == columns.tolist()
+    assert table["excess"].tolist() == excess[rows, columns].astype(float).tolist()
+
+
+def test_the_matrix_is_never_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 2**13)
+    make, scores = large(tmp_path, 1500, 750, postprocess=["dsl"])
+    tracemalloc.start()
+    found = make()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < scores.nbytes / 4
+    found.save(tmp_path)
+    np.testing.assert_array_equal(Evaluation.load(tmp_path).similarity, scores)
+
+
+def test_scores_that_come_in_turn_lie_in_a_file():
+    found = evaluate(FakeMethod(), FakeManifest(), make_config())
+    assert isinstance(found.similarity.base.base, mmap.mmap)
 
 
 def test_an_interrupted_save_does_not_pass_as_whole(tmp_path, monkeypatch):

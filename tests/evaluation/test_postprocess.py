@@ -3,14 +3,9 @@
 import numpy as np
 import pytest
 
-from tvrkit.evaluation.postprocess import (
-    NEEDS_BANK,
-    POSTPROCESS,
-    dual_softmax,
-    postprocess,
-    postprocess_options,
-    qb_norm,
-)
+from tests.evaluation.whole import dual_softmax, qb_norm
+from tvrkit.evaluation import ranks
+from tvrkit.evaluation.postprocess import NEEDS_BANK, POSTPROCESS, processed
 from tvrkit.evaluation.ranks import retrieval_metrics, retrieval_ranks
 from tvrkit.settings import EvalConfig
 
@@ -46,21 +41,50 @@ def test_qb_norm_orders_like_the_published_quotient(theta):
         else:
             assert row.tolist() == before.tolist()
     assert 0 < touched < 24
-    with pytest.raises(ValueError, match="bank with 8 candidates, got 7"):
-        qb_norm(scores, bank[:, :7])
 
 
-def test_by_name_with_a_bank_where_one_is_needed():
-    scores, bank = np.eye(3), np.ones((2, 3))
+QBNORM = EvalConfig(
+    qbnorm_t2v_beta=15.0, qbnorm_t2v_theta=2, qbnorm_v2t_beta=70.0, qbnorm_v2t_theta=3
+)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 2**22])
+@pytest.mark.parametrize("levels", [5, 10**6])
+def test_rows_made_when_asked_for_equal_the_whole_matrix(chunk, levels, monkeypatch):
+    monkeypatch.setattr(ranks, "CHUNK", chunk)
+    rng = np.random.default_rng(10)
+    scores, to_videos, to_captions = (
+        rng.integers(-levels, levels, shape).astype(np.float32) / levels
+        for shape in ((60, 20), (45, 20), (60, 50))
+    )
+    dsl = processed("dsl", scores, {}, EvalConfig())
+    plain = {"t2v": dual_softmax(scores), "v2t": dual_softmax(scores.T).T}
+    for way, expected in plain.items():
+        np.testing.assert_array_equal(dsl[way][:], expected.astype(np.float32))
+        np.testing.assert_array_equal(dsl[way][[7, 3]], expected[[7, 3]].astype(np.float32))
+    found = processed("qbnorm", scores, {"t2v": to_videos, "v2t": to_captions}, QBNORM)
+    plain = {
+        "t2v": qb_norm(scores, to_videos, beta=15.0, theta=2),
+        "v2t": qb_norm(scores.T, to_captions.T, beta=70.0, theta=3).T,
+    }
+    for way, expected in plain.items():
+        assert 0 < (expected != scores).mean() < 1  # some are hubs, some are not
+        np.testing.assert_allclose(found[way][:], expected, rtol=1e-6)
+        for place in (0, 1):  # so many better, so many tied, whatever the block
+            owner = np.arange(60) % 20
+            rivals = [ranks.count_rivals(each, owner)[place] for each in (found[way], expected)]
+            assert rivals[0].tolist() == rivals[1].tolist()
+
+
+def test_by_name_with_banks_where_they_are_needed():
+    scores = np.eye(3, dtype=np.float32)
     assert set(POSTPROCESS) == {"dsl", "qbnorm"}
-    for name in POSTPROCESS:
-        assert postprocess(name, scores, bank).shape == (3, 3)
-    settings = EvalConfig(qbnorm_v2t_beta=70.0, qbnorm_v2t_theta=3)
-    options = {way: postprocess_options("qbnorm", settings, way) for way in ("t2v", "v2t")}
-    assert options == {"t2v": {"beta": 20.0, "theta": 1}, "v2t": {"beta": 70.0, "theta": 3}}
-    assert postprocess_options("dsl", settings, "v2t") == {}
-    raw = postprocess("qbnorm", scores, bank, **options["v2t"])
-    assert np.array_equal(raw, scores)  # no candidate is first for three queries of the bank
     for name in NEEDS_BANK:
         with pytest.raises(ValueError, match=f"'{name}' needs a bank"):
-            postprocess(name, scores)
+            processed(name, scores, {}, QBNORM)
+    # no candidate is first for two captions, or three videos, of the bank
+    banks = {"t2v": np.ones((1, 3)), "v2t": np.ones((3, 2))}
+    for rows in processed("qbnorm", scores, banks, QBNORM).values():
+        np.testing.assert_array_equal(rows[:], scores)
+    with pytest.raises(ValueError, match="v2t: expected a bank with 3 candidates, got 2"):
+        processed("qbnorm", scores, banks | {"v2t": np.ones((2, 3))}, QBNORM)

@@ -9,10 +9,12 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 import tvrkit  # noqa: F401  torchmetrics imports torchvision, which may need the package's declarations first
+from tests.evaluation.whole import first_hit, max_over_captions, own_captions
 from tvrkit.evaluation import ranks as metrics
 from tvrkit.evaluation.ranks import (
-    first_hit,
-    max_over_captions,
+    Rows,
+    count_rivals,
+    count_video_rivals,
     ndcg,
     retrieval_metrics,
     retrieval_ranks,
@@ -171,7 +173,7 @@ def test_golden_multi_caption(name):
     assert (
         np.sort(ranks)[(len(ranks) - 1) // 2] == median
     )  # the released code takes the lower median
-    v2t = retrieval_metrics(max_over_captions(scores.T, owner))
+    v2t = retrieval_metrics(count_video_rivals(scores, owner)[0].ranks("pessimistic"))
     np.testing.assert_allclose(list(v2t.values()), GOLDEN[f"{name}.v2t.glscl"], rtol=1e-6)
 
 
@@ -183,25 +185,51 @@ def test_ties_add_no_query_as_they_do_in_the_released_code(name):
 
 
 @pytest.mark.parametrize("ties", sorted(metrics.TIES))
-def test_both_conventions_equal_naive_loops(ties):
-    scores = np.random.default_rng(4).integers(0, 5, (4, 7)).astype(np.float32)
-    own = [np.flatnonzero(video == CAPTIONS) for video in range(4)]
-    groups = [[max(row[captions]) for captions in own] for row in scores]
+@pytest.mark.parametrize("chunk", [1, 9, 2**22])
+def test_both_conventions_equal_naive_loops(ties, chunk, monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", chunk)
+    scores = np.random.default_rng(4).integers(0, 5, (7, 4)).astype(np.float32)
+    grouped, first = (rivals.ranks(ties) for rivals in count_video_rivals(scores, CAPTIONS))
+    own = own_captions(CAPTIONS)
+    groups = [[max(row[captions]) for captions in own] for row in scores.T]
     expected = [naive_rank(row, [video], ties) for video, row in enumerate(groups)]
-    assert max_over_captions(scores, CAPTIONS, ties=ties).tolist() == expected
-    expected = [naive_rank(row, own[video], ties) for video, row in enumerate(scores)]
-    assert first_hit(scores, CAPTIONS, ties=ties).tolist() == expected
+    assert grouped.tolist() == expected
+    expected = [naive_rank(row, own[video], ties) for video, row in enumerate(scores.T)]
+    assert first.tolist() == expected
+
+
+@pytest.mark.parametrize("levels", [3, 40, 10**6])
+@pytest.mark.parametrize("chunk", [1, 500, 5000])
+def test_blocks_of_any_size_count_what_the_whole_matrix_does(levels, chunk, monkeypatch):
+    rng = np.random.default_rng(levels)
+    scores = rng.integers(0, levels, (230, 41)).astype(np.float32)
+    owner = rng.permutation(np.append(np.arange(41), rng.integers(0, 41, 189)))
+    plain = max_over_captions(scores, owner), first_hit(scores, owner)
+    whole = count_rivals(scores, owner)
+    monkeypatch.setattr(metrics, "CHUNK", chunk)
+    held = []
+
+    def make(rows):
+        held.append(scores[rows].size)
+        return scores[rows]
+
+    rows = Rows(scores.shape, make)
+    for found, expected in zip(count_rivals(rows, owner), whole, strict=True):
+        assert found.tolist() == expected.tolist()
+    for found, expected in zip(count_video_rivals(rows, owner), plain, strict=True):
+        assert found.ranks("pessimistic").tolist() == expected.tolist()
+    most = np.bincount(owner).max() * 41  # a video's captions are read together
+    assert max(held) <= max(chunk, most)
 
 
 def test_conventions_agree_one_to_one_and_refuse_videos_without_captions(untied_scores):
     square, order = untied_scores[:23], np.random.default_rng(5).permutation(23)
-    expected = retrieval_ranks(square, np.argsort(order)).tolist()
-    for find in (max_over_captions, first_hit):
-        assert find(square, order).tolist() == expected
-        with pytest.raises(ValueError, match="each of 5 videos, got 4"):
-            find(np.zeros((5, 7)), CAPTIONS)
-        with pytest.raises(ValueError, match="each of 3 videos, got 4"):
-            find(np.zeros((3, 7)), CAPTIONS)
+    expected = retrieval_ranks(square.T, np.argsort(order)).tolist()
+    for found in count_video_rivals(square, order):
+        assert found.ranks("mean").tolist() == expected
+    for videos in (3, 5):
+        with pytest.raises(ValueError, match=f"each of {videos} videos, got 4"):
+            count_video_rivals(np.zeros((7, videos)), CAPTIONS)
 
 
 def test_recall_and_ndcg_equal_torchmetrics(untied_scores):
@@ -230,12 +258,10 @@ def test_ndcg_bounds_and_ties(monkeypatch):
     assert ndcg(np.zeros((1, 3)), [[1, 0, 0]])[0] == pytest.approx(
         1 / np.log2(4)
     )  # tied: the match comes last
-    for scores, relevance in (
-        ([[0, 1], [0, np.nan]], [[1, 0]] * 2),
-        (np.eye(2), [[1, 0], [0, 0]]),
-        (np.eye(2), [[1, 0], [2, -1]]),
-    ):
+    for relevance in ([[1, 0], [0, 0]], [[1, 0], [2, -1]], [[1, 0], [1, np.nan]]):
         with pytest.raises(ValueError, match="query 1: NaN, negative or no relevance"):
-            ndcg(scores, relevance)
+            ndcg(np.eye(2), relevance)
+    with pytest.raises(ValueError, match="query 1 holds NaN"):
+        ndcg([[0, 1], [0, np.nan]], [[1, 0]] * 2)
     with pytest.raises(ValueError, match="relevance of shape"):
         ndcg(np.eye(2), np.eye(3))

@@ -4,7 +4,9 @@ Ranks are counted, not found by looking a score up again, so a tie costs a state
 never add a query or lose one.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,22 @@ TIES = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}  # share of the tied
 RECALLS = (1, 5, 10, 50)
 RSUM = tuple(f"{direction} R@{k}" for direction in DIRECTIONS for k in (1, 5, 10))
 CHUNK = 2**22  # matrix entries compared at a time
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A score matrix that is never held: rows of it are made when they are read.
+
+    Attributes:
+        shape: (N_t, N_v).
+        make: slice or indices of n rows -> their scores (n, N_v).
+    """
+
+    shape: tuple[int, int]
+    make: Callable[[Any], np.ndarray]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        return np.asarray(self.make(rows), np.float32)
 
 
 class Rivals(NamedTuple):
@@ -61,23 +79,50 @@ def retrieval_ranks(similarity, positives=None, *, ties: str = "pessimistic") ->
 
 
 def count_rivals(similarity, positives=None) -> Rivals:
-    """Counts behind `retrieval_ranks`, under all tie rules at once; arguments and errors as
-    there."""
+    """Counts behind `retrieval_ranks`, under all tie rules at once; arguments and errors as there.
+    The matrix may be `Rows`, or lie in a file: it is read once, a block of rows at a time."""
     scores = score_matrix(similarity)
     queries, candidates = _pairs(positives, scores.shape)
-    starts = np.searchsorted(queries, np.arange(len(scores)))
-    matches = scores[queries, candidates]
-    best = np.maximum.reduceat(matches, starts)
-    better, tied = np.empty((2, len(scores)), np.int64)
-    for rows in _chunks(scores):
-        block, own = scores[rows], best[rows, None]
-        bad = np.isnan(block).any(1)
-        if bad.any():
-            query = rows.start + int(bad.argmax())
-            raise ValueError(f"similarity of query {query} holds NaN: it has no rank")
-        better[rows], tied[rows] = (block > own).sum(1), (block == own).sum(1)
-    own_ties = np.add.reduceat((matches == best[queries]).astype(np.int64), starts)
-    return Rivals(better, tied - own_ties)  # a match is in nobody's way
+    edges = np.searchsorted(queries, np.arange(scores.shape[0] + 1))
+    better, tied = np.empty((2, scores.shape[0]), np.int64)
+    for rows, block in blocks(scores):
+        pairs, starts = slice(edges[rows.start], edges[rows.stop]), edges[rows] - edges[rows.start]
+        row = queries[pairs] - rows.start
+        matches = block[row, candidates[pairs]]
+        best = np.maximum.reduceat(matches, starts)
+        better[rows] = (block > best[:, None]).sum(1)
+        tied[rows] = (block == best[:, None]).sum(1) - np.bincount(row, matches == best[row])
+    return Rivals(better, tied)  # a match is in nobody's way
+
+
+def count_video_rivals(similarity, video_of_caption) -> tuple[Rivals, Rivals]:
+    """Counts of the other direction, videos as queries, from blocks of captions too (read twice).
+
+    Args:
+        similarity: (N_t, N_v) of captions and videos, as in `count_rivals`.
+        video_of_caption: (N_t,) int, the video of each caption; every video has one.
+
+    Returns:
+        Of each video among the N_v videos' captions, each video scoring as its best one ("max over
+        captions": CLIP4Clip, HMMC), and of its best own caption among all N_t ("first hit").
+    """
+    scores, owner = score_matrix(similarity), np.asarray(video_of_caption)
+    order, edges = _by_video(owner, scores.shape[1])
+    matches = [block[np.arange(len(block)), owner[rows]] for rows, block in blocks(scores)]
+    own = np.concatenate(matches)[order]
+    best = np.maximum.reduceat(own, edges[:-1])
+    counts = np.zeros((4, len(best)), np.int64)
+    videos = max(1, CHUNK // (len(best) * np.diff(edges).max()))
+    for first in range(0, len(best), videos):
+        inside = edges[first : first + videos + 1]
+        block = scores[order[inside[0] : inside[-1]]]
+        grouped = np.maximum.reduceat(block, inside[:-1] - inside[0])
+        for place, side in ((0, grouped), (2, block)):
+            counts[place] += (side > best).sum(0)
+            counts[place + 1] += (side == best).sum(0)
+    counts[1] -= 1
+    counts[3] -= np.add.reduceat(own == np.repeat(best, np.diff(edges)), edges[:-1], dtype=int)
+    return Rivals(*counts[:2]), Rivals(*counts[2:])
 
 
 def retrieval_metrics(ranks) -> dict[str, float]:
@@ -121,35 +166,6 @@ def metrics_of_directions(ranks: dict[str, np.ndarray]) -> dict[str, float]:
     return metrics | {"rsum": sum(metrics[name] for name in RSUM)}
 
 
-def best_captions(scores, video_of_caption) -> np.ndarray:
-    """(N_v, N_t) scores of videos and captions -> (N_v, N_v), each video's best caption as one
-    candidate."""
-    order, starts = _by_video(video_of_caption, len(scores))
-    return np.maximum.reduceat(score_matrix(scores)[:, order], starts, axis=1)
-
-
-def max_over_captions(scores, video_of_caption, *, ties: str = "pessimistic") -> np.ndarray:
-    """Video-to-text ranks among N_v caption groups, each scoring as its best caption (CLIP4Clip,
-    HMMC).
-
-    Args:
-        scores: (N_v, N_t) of videos (queries) and captions.
-        video_of_caption: (N_t,) int, the video of each caption; every video has one.
-        ties: see `retrieval_ranks`.
-
-    Returns:
-        (N_v,) ranks in 1..N_v.
-    """
-    return retrieval_ranks(best_captions(scores, video_of_caption), ties=ties)
-
-
-def first_hit(scores, video_of_caption, *, ties: str = "pessimistic") -> np.ndarray:
-    """Video-to-text ranks among all N_t captions, of a video's best own one; else as
-    `max_over_captions`. Both are equal where every video has one caption."""
-    order, starts = _by_video(video_of_caption, len(scores))
-    return retrieval_ranks(scores, np.split(order, starts[1:]), ties=ties)
-
-
 def ndcg(similarity, relevance, *, k: int | None = None) -> np.ndarray:
     """Normalised discounted cumulative gain per query, for graded relevance.
 
@@ -173,24 +189,25 @@ def ndcg(similarity, relevance, *, k: int | None = None) -> np.ndarray:
         raise ValueError(f"expected relevance of shape {scores.shape}, got {relevance.shape}")
     discount = 1 / np.log2(2 + np.arange(scores.shape[1]))[:k]
     values = np.empty(len(scores))
-    for rows in _chunks(scores):
-        block, gain = scores[rows], relevance[rows]
-        bad = np.isnan(block).any(1) | ~(gain >= 0).all(1) | ~(gain > 0).any(1)
+    for rows, block in blocks(scores):
+        gain = relevance[rows]
+        bad = ~(gain >= 0).all(1) | ~(gain > 0).any(1)
         if bad.any():
-            raise ValueError(
-                f"query {rows.start + int(bad.argmax())}: NaN, negative or no relevance"
-            )
+            query = rows.start + int(bad.argmax())
+            raise ValueError(f"query {query}: NaN, negative or no relevance")
         found = np.take_along_axis(gain, np.lexsort((gain, -block))[:, :k], 1) @ discount
         values[rows] = found / (-np.sort(-gain, axis=1)[:, :k] @ discount)
     return values
 
 
-def score_matrix(similarity) -> np.ndarray:
-    """(N_q, N_c) float32 array of scores, from an array or a tensor.
+def score_matrix(similarity) -> Any:
+    """(N_q, N_c) float32 array of scores, from an array or a tensor; `Rows` as they are.
 
     Raises:
         ValueError: another shape, or nothing in it.
     """
+    if isinstance(similarity, Rows):
+        return similarity
     if isinstance(similarity, torch.Tensor):
         similarity = similarity.detach().float().cpu().numpy()
     scores = np.asarray(similarity, dtype=np.float32)
@@ -200,19 +217,30 @@ def score_matrix(similarity) -> np.ndarray:
     return scores
 
 
-def _chunks(matrix: np.ndarray):
-    """Slices of rows, CHUNK entries each: comparisons need memory for one of them only."""
-    rows = max(1, CHUNK // matrix.shape[1])
-    return [slice(start, start + rows) for start in range(0, len(matrix), rows)]
+def blocks(scores) -> Iterator[tuple[slice, np.ndarray]]:
+    """Slices of rows and their scores, CHUNK entries at a time.
+
+    Raises:
+        ValueError: NaN; its first row is named.
+    """
+    rows = max(1, CHUNK // scores.shape[1])
+    for start in range(0, scores.shape[0], rows):
+        part = slice(start, min(start + rows, scores.shape[0]))
+        block = scores[part]
+        bad = np.isnan(block).any(1)
+        if bad.any():
+            query = start + int(bad.argmax())
+            raise ValueError(f"similarity of query {query} holds NaN: it has no rank")
+        yield part, block
 
 
-def _by_video(video_of_caption, videos: int) -> tuple[np.ndarray, np.ndarray]:
-    """Captions sorted by video, and where each video's begin."""
+def _by_video(video_of_caption: np.ndarray, videos: int) -> tuple[np.ndarray, np.ndarray]:
+    """Captions sorted by video, and where each video's begin and the last one's end."""
     counts = np.bincount(video_of_caption, minlength=videos)
     if len(counts) != videos or not counts.all():
         some = np.count_nonzero(counts)
         raise ValueError(f"expected captions of each of {videos} videos, got {some} with some")
-    return np.argsort(video_of_caption, kind="stable"), np.cumsum(counts) - counts
+    return np.argsort(video_of_caption, kind="stable"), np.append(0, np.cumsum(counts))
 
 
 def _pairs(positives, shape: tuple[int, int]) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import sparse, stats
 
 from tvrkit.evaluation.ranks import RECALLS, retrieval_metrics
 
@@ -44,10 +44,12 @@ def bootstrap_metrics(
     ranks = np.asarray(ranks, dtype=np.float64)
     labels = _labels(clusters, len(ranks))
     names = list(retrieval_metrics(ranks))
-    order = np.argsort(ranks, kind="stable")
+    values, place = np.unique(ranks, return_inverse=True)
+    # of each rank and cluster how many: a resample is then one product, exact in whole numbers
+    held = sparse.csr_array((np.ones(len(ranks), np.int64), (place, labels)))
     blocks = [
-        _weighted_metrics(ranks[order], drawn[:, labels[order]])
-        for drawn in _draws(labels.max() + 1, len(ranks), resamples, seed)
+        _weighted_metrics(values, held @ drawn.T)
+        for drawn in _draws(held.shape[1], max(held.shape), resamples, seed)
     ]
     return dict(zip(names, np.concatenate(blocks, axis=1), strict=True))
 
@@ -216,10 +218,10 @@ def _draws(clusters: int, width: int, resamples: int, seed: int) -> Iterator[np.
 
 
 def _weighted_metrics(ranks: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """`retrieval_metrics` of sorted ranks (N,) that occur `weight` (R, N) times: (metrics, R)."""
-    reached = weight.cumsum(1)
-    total = reached[:, -1]
+    """`retrieval_metrics` of sorted ranks (U,) that occur `weight` (U, R) times: (metrics, R)."""
+    reached = weight.cumsum(0)
+    total = reached[-1]
     place = np.searchsorted(ranks, RECALLS, side="right")
-    recalls = 100 * np.where(place, reached[:, place - 1], 0).T / total
-    low, high = ((reached > middle[:, None]).argmax(1) for middle in ((total - 1) // 2, total // 2))
-    return np.vstack([recalls, (ranks[low] + ranks[high]) / 2, weight @ ranks / total])
+    recalls = 100 * np.where(place[:, None], reached[place - 1], 0) / total
+    low, high = ((reached > middle).argmax(0) for middle in ((total - 1) // 2, total // 2))
+    return np.vstack([recalls, (ranks[low] + ranks[high]) / 2, ranks @ weight / total])

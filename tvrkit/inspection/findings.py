@@ -22,7 +22,7 @@ from tvrkit import files
 from tvrkit.data.augmentation import AUGMENTATIONS
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, positives, uniform
 from tvrkit.data.text import KeywordMasker, Tagger, token_spans, tokenise
-from tvrkit.evaluation.postprocess import qb_norm
+from tvrkit.evaluation.postprocess import processed
 from tvrkit.evaluation.ranks import retrieval_metrics, retrieval_ranks
 from tvrkit.losses.concepts import concept_consistency, concept_diversity
 from tvrkit.losses.contrastive import info_nce, neg_nce
@@ -32,7 +32,7 @@ from tvrkit.models.hmmc_pretraining import UNMASKED, mask_words
 from tvrkit.models.similarity import token_weight
 from tvrkit.models.temporal import TemporalTransformer
 from tvrkit.models.tpm import Pairs, PartialOrder, matched_interaction
-from tvrkit.settings import TrainConfig
+from tvrkit.settings import EvalConfig, TrainConfig
 from tvrkit.training.optim import BertAdam, build_optimizer, parameter_groups
 
 BLOCK, PART = 16, 8  # released TPM-CL computes blocks of 16 pairs in parts of 8
@@ -336,7 +336,8 @@ def what_runs(case: Case, repaired: bool) -> int:
     scores = method.similarity(text, video)
     several = retrieval_ranks(scores.repeat_interleave(2, dim=0), np.arange(len(scores)).repeat(2))
     single = method.loss(text[:1], video[:1], case.batch[:1])["loss"].detach()
-    results = (qb_norm(scores, scores), several, single, method.similarity(text[:17], video[:17]))
+    normed = processed("qbnorm", scores, {"t2v": scores, "v2t": scores}, EvalConfig())["t2v"][:]
+    results = (normed, several, single, method.similarity(text[:17], video[:17]))
     return repaired * sum(bool(torch.as_tensor(result).isfinite().all()) for result in results)
 
 

@@ -322,7 +322,7 @@ class PartialOrder(nn.Module):
         frame_weight = self.frame_predictor(sentence[:, None], frames, None, frame_mask)
         tau = self.threshold if threshold is None else threshold
         how: Any = {"mask_crossing": self.mask_crossing, "straight_through": self.straight_through}
-        choose_tokens = partial(select_tokens, **how)
+        choose_tokens: Any = partial(select_tokens, **how)
         words, word_kept = choose_tokens(words, word_weight, tau)
         frames, frame_kept = choose_tokens(frames, frame_weight, tau)
         maps = {"partial_word_weight": word_weight, "partial_frame_weight": frame_weight}
