@@ -271,10 +271,10 @@ def evaluate(
         "missing": split.missing,
     }
     ids = split.captions["caption_id"], split.video_ids, split.video_of_caption
-    options: dict = {"banks": banks, "truth": factors.truth_of(split.root)}
+    options: dict = {"banks": banks, "truth": factors.truth_of(split.root), **labels}
 
     def read_off() -> Evaluation:
-        found = Evaluation.from_similarity(similarity, *ids, config.eval, **options, **labels)
+        found = Evaluation.from_similarity(similarity, *ids, config.eval, **options)
         return replace(found, similarity=similarity[:0])
 
     return replace(processes.from_main(read_off), similarity=similarity)

@@ -9,7 +9,6 @@ import pandas as pd
 
 from tvrkit import files
 from tvrkit.evaluation.evaluate import Evaluation
-from tvrkit.evaluation.ranks import best_captions
 
 DEPTH = 1000  # candidates a query, as trec_eval reads them
 
@@ -32,9 +31,10 @@ def write_trec(evaluation: Evaluation, folder: Path, tag: str) -> list[Path]:
     Returns:
         The files.
     """
-    scores, own = evaluation.similarity, evaluation.positives
+    scores, owner = np.asarray(evaluation.similarity), evaluation.video_of_caption
+    own = owner[:, None] == np.arange(scores.shape[1])
     captions, videos = (_words(ids) for ids in (evaluation.caption_ids, evaluation.video_ids))
-    best = best_captions(scores.T, evaluation.video_of_caption)
+    best = pd.DataFrame(scores).groupby(owner).max().to_numpy().T  # a video's best caption
     rankings = {
         "t2v": (scores, own, captions, videos),
         "v2t": (best, np.eye(len(videos), dtype=bool), videos, videos),

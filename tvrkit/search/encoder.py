@@ -48,11 +48,11 @@ def load_model(
         ValueError: neither run nor backbone is named, or both are.
         FileNotFoundError: no such run, or no such weights.
     """
-    if (run is None) == (backbone is None):
-        raise ValueError("expected a run (RUN/RECIPE/seedK) or a backbone, and not both")
-    if run is not None:
+    if run is not None and backbone is None:
         done = runs.opened(run)
         return done.config, done.method()
+    if run is not None or backbone is None:
+        raise ValueError("expected a run (RUN/RECIPE/seedK) or a backbone, and not both")
     config = load_recipe("clip4clip_msrvtt", ["method.head=meanP"])
     config = replace(config, backbone=BackboneConfig(backbone, pretrained))
     with torch.random.fork_rng(devices=[]):
@@ -177,7 +177,8 @@ class Encoder:
     def video_query(self, path: Path) -> Query:
         """A video as the query, all of it: the nearest frames of both sides decide (DMAE's
         token-wise interaction between the two sets of frames)."""
-        return self._frames_query(path, read_frames(path, FrameSettings(self.frames, SHORT_SIDE)))
+        frames = read_frames(path, FrameSettings(self.frames, SHORT_SIDE))
+        return self._frames_query(path, list(frames))
 
     def image_query(self, path: Path) -> Query:
         """A picture as the query: a video of one frame."""

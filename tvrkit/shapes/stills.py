@@ -73,7 +73,9 @@ def swapped_stills(
     Returns:
         uint8 (N, 2, H, W, 3), own frame first, and N captions; N is `count`.
     """
-    images, captions, rng = [], [], np.random.default_rng([seed, SWAPPED])
+    images: list = []
+    captions: list[str] = []
+    rng = np.random.default_rng([seed, SWAPPED])
     while len(captions) < count:
         scene = random_scene(PRESET, rng)
         others = [value for value in VALUES[factor] if value != getattr(scene, factor)]

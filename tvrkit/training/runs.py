@@ -212,9 +212,9 @@ def build_method(config: Config, facts: Mapping[str, Any] | None = None) -> Meth
     for tower in (backbone.clip.text, backbone.clip.visual) if config.train.recompute else ():
         tower.set_grad_checkpointing()
     method = method_class(config.method_name)(backbone, config.method)
-    for name in ("encode_text", "encode_frames") if config.train.compile else ():
-        compiled = torch.compile(getattr(backbone, name), mode=config.train.compile)
-        setattr(backbone, name, compiled)
+    if mode := config.train.compile:
+        for name in ("encode_text", "encode_frames"):
+            setattr(backbone, name, torch.compile(getattr(backbone, name), mode=mode))
     return method
 
 
