@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from tvrkit import files
 from tvrkit.data.manifest import Split
 from tvrkit.evaluation.evaluate import Evaluation
+from tvrkit.recipes import load_recipe, to_dict
 from tvrkit.settings import EvalConfig
 from tvrkit.training import runs
 from tvrkit.training.card import write_card
@@ -104,9 +106,11 @@ def finished_run(
         "data": DATA | dict(data),
         "selection": "last",
         "device": "CPU",
+        "versions": {"numpy": np.__version__},
     }
     cost = {"parameters": 1234567, "train_seconds": 10.0 + seed, "peak_memory_mb": 900 + seed}
-    files.write_text(folder / "config.yaml", "")
+    config = to_dict(load_recipe("clip4clip_shapes", [f"eval.bootstrap={settings.bootstrap}"]))
+    files.write_text(folder / "config.yaml", yaml.safe_dump(config))
     write_card(folder, about | cost | {"torch_threads": 1} | dict(card))
     return runs.Run(folder)
 

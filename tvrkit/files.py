@@ -81,6 +81,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sealed(card: dict) -> dict:
+    """`card` with `sha256`, that of everything else in it: whoever reads one compares the two."""
+    rest = {key: value for key, value in card.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True)
+    return rest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: the block writes to the temporary name that it is given,
@@ -117,6 +124,8 @@ def write_json(path: Path, value) -> None:
 
 def read_text(path: Path) -> str:
     """A UTF-8 file, with or without a byte order mark; ValueError where it is none."""
+    if path.exists() and not path.is_file():  # a pipe, or /dev/zero, would be read for ever
+        raise ValueError(f"{path.name}: expected a file")
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

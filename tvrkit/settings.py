@@ -56,7 +56,7 @@ class DataConfig:
 
     prepared: Name
     language: Literal["en", "zh"] = "en"
-    max_words: PositiveInt = 32
+    max_words: Annotated[int, Field(ge=2)] = 32
     max_frames: PositiveInt = 12
     train_sampling: str = "segment-random"
     eval_sampling: str = "uniform"

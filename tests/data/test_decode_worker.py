@@ -167,7 +167,7 @@ def test_every_container_gives_the_frames_asked_for(tmp_path, name, options):
     [
         ("a.mp4", {}),
         ("one_key.mov", {"gop": 1000}),
-        ("a.mkv", {"times": [33 * i for i in range(24)] + [800 + 200 * i for i in range(24)]}),
+        ("b.mp4", {"times": [33 * i for i in range(24)] + [800 + 200 * i for i in range(24)]}),
     ],
 )
 def test_both_decoders_give_the_same_frames(tmp_path, name, options):

@@ -173,15 +173,15 @@ def test_numbers_as_ids_stay_text(prepared, tables):
             lambda c, v: (c.drop(columns="language"), v),
             r"captions.jsonl: at 0\.language: Field required",
         ),
-        (
-            lambda c, v: (c, v.drop(columns=["split", "bytes"])),
-            r"videos.jsonl: at 0\.split: Field required",
-        ),
+        (lambda c, v: (c, v.drop(columns=["bytes"])), r"videos.jsonl: at 0\.bytes: Field required"),
         (
             lambda c, v: (pd.concat([c, c.iloc[:2]]), v),
-            "captions: 2 ids are not unique: 'other-en-0', 'other-en-1'",
+            "captions: expected each id once, got 'other-en-0' 2 times",
         ),
-        (lambda c, v: (c, pd.concat([v, v.iloc[:1]])), "videos: 1 ids are not unique: 'good'"),
+        (
+            lambda c, v: (c, pd.concat([v, v.iloc[:1]])),
+            "videos: expected each id once, got 'good' 2 times",
+        ),
         (
             lambda c, v: (c.replace({"good": "new"}), v),
             "captions of 1 videos that have no row: 'new'",
@@ -201,12 +201,16 @@ def test_unusable_tables_are_refused_before_anything_is_written(prepared, tables
     [
         ("videos", {"video_id": "../../../tmp/x"}, "unusable video id '../../../tmp/x'"),
         ("videos", {"video_id": "a\x1b[2J"}, r"unusable video id 'a\\x1b\[2J'"),
-        ("videos", {"video_id": "short"}, "videos: 1 ids are not unique: 'short'"),
+        ("videos", {"video_id": "short"}, "videos: expected each id once, got 'short' 2 times"),
         ("videos", {"video_id": "new"}, "captions of 1 videos that have no row"),
         ("videos", {"frames": "9"}, r"videos.jsonl: at \d+\.frames: .*integer, got '9'"),
         ("videos", {"frames": -1}, r"videos.jsonl: at \d+\.frames: .*equal to 0, got -1"),
         ("videos", {"status": None}, r"videos.jsonl: at \d+\.status: .*'ok' or 'failed'"),
-        ("captions", {"caption_id": "good-en-0"}, "captions: 1 ids are not unique: 'good-en-0'"),
+        (
+            "captions",
+            {"caption_id": "good-en-0"},
+            "captions: expected each id once, got 'good-en-0' 2 times",
+        ),
         ("captions", {"caption": 3}, r"captions.jsonl: at \d+\.caption: .*string, got 3"),
         ("captions", {"video_id": "../x"}, r"captions of 1 videos that have no row: '\.\./x'"),
         ("captions", {"caption": "\x1b[2J"}, "card.json says captions_hash"),
@@ -222,6 +226,40 @@ def test_a_folder_of_a_stranger_is_checked_as_what_is_written(prepared, name, ch
     with pytest.raises(ValueError, match=message) as caught:
         Manifest.open(prepared.root)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("change", [{"protocol": "other"}, {"made_by": "me"}, {"more": 1}])
+def test_a_changed_card_is_told(prepared, change):
+    path = prepared.root / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"card.json is not as it was written"):
+        Manifest.open(prepared.root)
+
+
+def test_frames_are_compared_with_the_table(prepared, tables):
+    """A store made again of other videos, and whole in itself."""
+    root, *_ = tables
+    shutil.rmtree(prepared.root / "frames.lmdb")
+    files = dict.fromkeys(["good", "short"], root.parent / "short.mp4")
+    frames.extract(files, prepared.root / "frames.lmdb", FrameSettings(4))
+    opened = Manifest.open(prepared.root).frames
+    assert opened.read("short", [0]).shape == (1, 64, 96, 3)
+    with pytest.raises(ValueError, match="'good' is broken: not as it was stored"):
+        opened.read("good", [0])
+
+
+def test_a_set_of_an_earlier_version_is_read(prepared):
+    """Without hashes of its frames and its card."""
+    path, card = prepared.root / "videos.jsonl", prepared.root / "card.json"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kit_files.write_json_lines(
+        path, [{k: v for k, v in row.items() if k != "hash"} for row in rows]
+    )
+    old = {k: v for k, v in prepared.card.items() if k not in ("sha256", "files")}
+    card.write_text(json.dumps(old))
+    opened = Manifest.open(prepared.root)
+    assert opened.frames.hashes is None
+    assert opened.frames.read("good", [0, 3]).shape == (2, 64, 96, 3)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\xff"])

@@ -78,9 +78,15 @@ def test_no_split_no_loss(home, monkeypatch, capsys):
     [
         ("caption,video\na,b\n", "captions.csv: expected columns caption, file, missing file"),
         ("caption,file\n", "captions.csv: expected a row per caption, found none"),
-        ("caption,file,split\na,cat.mp4,dev\n", "unknown split in captions.csv 'dev'"),
-        ("caption,file,language\na,cat.mp4,de\n", "unknown language in captions.csv 'de'"),
-        ("caption,file\na,cat.mp4\n ,cat.mp4\n", "captions.csv: row 2: the caption is empty"),
+        (
+            "caption,file,split\na,cat.mp4,dev\n",
+            "captions.csv: at 0.split: Input should be 'train', 'val' or 'test', got 'dev'",
+        ),
+        (
+            "caption,file,language\na,cat.mp4,de\n",
+            "captions.csv: at 0.language: Input should be 'en' or 'zh', got 'de'",
+        ),
+        ("caption,file\na,cat.mp4\n ,cat.mp4\n", "captions.csv: at 1.caption: "),
         (
             "caption,file,split\na,cat.mp4,test\nb,cat.mp4,train\n",
             "cat.mp4: expected a video in one",

@@ -1,5 +1,6 @@
 """Checkpoints of the kit's own: round trips and refusals."""
 
+import pickle
 import zipfile
 from types import SimpleNamespace
 
@@ -187,7 +188,27 @@ def packed(path):
             small.writestr(entry.filename, whole.read(entry))
 
 
+def tuples_without_end(path, whole=True):
+    """{((..., ...), (..., ...)): 1} of 2^50 empty tuples in 500 bytes: a key that Python would hash
+    for years, in a file of torch or one of torch before 1.6."""
+    pairs = b"".join(b"h%c\x86q%c" % (n, n + 1) for n in range(1, 51))
+    data = b"\x80\x02}()q\x01" + pairs + b"K\x01u."
+    if not whole:
+        about = (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {})
+        parts = [pickle.dumps(each, 2) for each in about]
+        path.write_bytes(b"".join([*parts, data, pickle.dumps([], 2)]))
+        return
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/version", "3\n")
+
+
 HOSTILE = {
+    "tuples of tuples": (tuples_without_end, "more than 16,777,216 items in each other at byte"),
+    "tuples of tuples, before torch 1.6": (
+        lambda path: tuples_without_end(path, whole=False),
+        "more than 16,777,216 items in each other at byte",
+    ),
     "a bomb": (packed, r"expected at most [\d,]+ bytes unpacked, got 40,"),
     "one number of any shape": (
         lambda path: torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, path),
@@ -216,6 +237,18 @@ def test_a_flipped_bit_in_a_file_of_torch_is_noticed(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match="damaged at 'a/data/0': its checksum differs"):
         checkpoints.read_tensors(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_optimiser_beside_the_weights_is_no_bomb(tmp_path, zipped):
+    """Its groups share tuples, its states are nested."""
+    layer = torch.nn.Linear(4, 4)
+    optimiser = torch.optim.AdamW([{"params": [p]} for p in layer.parameters()])
+    layer(torch.zeros(2, 4)).sum().backward()
+    optimiser.step()
+    whole = {"model": layer.state_dict(), "optimiser": optimiser.state_dict(), "at": (1, (2, 3))}
+    torch.save(whole, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    assert checkpoints.read_tensors(tmp_path / "a.pth")[0].keys() == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -172,6 +172,15 @@ def test_metrics_that_were_edited_with_their_hash_are_counted_again(copied):
         _ = runs.Run(copied.folder).metrics
 
 
+@pytest.mark.parametrize("name", ["t2v R@1 low", "v2t MdR high", "rsum low"])
+def test_intervals_that_were_edited_with_their_hash_are_drawn_again(copied, name):
+    files.write_json(copied.folder / "metrics.json", copied.metrics | {name: 3.0})
+    write_card(copied.folder, copied.card)
+    assert runs.Run(copied.folder).damage(every=True) == ""  # who reads it does not draw again
+    (damage,) = runs.check_all(copied.folder).values()
+    assert damage.startswith(f"metrics.json: {name} is 3.0, ranks.npz gives ")
+
+
 def test_ranks_that_unpack_to_more_than_any_data_set_needs_are_refused(copied, monkeypatch):
     bomb = {name: np.zeros(10**5) for name in copied.ranks}
     np.savez_compressed(copied.folder / "ranks.npz", **bomb)

@@ -80,10 +80,6 @@ class Request:
         """`records.read_json` of a file of the folder."""
         return records.read_json(self.path(name), kind)
 
-    def json_lines(self, kind: Any, *names: str) -> list:
-        """`records.read_json_lines` of the first of `names` that is there."""
-        return records.read_json_lines(self.path(*names), kind)
-
     def ids(self, name: str) -> list[str]:
         """`records.read_ids` of a file of the folder."""
         return records.read_ids(self.path(name))
@@ -134,7 +130,8 @@ def _msrvtt(request: Request) -> Iterator[Row]:
             urls = {row["video_id"]: row["url"] for row in whole["videos"] if "url" in row}
             request.sources.update({video: url.rpartition("v=")[2] for video, url in urls.items()})
         else:
-            clips = request.json_lines(ClipCaption, f"{split}.jsonl", "MSRVTT_data.json")
+            path = request.path(f"{split}.jsonl", "MSRVTT_data.json")
+            clips = records.read_json_lines(path, ClipCaption)
             captions = _grouped((row["clip_name"], row["caption"]) for row in clips)
             ids = list(captions)
         listed = request.ids(name) if request.has(name) or not ids else ids
@@ -263,20 +260,20 @@ def _chvtt(request: Request) -> Iterator[Row]:
     ending = {"zh": "", "en": "_eng"}[request.language]
     for split, name in request.splits.items():
         if name == "videoinfo_bilingual.json":
-            videos = request.json_lines(TaggedTitle, name)
+            videos = records.read_json_lines(request.path(name), TaggedTitle)
             records.check_unique(name, "docid", [video["docid"] for video in videos])
             for video in videos:
                 texts = video["title" + ending], video["tag" + ending]
                 yield split, f"Video{video['docid']}", *texts
             continue
-        for row in request.json_lines(Query, name):
+        for row in records.read_json_lines(request.path(name), Query):
             for video in row["videolist"] if split == "train" else row["videolist"][:1]:
                 yield split, f"Video{video['docid']}", row["query" + ending]
 
 
 def _shapes(request: Request) -> Iterator[Row]:
     """captions.jsonl of the prepared folder, as the kit writes it."""
-    for row in request.json_lines(Caption, "captions.jsonl"):
+    for row in records.read_json_lines(request.path("captions.jsonl"), Caption):
         if row["split"] in request.splits and row["language"] == request.language:
             yield row["split"], row["video_id"], row["caption"]
 

@@ -32,7 +32,6 @@ try:
 except ImportError:  # there is no wheel of it for this machine
     decord = None
 
-DECORD_FORMATS = {"mov", "matroska"}
 DECORD_PIXELS = {"yuv420p", "yuvj420p"}
 # lists of files, addresses, text, stills
 REFUSED_FORMATS = {"hls", "dash", "concat", "sdp", "tty", "image2"}
@@ -91,7 +90,10 @@ class Clock(NamedTuple):
             raise Unreadable(f"no frame can be decoded from {start:g} to {end:g} s: {last}")
         wanted = sample(settings.sampling, len(inside), settings.frames)
         if len(wanted) < len(inside):
-            wanted = _timeline(self.times[inside])[wanted]
+            # those shown in the middle of as many equal spans of time as there are frames
+            times = self.times[inside]
+            step = (times[-1] - times[0]) / (len(times) - 1)
+            wanted = np.searchsorted(times, times[0] + (wanted + 0.5) * step, side="right") - 1
         return inside[wanted]
 
 
@@ -120,15 +122,15 @@ class Video:
         reached = 0.0
         container, stream = _open(path)
         with container:
-            # FFmpeg calls more packets key frames than the container's index does and seeks to
+            # decord seeks to what the container calls key frames, and FFmpeg knows some better
             index = {entry.timestamp: entry.is_keyframe for entry in stream.index_entries}
             for packet in _packets(container):
                 time = packet.dts if packet.pts is None else packet.pts
                 reached = max(reached, float((time or 0) * packet.time_base))
                 if packet.stream_index == stream.index:
-                    key = not packets or (packet.is_keyframe and index.get(packet.dts, True))
+                    key = not packets or index.get(packet.dts, packet.is_keyframe)
                     packets.append((time, packet.is_discard, _is_proven(packet, stream, key)))
-            self.formats = set(container.format.name.split(","))
+            self.formats = container.format.name
             self.codec = stream.codec_context.codec.canonical_name
             self.streams = len(container.streams.video)
             self.promised, self.stored = stream.frames, len(packets)
@@ -161,39 +163,31 @@ class Video:
         return [f"cut off: {reached:.1f} of {lasts:.1f} s are there"] if short else []
 
 
-def choose_decoder(wanted: str, video: Video) -> tuple[str, str]:
-    """Which decoder reads this file, and why: decord where the file proves that it is right, unless
-    PyAV is wanted.
+def _doubt(video: Video, said: list[tuple]) -> str | None:
+    """Why decord is not asked, if so.
 
     Right is what decoding from the first frame on gives. decord seeks, and then takes whatever
     comes for the frame it wants: frames around the key frames of an open GOP and those of an intra
     refresh are others or broken, and B-frames of MPEG-2 and MPEG-4 are their neighbours
-    (`tests/data/codecs.py` has the table). So it reads H.264 with IDR key frames only.
-
-    Raises:
-        Unreadable: decord is wanted, but may be wrong about the file; the message says why.
+    (`tests/data/codecs.py` has the table). So it reads undamaged H.264 with IDR key frames only, in
+    a container whose index says where each frame is.
     """
     doubts = {
         "it is not installed": decord is None,
         f"the codec is {video.codec}": video.codec != "h264",
-        f"the container is {','.join(sorted(video.formats))}": not DECORD_FORMATS & video.formats,
+        f"the container is {video.formats}": "mp4" not in video.formats,
         "the file has several video streams": video.streams > 1,
         "not every frame has a time of its own": not video.clock.clear,
-        "the header counts other frames than there are": video.promised not in (0, video.stored),
+        "the header does not count the frames there are": video.promised != video.stored,
         "an edit list hides frames": len(video.clock.times) < video.stored,
         "open GOP or intra refresh: not every key frame stands alone": not video.closed,
         f"the pixels are {video.pixels}": video.pixels not in DECORD_PIXELS,
         "the frames are interlaced": video.interlaced,
         "the picture is to be turned": (video.turn != np.eye(2)).any(),
-        "the file is damaged": bool(video.damage),
+        "the file is damaged": bool(video.damage or _complaints(said, video)),
         "width or height is odd": video.width % 2 + video.height % 2 > 0,
     }
-    doubt = next((why for why, holds in doubts.items() if holds), None)
-    if wanted == "decord" and doubt:
-        raise Unreadable(f"decord is not to be trusted with this file: {doubt}")
-    if wanted == "pyav":
-        return "pyav", "asked for"
-    return ("pyav", doubt) if doubt else ("decord", "H.264, every key frame stands alone")
+    return next((why for why, holds in doubts.items() if holds), None)
 
 
 def read(path: str, settings: FrameSettings, timeout: float) -> Result:
@@ -205,25 +199,35 @@ def read(path: str, settings: FrameSettings, timeout: float) -> Result:
     path = os.path.abspath(path)  # so that no name can be taken for an address
     if not os.path.getsize(path):
         raise Unreadable("empty file")
-    video = Video(path)
-    per_frame = 1 / FRAMES_PER_SECOND + video.width * video.height / PIXELS_PER_SECOND
-    signal.setitimer(signal.ITIMER_REAL, timeout + len(video.clock.times) * per_frame)
-    decoder, why = choose_decoder(settings.decoder, video)
-    clock, damage = video.clock, list(video.damage)
-    if decoder == "decord":
-        try:
-            frames = _by_decord(video, settings)
-        except Exception as error:
-            if settings.decoder == "decord":
-                raise
-            what = error if isinstance(error, Unreadable) else "it can't read every frame"
-            decoder, why = "pyav", f"decord fails: {what}"
-    if decoder == "pyav":
-        clock, frames, broken = _by_counting(video, settings)
-        damage += [f"damaged: {broken} of {video.stored} frames are broken"] if broken else []
+    with av.logging.Capture() as said:
+        video = Video(path)
+        per_frame = 1 / FRAMES_PER_SECOND + video.width * video.height / PIXELS_PER_SECOND
+        signal.setitimer(signal.ITIMER_REAL, timeout + len(video.clock.times) * per_frame)
+        clock, damage, decoder = video.clock, video.damage, "decord"
+        why = "asked for" if settings.decoder == "pyav" else _doubt(video, said)
+        if not why:
+            try:
+                frames = _by_decord(video, settings)
+            except Unreadable as error:
+                why = f"decord fails: {error}"
+            except Exception:  # whatever it makes of a file
+                why = "decord fails: it can't read every frame"
+        if why and settings.decoder == "decord":
+            raise Unreadable(f"decord is not to be trusted with this file: {why}")
+        if why:
+            (clock, frames, broken), decoder = _by_counting(video, settings), "pyav"
+            damage += [f"damaged: {broken} of {video.stored} frames are broken"] * (broken > 0)
+    damage = damage or _complaints(said, video)[:1]
     size = (video.width, video.height) if video.turn[0, 0] else (video.height, video.width)
     fps, duration = round(clock.fps, 4), round(len(clock.times) / clock.fps, 4)
+    why = why or "H.264, every key frame stands alone"
     return VideoInfo(len(frames), fps, duration, *size, decoder, why, "; ".join(damage)), frames
+
+
+def _complaints(said: list[tuple], video: Video) -> list[str]:
+    """FFmpeg's errors and its decoder's warnings: the only sign of a concealed picture."""
+    told = [each for each in said if each[0] <= av.logging.ERROR or each[1] == video.codec]
+    return [f"damaged: {name}: {' '.join(text.split())}"[:200] for _, name, text in told]
 
 
 def _by_decord(video: Video, settings: FrameSettings) -> list[bytes]:
@@ -350,14 +354,6 @@ def _is_proven(packet: av.Packet, stream: av.VideoStream, key: bool) -> bool:
     return place == len(data) and bool(kinds & ({IDR} if key else {IDR, SLICE}))
 
 
-def _timeline(times: np.ndarray) -> np.ndarray:
-    """(N,) the frame shown in the middle of each of N equal spans of time: 0..N-1 at a constant
-    rate."""
-    step = (times[-1] - times[0]) / (len(times) - 1)
-    middle = times[0] + (np.arange(len(times)) + 0.5) * step
-    return np.searchsorted(times, middle, side="right") - 1
-
-
 def answer(path: str, settings: FrameSettings, timeout: float) -> Result:
     """`read`, with whatever goes wrong as the file's reason."""
     try:
@@ -392,6 +388,8 @@ def serve(connection: Connection, timeout: float) -> None:
     does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
     confine()
+    av.logging.set_level(av.logging.WARNING)
+    av.logging.set_skip_repeated(False)  # else the next file's first complaint may be left out
     connection.send_bytes(READY)
     with tempfile.TemporaryFile() as log:  # what libraries say about broken files
         os.dup2(log.fileno(), sys.stderr.fileno())

@@ -19,6 +19,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import files, version
 from importlib.util import find_spec
@@ -29,7 +30,7 @@ from typing import Self
 
 import numpy as np
 
-from tvrkit.data.sampling import SAMPLERS
+from tvrkit.data.sampling import sample
 from tvrkit.files import PACKAGE
 
 DECODERS = ("auto", "decord", "pyav")
@@ -60,7 +61,7 @@ class FrameSettings:
         window: seconds of the video that are read, (start, end); None for all of it.
 
     Raises:
-        ValueError: unknown sampling or decoder, or an empty window.
+        ValueError: unknown sampling or decoder, no frames, or an empty window.
     """
 
     frames: int
@@ -71,12 +72,10 @@ class FrameSettings:
     window: tuple[float, float] | None = None
 
     def __post_init__(self):
-        for kind, name, known in (
-            ("sampling", self.sampling, sorted(SAMPLERS)),
-            ("decoder", self.decoder, DECODERS),
-        ):
-            if name not in known:
-                raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+        sample(self.sampling, 1, self.frames)
+        if self.decoder not in DECODERS:
+            known = ", ".join(DECODERS)
+            raise ValueError(f"unknown decoder {self.decoder!r}: expected one of {known}")
         if self.window and not 0 <= self.window[0] < self.window[1]:
             raise ValueError(f"window {self.window}: expected 0 <= start < end, in seconds")
 
@@ -90,7 +89,7 @@ class VideoInfo:
         duration: seconds.
         width, height: of the video as it is shown.
         decoder: that read it.
-        why: that one, see `decode_worker.choose_decoder`.
+        why: that one, see `decode_worker._doubt`.
         reason: "" where all is well; a damaged file that gave frames says what is wrong with it.
     """
 
@@ -196,16 +195,12 @@ class DecodePool:
             worker = self._workers.get(get_ident()) or _Worker(self.timeout)
             self._workers[get_ident()] = worker
             # A worker that was just starting when the pool was left was not killed with the others.
-            result = (
-                None if self._closing else worker.read(path, replace(settings, decoder=decoder))
-            )
-            if result and decoder != settings.decoder:
-                result = replace(result[0], why="decord hangs or crashes"), result[1]
-            if result:
-                return result
-            status = self._workers.pop(get_ident()).close()
             if self._closing:
                 break
+            if result := worker.read(path, replace(settings, decoder=decoder)):
+                again = "" if decoder == settings.decoder else "decord hangs or crashes"
+                return replace(result[0], why=again or result[0].why), result[1]
+            status = self._workers.pop(get_ident()).close()
         hangs = status == -signal.SIGALRM
         reason = f"hangs: stopped after {self.timeout:g} s"
         return VideoInfo(reason=reason if hangs else f"crashes the decoder (status {status})"), []
@@ -218,25 +213,17 @@ class _Worker:
         self.connection, theirs = Pipe()
         fd = theirs.fileno()
         program = [sys.executable, "-P", "-m", "tvrkit.data.decode_worker", str(fd), str(timeout)]
+        nothing, errors = subprocess.DEVNULL, subprocess.PIPE
         self.process = subprocess.Popen(
-            program,
-            pass_fds=[fd],
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            program, pass_fds=[fd], env=_environment(), stdin=nothing, stdout=nothing, stderr=errors
         )
         theirs.close()
-        if not self._is_ready():
-            self.close()
-            why = self.errors.decode(errors="replace").strip().split("\n")[-1] or "no answer"
-            raise RuntimeError(f"a decoding worker could not start: {why}")
-
-    def _is_ready(self) -> bool:
-        try:
-            return self.connection.poll(START_LIMIT) and self.connection.recv_bytes() == READY
-        except (EOFError, OSError):
-            return False
+        with suppress(EOFError, OSError):
+            if self.connection.poll(START_LIMIT) and self.connection.recv_bytes() == READY:
+                return
+        self.close()
+        why = self.errors.decode(errors="replace").strip().split("\n")[-1] or "no answer"
+        raise RuntimeError(f"a decoding worker could not start: {why}")
 
     def read(self, path: str, settings: FrameSettings) -> Result | None:
         """What became of the file; None where the process has ended without an answer."""

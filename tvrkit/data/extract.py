@@ -1,5 +1,4 @@
-"""Building a frame store: videos found in any tree, every one read once, in the kit's layout or
-HMMC's.
+"""Building a frame store: videos found in any tree, every one read once.
 
 The store is built in a temporary folder and renamed when whole. A video's frames and its row enter
 in one transaction, and always in the same order, so that after a kill at any moment the next run
@@ -12,13 +11,14 @@ import os
 import shutil
 import sys
 import warnings
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -27,16 +27,23 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from tvrkit.data import store as stores
-from tvrkit.data.decoders import TIMEOUT, DecodePool, FrameSettings, VideoInfo, decoder_versions
-from tvrkit.settings import choose
+from tvrkit.data.decoders import (
+    TIMEOUT,
+    DecodePool,
+    FrameSettings,
+    Result,
+    VideoInfo,
+    decoder_versions,
+)
 
 NO_FILE, CHANGED = "no file found", "it changed while it was read: read again next time"
 END = 1 << 16  # bytes of head and of tail that a file is known by
-FIRST_MAP = 1 << 28  # bytes of address space to begin with: doubled when full, no disk is taken
+MAP = 1 << 40  # bytes of address space, more than any store has: no disk is taken
 COMMIT = 64  # videos per transaction
 PROBES = 4  # videos read for the estimate of the store's size
-PAGE = 4096  # bytes; LMDB gives whole pages to values larger than half of one
+PAGE = 4096  # bytes; LMDB gives whole pages to a frame, half of the last one empty as a rule
 SUFFIXES = "3gp asf avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv"
+Entry = tuple[dict, list[bytes]]  # a row and its frames
 VIDEO_SUFFIXES = {f".{suffix}" for suffix in SUFFIXES.split()}
 
 
@@ -45,7 +52,6 @@ def extract(
     store: Path | str,
     settings: FrameSettings,
     *,
-    layout: str = "kit",
     workers: int = 2,
     timeout: float = TIMEOUT,
 ) -> pd.DataFrame:
@@ -58,16 +64,15 @@ def extract(
         files: video id -> file, or None where there is none.
         store: folder of the store.
         settings: what is read of each video; kept in the store, and in the data set's card.
-        layout: of the keys, see `FrameStore`.
         workers: processes.
         timeout: seconds per file and decoder, see `DecodePool`.
 
     Returns:
         A row per video in the order of `files`: video_id, file (relative to the store's folder
         where it lies inside it, escaped, see `store.escape`), status "ok" or "failed", reason,
-        requested, frames, fps, duration (s), width, height, decoder, why, bytes. A damaged file
-        that gave frames is "ok" with a reason. One that has another size, time, head or tail after
-        it was read than before gave none.
+        requested, frames, fps, duration (s), width, height, decoder, why, bytes, hash (of the
+        frames, see `store.digest`). A damaged file that gave frames is "ok" with a reason. One that
+        has another size, time, head or tail after it was read than before gave none.
 
     Raises:
         ValueError: an unusable id, or the store was built with other settings; the message says
@@ -75,36 +80,25 @@ def extract(
         OSError: too little space, before anything is written or while writing (what was finished
             stays), or another process is at work on this store.
     """
-    store = Path(store)
-    built_with = {**asdict(settings), "layout": choose("layout", layout, stores.LAYOUTS)}
-    built_with["decoder"] = decoder_versions(settings.decoder)
-    built_with = json.loads(json.dumps(built_with))  # as it is read back
+    builder = _Builder(Path(store), settings)
     known = {i: Path(path) for i, path in files.items() if stores.check_id(i) and path}
     there = {i: path for i, path in known.items() if os.path.isfile(path)}
-    if not store.exists() or _left(_finished(store, built_with), there):
-        lock = FileLock(store.with_name(f".{store.name}.lock"), timeout=0)
-        store.parent.mkdir(parents=True, exist_ok=True)
+    if not builder.store.exists() or _left(builder.rows(builder.store), there):
+        builder.store.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with lock:
-                _build(there, store, settings, built_with, DecodePool(workers, timeout))
+            with FileLock(builder.store.with_name(f".{builder.store.name}.lock"), timeout=0):
+                builder.build(there, DecodePool(workers, timeout))
         except Timeout:
             raise OSError(f"another process is extracting into {store}") from None
-    rows, lost = _finished(store, built_with), VideoInfo(reason=NO_FILE)
-    table = [rows.get(i) or _row(i, None, 0, settings.frames, store, lost) for i in files]
-    return pd.DataFrame(table).drop(columns="state", errors="ignore")
-
-
-def _finished(store: Path, built_with: dict) -> dict[str, dict]:
-    """The rows of a finished store of these settings."""
-    read = stores.FrameStore(store)
-    _compare(store, read.settings, built_with)
-    with read.begin() as transaction:
-        return stores.read_rows(transaction)
+    rows, lost = builder.rows(builder.store), VideoInfo(reason=NO_FILE)
+    table = [rows.get(i) or builder.row(i, None, None, (lost, [])) for i in files]
+    return pd.DataFrame(table).drop(columns="state")
 
 
 def _left(rows: Mapping[str, dict], files: Mapping[str, Path]) -> dict[str, Path]:
     """The files that no row tells all is well of, in the order in which they are read."""
-    good = {i: row["state"] for i, row in rows.items() if row["frames"] and not row["reason"]}
+    sound = {i: row for i, row in rows.items() if row.get("hash") and not row.get("reason")}
+    good = {i: row.get("state") for i, row in sound.items()}
     return {i: files[i] for i in sorted(files) if i not in good or good[i] != _state(files[i])}
 
 
@@ -120,118 +114,109 @@ def _state(file: Path) -> list | None:
         return None
 
 
-def _build(
-    files: Mapping[str, Path], store: Path, settings: FrameSettings, built_with: dict, pool
-) -> None:
-    """What is left of the files, into a store that is being built until all are read."""
-    partial = stores.partial(store)
-    if store.exists() and partial.exists():
-        raise ValueError(f"{store} and {partial.name} both exist: delete the one not wanted")
-    if store.exists():
-        os.replace(store, partial)
-    with _writing(store, built_with) as environment, pool:
-        with environment.begin() as transaction:
-            new = _left(stores.read_rows(transaction), files)
-        _check_space(store, list(new.values()), settings, pool)
-        entries: Iterator = _read(new, store, settings, pool)
-        done, title = len(files) - len(new), f"extracting {store.name}"
-        entries = iter(tqdm(entries, title, len(files), unit="video", initial=done))
-        while batch := list(islice(entries, COMMIT)):
-            _commit(environment, built_with["layout"], batch)
-    os.replace(partial, store)
+class _Builder:
+    """Of one store, with one kind of settings."""
+
+    def __init__(self, store: Path, settings: FrameSettings):
+        self.store, self.partial, self.settings = store, stores.partial(store), settings
+        built_with = asdict(settings) | {"decoder": decoder_versions(settings.decoder)}
+        self.built_with = json.loads(json.dumps(built_with))  # as it is read back
+
+    def rows(self, store: Path) -> dict[str, dict]:
+        """The rows of a store that is there.
+
+        Raises:
+            ValueError: it was built with other settings.
+        """
+        read, wanted = stores.FrameStore(store), self.built_with
+        has = read.settings
+        if differ := [key for key in wanted if has.get(key) != wanted[key]]:
+            has, wanted = ({key: side.get(key) for key in differ} for side in (has, wanted))
+            why = "was built with other settings"
+            raise ValueError(f"{store} {why}: it has {has}, asked for is {wanted}")
+        return read.rows()
+
+    def build(self, files: Mapping[str, Path], pool: DecodePool) -> None:
+        """What is left of the files, into a store that is being built until all are read."""
+        if self.store.exists() and self.partial.exists():
+            both = f"{self.store} and {self.partial.name} both exist"
+            raise ValueError(f"{both}: delete the one not wanted")
+        if self.store.exists():
+            os.replace(self.store, self.partial)
+        begun = (self.partial / "data.mdb").exists() and stores.FrameStore(self.partial).settings
+        new = _left(self.rows(self.partial) if begun else {}, files)
+        with self.writing() as environment, pool:
+            self.check_space(list(new.values()), pool)
+            done, title = len(files) - len(new), f"extracting {self.store.name}"
+            entries = iter(
+                tqdm(self.read(new, pool), title, len(files), unit="video", initial=done)
+            )
+            while batch := list(islice(entries, COMMIT)):
+                _commit(environment, batch)
+        os.replace(self.partial, self.store)
+
+    @contextmanager
+    def writing(self) -> Iterator[lmdb.Environment]:
+        """The environment that is being built."""
+        self.partial.mkdir(exist_ok=True)
+        stores.release(self.partial)
+        try:
+            with lmdb.open(str(self.partial), map_size=MAP, lock=False) as environment:
+                with environment.begin(write=True) as transaction:
+                    described = json.dumps(self.built_with, sort_keys=True).encode()
+                    transaction.put(stores.SETTINGS, described)
+                yield environment
+        except lmdb.Error as error:
+            free = shutil.disk_usage(self.partial).free
+            why = f"{self.store} could not be written: {error}; {free:,} bytes are free"
+            advice = "What was finished is safe: make room and run again"
+            raise OSError(errno.ENOSPC, f"{why}. {advice}") from None
+
+    def check_space(self, paths: list[Path], pool: DecodePool) -> None:
+        """Read a few of the files, say how large the store will be, and stop where the disk has no
+        room for it."""
+        some = paths[:: max(1, len(paths) // PROBES)][:PROBES]
+        read = pool.run(some, self.settings)
+        sizes = [sum(len(frame) + PAGE // 2 for frame in frames) for _, frames in read]
+        needed = int(np.mean(sizes or [0]) * len(paths))
+        free = shutil.disk_usage(self.store.parent).free
+        if needed > free:
+            needs = f"{self.store} needs about {needed:,} bytes, {free:,} are free"
+            raise OSError(errno.ENOSPC, needs)
+        size = f"{len(paths):,} videos to read, about {needed / 1e6:,.0f} MB"
+        tqdm.write(f"{self.store.name}: {size}", file=sys.stderr)
+
+    def read(self, files: Mapping[str, Path], pool: DecodePool) -> Iterator[Entry]:
+        """A row and the frames of each file. One that is not the same after as before has none."""
+        here, ahead = tee((i, path, _state(path)) for i, path in files.items())
+        results = pool.run((path for _, path, _ in ahead), self.settings)
+        for (video_id, path, state), result in zip(here, results, strict=False):
+            if result[1] and (state is None or _state(path) != state):
+                result = VideoInfo(reason=CHANGED), []
+            yield self.row(video_id, path, state, result), result[1]
+
+    def row(self, video_id: str, file: Path | None, state: list | None, result: Result) -> dict:
+        """A line of videos.jsonl, and the file's `_state`."""
+        (info, frames), name, folder = result, str(file or ""), self.store.resolve().parent
+        if file and file.resolve().is_relative_to(folder):
+            name = str(file.resolve().relative_to(folder))
+        row: dict[str, Any] = {"video_id": video_id, "file": stores.escape(name)}
+        row |= {"status": "ok" if frames else "failed", "reason": info.reason}
+        row |= {"requested": self.settings.frames, **asdict(info)}
+        row["bytes"], row["hash"] = state[0] if state else 0, "".join(map(stores.digest, frames))
+        return row | {"state": state}
 
 
-def _read(
-    files: Mapping[str, Path], store: Path, settings: FrameSettings, pool: DecodePool
-) -> Iterator[tuple[dict, list[bytes]]]:
-    """A row and the frames of each file. One that is not the same after as before has none."""
-    seen: deque[tuple] = deque()  # what is being read
-
-    def paths() -> Iterator[Path]:
-        for video_id, path in files.items():
-            seen.append((video_id, path, _state(path)))
-            yield path
-
-    for result in pool.run(paths(), settings):
-        (info, frames), (video_id, path, state) = result, seen.popleft()
-        if frames and (state is None or _state(path) != state):
-            info, frames = VideoInfo(reason=CHANGED), []
-        row = _row(video_id, path, state[0] if state else 0, settings.frames, store, info)
-        yield row | {"state": state}, frames
-
-
-def _compare(store: Path, has: dict, wanted: dict) -> None:
-    differ = [key for key in wanted if has.get(key) != wanted[key]]
-    if differ:
-        has, wanted = ({key: side.get(key) for key in differ} for side in (has, wanted))
-        why = "was built with other settings"
-        raise ValueError(f"{store} {why}: it has {has}, asked for is {wanted}")
-
-
-@contextmanager
-def _writing(store: Path, built_with: dict) -> Iterator[lmdb.Environment]:
-    """The environment that is being built."""
-    folder = stores.partial(store)
-    folder.mkdir(exist_ok=True)
-    stores.release(folder)
-    try:
-        with lmdb.open(str(folder), map_size=FIRST_MAP, lock=False) as environment:
-            with environment.begin(write=True) as transaction:
-                described = json.dumps(built_with, sort_keys=True).encode()
-                transaction.put(stores.SETTINGS, described, overwrite=False)
-                has = json.loads(transaction.get(stores.SETTINGS, described))
-            _compare(folder, has, built_with)
-            yield environment
-    except lmdb.Error as error:
-        free = shutil.disk_usage(folder).free
-        why = f"{store} could not be written: {error}; {free:,} bytes are free"
-        advice = "What was finished is safe: make room and run again"
-        raise OSError(errno.ENOSPC, f"{why}. {advice}") from None
-
-
-def _check_space(store: Path, paths: list[Path], settings: FrameSettings, pool: DecodePool) -> None:
-    """Read a few of the files, say how large the store will be, and stop where the disk has no room
-    for it."""
-    some = paths[:: max(1, len(paths) // PROBES)][:PROBES]
-    sizes = [sum(map(_disk_space, frames)) for _, frames in pool.run(some, settings)]
-    needed = int(np.mean(sizes or [0]) * len(paths))
-    free = shutil.disk_usage(store.parent).free
-    if needed > free:
-        raise OSError(errno.ENOSPC, f"{store} needs about {needed:,} bytes, {free:,} are free")
-    size = f"{len(paths):,} videos to read, about {needed / 1e6:,.0f} MB"
-    tqdm.write(f"{store.name}: {size}", file=sys.stderr)
-
-
-def _disk_space(frame: bytes) -> int:
-    return len(frame) if len(frame) < PAGE // 2 else -(-len(frame) // PAGE) * PAGE
-
-
-def _commit(environment, layout: str, entries: list[tuple[dict, list[bytes]]]) -> None:
+def _commit(environment: lmdb.Environment, entries: list[Entry]) -> None:
     """All rows and their frames in one transaction."""
-    try:
-        with environment.begin(write=True) as transaction:
-            for row, frames in entries:
-                video_id = row["video_id"]
-                for index in range(stores.stored(transaction, layout, video_id)):
-                    transaction.delete(stores.frame_key(layout, video_id, index))
-                for index, frame in enumerate(frames):
-                    transaction.put(stores.frame_key(layout, video_id, index), frame)
-                transaction.put(stores.ROW + video_id.encode(), json.dumps(row).encode())
-    except lmdb.MapFullError:  # nothing was written
-        environment.set_mapsize(2 * environment.info()["map_size"])
-        _commit(environment, layout, entries)
-
-
-def _row(
-    video_id: str, file: Path | None, size: int, requested: int, store: Path, info: VideoInfo
-) -> dict:
-    """A line of videos.jsonl."""
-    name, folder = str(file or ""), store.resolve().parent
-    if file and file.resolve().is_relative_to(folder):
-        name = str(file.resolve().relative_to(folder))
-    status, told = "ok" if info.frames else "failed", asdict(info)
-    row = {"video_id": video_id, "file": stores.escape(name), "status": status}
-    return {**row, "reason": info.reason, "requested": requested, **told, "bytes": size}
+    with environment.begin(write=True) as transaction:
+        for row, frames in entries:
+            video_id = row["video_id"]
+            for index in range(stores.stored(transaction, "kit", video_id)):
+                transaction.delete(stores.frame_key("kit", video_id, index))
+            for index, frame in enumerate(frames):
+                transaction.put(stores.frame_key("kit", video_id, index), frame)
+            transaction.put(stores.ROW + video_id.encode(), json.dumps(row).encode())
 
 
 def who_read(rows: pd.DataFrame) -> dict[str, int]:
@@ -300,6 +285,6 @@ def _name_all(files: list[Path], root: Path) -> dict[str, Path]:
     for file in files:
         path = "__".join(file.relative_to(root).parts)
         short = [file.stem] * (stems[file.stem] == 1) + [file.name] * (names[file.name] == 1)
-        choices = (stores.make_id(name) for name in (*short, path, f"{path}__{len(named)}"))
+        choices = map(stores.make_id, (*short, path, f"{path}__{len(named)}"))
         named[next(name for name in choices if name not in named)] = file
     return named

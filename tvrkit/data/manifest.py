@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from tvrkit import __version__, files
 from tvrkit.data.extract import NO_FILE, who_read
-from tvrkit.data.records import checked, read_json_lines
+from tvrkit.data.records import check_unique, checked, read_json_lines
 from tvrkit.data.splits import set_hash
 from tvrkit.data.store import FrameStore, check_id
 from tvrkit.files import shown
@@ -45,6 +45,7 @@ class VideoRow(TypedDict):
     width: NonNegativeInt
     height: NonNegativeInt
     bytes: NonNegativeInt
+    hash: NotRequired[str]
 
 
 CAPTION_FIELDS = ["caption_id", "video_id", "caption", "language", "split"]
@@ -111,7 +112,8 @@ class Manifest:
             command = f"run `tvrkit data prepare {root.name}`"
         if not root.is_dir():
             raise FileNotFoundError(f"no prepared data set at {root}: {command}")
-        lost = [name for name in (CAPTIONS, VIDEOS, STORE, CARD) if not (root / name).exists()]
+        lost = [name for name in (CAPTIONS, VIDEOS, CARD) if not (root / name).is_file()]
+        lost += [] if (root / STORE).exists() else [STORE]
         if lost:
             raise FileNotFoundError(f"{root} is half-built, it has no {', '.join(lost)}: {command}")
         rows = [read_json_lines(root / name, dict) for name in (CAPTIONS, VIDEOS)]
@@ -122,15 +124,19 @@ class Manifest:
                 expected = f"{CARD} says {key} {shown(manifest.card.get(key))}"
                 raise ValueError(f"{root}: {expected}, found {shown(value)}: {command}")
         hashes = checked(manifest.card.get("files", {}), dict[Table, str], CARD)
-        for name, digest in hashes.items():  # sets of earlier versions have none
-            if files.sha256(root / name) != digest:
-                raise ValueError(f"{root}: {name} is not as it was written: {command}")
+        changed = [name for name in hashes if files.sha256(root / name) != hashes[name]]
+        # sets of earlier versions have neither
+        if "sha256" in manifest.card and manifest.card != files.sealed(manifest.card):
+            changed.append(CARD)
+        if changed:
+            raise ValueError(f"{root}: {changed[0]} is not as it was written: {command}")
         return manifest
 
     @cached_property
     def frames(self) -> FrameStore:
-        """The frame store."""
-        return FrameStore(self.root / STORE)
+        """The frame store; what is read of it is compared with the hashes of videos.jsonl."""
+        known = self.videos.set_index("video_id").get("hash")  # None of an earlier version's set
+        return FrameStore(self.root / STORE, None if known is None else known.to_dict())
 
     def split(self, name: str, language: str = "en") -> Split:
         """The captions of one split in one language, and their videos.
@@ -148,33 +154,30 @@ class Manifest:
                 f"{self.root}: no video of split {name!r} has frames and a caption in {language!r}"
             )
         captions = captions[captions["video_id"].isin(good["video_id"])].reset_index(drop=True)
+        owner = pd.Index(good["video_id"]).get_indexer(captions["video_id"]).astype(np.int64)
         missing = captioned.loc[captioned["status"] != "ok", "video_id"].tolist()
-        return Split(
-            name,
-            language,
-            captions,
-            good["video_id"].tolist(),
-            pd.Index(good["video_id"]).get_indexer(captions["video_id"]).astype(np.int64),
-            missing,
-            complete=not (missing or self.card.get("partial", False)),
-            frame_counts=good["frames"].tolist(),
-            frames=self.frames,
-            root=self.root,
-        )
+        whole = not (missing or self.card.get("partial", False))
+        stored = good["frames"].tolist(), self.frames, self.root
+        ids = good["video_id"].tolist()
+        return Split(name, language, captions, ids, owner, missing, whole, *stored)
 
 
 def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: dict) -> Manifest:
     """Write a prepared data set beside its finished `frames.lmdb`. `card.json` comes last: with it
-    the set is whole.
+    the set is whole. A video is in its captions' split, unless `videos` says in which.
 
     The card gets counts and hashes of ids and captions per split, the store's settings, which
-    decoder read how many of the videos and why, and the kit's version.
+    decoder read how many of the videos and why, the kit's version, and the hashes of both tables
+    and of itself.
 
     Raises:
         ValueError: a column is missing or of another type, an id is unusable or not unique, or a
             caption's video has no row.
     """
     root = Path(root)
+    if "split" not in videos:
+        split_of = captions.drop_duplicates("video_id").set_index("video_id")["split"]
+        videos = videos.assign(split=videos["video_id"].map(split_of))
     captions, videos = _checked(captions.to_dict("records"), videos.to_dict("records"))
     store = FrameStore(root / STORE).settings
     (root / CARD).unlink(missing_ok=True)
@@ -183,7 +186,7 @@ def write(root: Path | str, captions: pd.DataFrame, videos: pd.DataFrame, card: 
     card = {**card, **_count(captions, videos), "store": store, "made_by": f"tvrkit {__version__}"}
     card["decoders"] = who_read(videos)
     card["files"] = {name: files.sha256(root / name) for name in (CAPTIONS, VIDEOS)}
-    files.write_json(root / CARD, card)
+    files.write_json(root / CARD, files.sealed(card))
     return Manifest.open(root)
 
 
@@ -192,24 +195,19 @@ def _checked(captions: list[dict], videos: list[dict]) -> tuple[pd.DataFrame, pd
     for file names, and every caption's video has a row."""
     checked(captions, list[CaptionRow], CAPTIONS)
     checked(videos, list[VideoRow], VIDEOS)
+    check_unique("captions", "id", [row["caption_id"] for row in captions])
+    ids = [row["video_id"] for row in videos]
+    check_unique("videos", "id", ids)
     tables = (
         pd.DataFrame(captions, columns=None if captions else CAPTION_FIELDS),
         pd.DataFrame(videos, columns=None if videos else [*VideoRow.__annotations__]),
     )
-    _check_ids(*tables)
-    return tables
-
-
-def _check_ids(captions: pd.DataFrame, videos: pd.DataFrame) -> None:
-    for name, ids in (("captions", captions["caption_id"]), ("videos", videos["video_id"])):
-        if len(twice := ids[ids.duplicated()]):
-            named = ", ".join(map(shown, twice[:3]))
-            raise ValueError(f"{name}: {len(twice)} ids are not unique: {named}")
-    for video_id in videos["video_id"]:
+    for video_id in ids:
         check_id(video_id)
-    if alone := sorted(set(captions["video_id"]) - set(videos["video_id"])):
+    if alone := sorted({row["video_id"] for row in captions} - set(ids)):
         named = ", ".join(map(shown, alone[:3]))
         raise ValueError(f"captions of {len(alone)} videos that have no row: {named}")
+    return tables
 
 
 def coverage(videos: pd.DataFrame) -> pd.DataFrame:
@@ -241,11 +239,8 @@ def _count(captions: pd.DataFrame, videos: pd.DataFrame) -> dict:
     """What the card says of the two tables: numbers, and hashes of ids, captions and tags."""
     card: dict = {"counts": {}, "split_hash": {}, "captions_hash": {}}
     for split, group in videos.groupby("split"):
-        card["counts"][split] = {
-            "videos": len(group),
-            "ok": int((group["status"] == "ok").sum()),
-            "captions": int((captions["split"] == split).sum()),
-        }
+        good, texts = int((group["status"] == "ok").sum()), int((captions["split"] == split).sum())
+        card["counts"][split] = {"videos": len(group), "ok": good, "captions": texts}
         card["split_hash"][split] = set_hash(group["video_id"])
     for (split, language), group in captions.groupby(["split", "language"]):
         lines = group[["caption_id", "video_id", "caption"]].astype(str).agg("\t".join, axis=1)

@@ -1,9 +1,10 @@
 """Your own videos: a table of captions and files, prepared like every other data set."""
 
 from pathlib import Path, PurePosixPath
-from typing import NotRequired
+from typing import Annotated, Literal, NotRequired
 
 import pandas as pd
+from pydantic import StringConstraints
 from typing_extensions import TypedDict
 
 from tvrkit.data import manifest, records
@@ -13,15 +14,14 @@ from tvrkit.data.store import make_id
 from tvrkit.files import sha256
 from tvrkit.settings import choose
 
-SPLITS, LANGUAGES = ("train", "val", "test"), ("en", "zh")
-OPTIONAL = ("split", "language", "tags")
+LANGUAGES = ("en", "zh")
 
 
 class Row(TypedDict):
-    caption: str
+    caption: Annotated[str, StringConstraints(pattern=r"\S")]
     file: str
-    split: NotRequired[str]
-    language: NotRequired[str]
+    split: NotRequired[Literal["train", "val", "test"]]
+    language: NotRequired[Literal["en", "zh"]]
     tags: NotRequired[str]
 
 
@@ -47,23 +47,14 @@ def read_own(path: Path, language: str = "en") -> pd.DataFrame:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table of captions at {path}")
-    lines = path.suffix == ".jsonl"
-    rows = (
-        records.read_json_lines(path, Row) if lines else records.read_csv(path, ["caption", "file"])
-    )
+    if path.suffix == ".jsonl":
+        rows = records.read_json_lines(path, Row)
+    else:
+        rows = records.checked(records.read_csv(path, ["caption", "file"]), list[Row], path.name)
     if not rows:
         raise ValueError(f"{path.name}: expected a row per caption, found none")
-    table = pd.DataFrame(rows)
-    table = table[[name for name in ("caption", "file", *OPTIONAL) if name in table]]
-    defaults = {"split": "test", "language": language}
-    table = table.assign(**{k: v for k, v in defaults.items() if k not in table})
-    table = table.fillna({**defaults, "tags": ""})
-    for column, choices in (("split", SPLITS), ("language", LANGUAGES)):
-        for value in table[column].unique():
-            choose(f"{column} in {path.name}", value, choices)
-    empty = table[table["caption"].str.strip() == ""]
-    if len(empty):
-        raise ValueError(f"{path.name}: row {empty.index[0] + 1}: the caption is empty")
+    defaults = {"split": "test", "language": choose("language", language, LANGUAGES)}
+    table = pd.DataFrame([defaults | row for row in rows]).fillna("")  # tags some rows have not
     table["video_id"] = [make_id("__".join(PurePosixPath(file).parts)) for file in table["file"]]
     in_two = table.groupby("video_id")[["split", "file"]].nunique().gt(1).any(axis=1)
     if in_two.any():
@@ -105,7 +96,5 @@ def prepare_own(
             f"none of the {len(files)} files of {table} is in {videos}, such as {first}"
         )
     rows = extract(files, out / manifest.STORE, settings, workers=workers)
-    split_of = captions.drop_duplicates("video_id").set_index("video_id")["split"]
-    rows = rows.assign(split=rows["video_id"].map(split_of))
     card = {"protocol": "own", "table_sha256": sha256(table)}
     return manifest.write(out, captions.drop(columns="file"), rows, card)

@@ -31,7 +31,6 @@ def prepare(
     language: str | None = None,
     splits: Sequence[str] | None = None,
     frames: int | None = None,
-    short_side: int | None = SHORT_SIDE,
     decoder: str | None = None,
     allow_partial: bool = False,
     workers: int = 2,
@@ -48,7 +47,7 @@ def prepare(
         language: of the captions; the protocol's first where None.
         splits: only their files are read and checked; all of the protocol's where None.
         frames: kept per video; `FRAMES` of the data set where None.
-        short_side, decoder: see `FrameSettings`, whose decoder it is where None.
+        decoder: see `FrameSettings`, whose it is where None.
         allow_partial: go on when counts or ids are not the protocol's; the card says so.
         workers: processes that decode.
 
@@ -58,18 +57,16 @@ def prepare(
     dataset, protocol = resolve(name)
     captions = load_annotations(dataset, root, protocol, language, splits)
     report = check_splits(captions, protocol, allow_partial)
-    split_of = captions.drop_duplicates("video_id").set_index("video_id")["split"]
+    ids = captions["video_id"].unique()
     if videos.is_file() or (videos / "data.mdb").exists():
-        rows = adopt_store(videos, out, split_of.index)
+        rows = adopt_store(videos, out, ids)
     else:
-        found = find_videos(videos, split_of.index)
+        found = find_videos(videos, ids)
         count = frames or FRAMES.get(dataset, FRAMES_ELSEWHERE)
-        files = {video_id: found.get(video_id) for video_id in split_of.index}
-        settings = FrameSettings(
-            count, short_side, decoder=decoder or FrameSettings.decoder, window=WINDOWS.get(dataset)
-        )
+        who, window = decoder or FrameSettings.decoder, WINDOWS.get(dataset)
+        settings = FrameSettings(count, SHORT_SIDE, decoder=who, window=window)
+        files = {video_id: found.get(video_id) for video_id in ids}
         rows = extract(files, out / manifest.STORE, settings, workers=workers)
-    rows = rows.assign(split=rows["video_id"].map(split_of))
     return manifest.write(out, captions, rows, _card(report)), report
 
 
@@ -99,14 +96,13 @@ def adopt_store(store: Path, out: Path, ids: Iterable[str]) -> pd.DataFrame:
 
 
 def _adopt(store: FrameStore, ids: Iterable[str]) -> list[dict]:
-    store.check()
     rows = []
-    for video_id in tqdm(ids, desc="counting frames", delay=2):
-        count = store.count(video_id)
+    for video_id in tqdm(ids, desc="hashing frames", delay=2):
+        count, known = store.count(video_id), store.hash(video_id)
         height, width = store.read(video_id, [0]).shape[1:3] if count else (0, 0)
         status, reason = ("ok", "") if count else ("failed", NO_FILE)
         row = {"video_id": video_id, "status": status, "reason": reason, "frames": count}
-        rows.append(row | {"width": width, "height": height})
+        rows.append(row | {"width": width, "height": height, "hash": known})
     return rows
 
 
@@ -129,7 +125,6 @@ def extract_folder(
     out: Path,
     *,
     frames: int = FRAMES_ELSEWHERE,
-    short_side: int | None = SHORT_SIDE,
     decoder: str | None = None,
     workers: int = 2,
 ) -> pd.DataFrame:
@@ -146,7 +141,7 @@ def extract_folder(
     if not files:
         raise ValueError(f"{folder}: expected videos, found no file")
     out.mkdir(parents=True, exist_ok=True)
-    settings = FrameSettings(frames, short_side, decoder=decoder or FrameSettings.decoder)
+    settings = FrameSettings(frames, SHORT_SIDE, decoder=decoder or FrameSettings.decoder)
     rows = extract(files, out / manifest.STORE, settings, workers=workers)
     rows["file"] = [escape(str(file.relative_to(folder))) for file in files.values()]
     write_json_lines(out / manifest.VIDEOS, rows.to_dict("records"))

@@ -36,7 +36,7 @@ def check_unique(where: str, what: str, names: Sequence[str]) -> None:
     """ValueError where a name stands twice."""
     if len(set(names)) < len(names):
         name, times = Counter(names).most_common(1)[0]
-        raise ValueError(f"{where}: expected each {what} once, got {name!r} {times} times")
+        raise ValueError(f"{where}: expected each {what} once, got {shown(name)} {times} times")
 
 
 def read_json(path: Path, kind: Any):
@@ -95,6 +95,7 @@ def _instructions(names: str) -> set[str]:
     return {code.name for code in pickletools.opcodes if re.fullmatch(names, code.name)}
 
 
+TUPLED = 1 << 24  # items of a pickle's tuples, each counted wherever it stands
 # A pickle is a program: these of its instructions build text, numbers and containers, no more.
 TEXTS = _instructions("(SHORT_)?(BIN)?(STRING|UNICODE8?)")
 PUTS, GETS = _instructions("MEMOIZE|(LONG_)?(BIN)?PUT"), _instructions("(LONG_)?(BIN)?GET")
@@ -135,6 +136,31 @@ def _check_plain(data: bytes) -> None:
             raise ValueError(f"a container in two places at byte {position}")
         elif opcode.name != "FRAME":
             is_text = opcode.name in TEXTS
+
+
+def check_tuples(pickle: Any) -> None:
+    """Refuse a pickle, a file that is read to its end, whose tuples hold one another so often that
+    no one could hash them: 100 bytes of pairs of pairs are a dict's key of 2^50 items.
+
+    Raises:
+        ValueError: they do; or whatever a damaged pickle makes of its stack.
+    """
+    sizes: list[int] = []  # of what is on the stack, written out
+    marks: list[int] = []
+    kept: dict[Any, int] = {}
+    for opcode, argument, position in pickletools.genops(pickle):
+        if opcode.name == "MARK":
+            marks.append(len(sizes))
+        elif opcode.name in PUTS:
+            kept[len(kept) if argument is None else argument] = sizes[-1]
+        else:
+            takes, bottom = opcode.stack_before, len(sizes) - len(opcode.stack_before)
+            if pickletools.markobject in takes:
+                bottom = marks.pop() - takes.index(pickletools.markobject)
+            size = kept[argument] if opcode.name in GETS else 1 + sum(sizes[bottom:])
+            if size > TUPLED:
+                raise ValueError(f"more than {TUPLED:,} items in each other at byte {position}")
+            sizes[bottom:] = [size] * len(opcode.stack_after)
 
 
 def read_lines(path: Path) -> list[str]:

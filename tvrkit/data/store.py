@@ -1,10 +1,9 @@
 """Reading a frame store: every video's frames as JPEG files in LMDB, the kit's own or of HMMC's
 making."""
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -12,20 +11,22 @@ from hashlib import sha256
 from itertools import count, islice, takewhile
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import lmdb
 import numpy as np
-import pandas as pd
 import simplejpeg
 from tqdm import tqdm
 
-from tvrkit.settings import choose
+from tvrkit.data.records import checked
+from tvrkit.files import parse_json
 
 T = TypeVar("T")
-LAYOUTS = {"kit": "{id}/{index:06d}", "hmmc": "{id}_{index}", "chvtt": "Video{id}_{index}"}
-KEYS = {"kit": r"(?s)(.+)/\d{6}", "hmmc": r"(?s)(.+)_\d+", "chvtt": r"(?s)Video(.+)_\d+"}
+# of a frame's key: what it is made of, and how its video's id is found in it
+LAYOUTS = {"kit": "{id}/{index:06d}", "hmmc": "{id}_{index}"}
+KEYS = {"kit": re.compile(r"(?s)(.+)/\d{6}"), "hmmc": re.compile(r"(?s)(.+)_\d+")}
+DIGITS = 16  # of a frame's SHA-256 that are kept
 # The kit's own entries: no video id holds \0, so they meet no frame's key.
 SETTINGS, ROW = b"\0settings", b"\0row/"
 MAX_ID = 480  # bytes; LMDB's keys have 511
@@ -75,34 +76,38 @@ def make_id(name: str) -> str:
     return text.encode()[: MAX_ID - len(digest)].decode(errors="ignore") + digest
 
 
+def digest(frame: bytes | memoryview) -> str:
+    """What a stored frame is known by; a video's `hash` has those of all its frames, in order."""
+    return sha256(frame).hexdigest()[:DIGITS]
+
+
 class FrameStore:
     """A store that is read. Nothing is open before the first read of a process; safe to pickle and
     to fork.
 
     Args:
         path: folder, or file, of the LMDB environment.
-        layout: of the keys: "kit" `id/000012`, "hmmc" `id_12`, "chvtt" `Videoid_12`. None: what the
-            store says, or, in a store of other making, what its first key looks like ("chvtt" must
-            be asked for).
+        hashes: `hash` of each video, with which every frame that is read is compared; the store's
+            own where None.
     """
 
-    def __init__(self, path: Path | str, layout: str | None = None):
-        self.path = Path(path)
-        self._layout = layout and choose("layout", layout, LAYOUTS)
+    def __init__(self, path: Path | str, hashes: Mapping[str, str] | None = None):
+        self.path, self.hashes = Path(path), hashes
+        self._layout: str | None = None
 
     @property
     def layout(self) -> str:
-        """Name of the key layout."""
+        """Name of the key layout, by what the first key looks like: "kit" `id/000012`, or "hmmc"
+        `id_12`."""
         if self._layout is None:
-            like_kit = re.fullmatch(KEYS["kit"], next(self._keys(), ""))
-            self._layout = self.settings.get("layout") or ("kit" if like_kit else "hmmc")
+            self._layout = "kit" if KEYS["kit"].fullmatch(next(self._keys(), "")) else "hmmc"
         return self._layout
 
     @property
     def settings(self) -> dict:
         """What the store was built with; empty for a store of other making."""
         with self.begin() as transaction:
-            return json.loads(bytes(transaction.get(SETTINGS, b"{}")))
+            return _object(transaction.get(SETTINGS, b"{}"))
 
     def read(self, video_id: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Frames of one video.
@@ -112,10 +117,12 @@ class FrameStore:
 
         Raises:
             KeyError: the store has no such frame.
-            ValueError: no index, a frame is no JPEG file, or the frames differ in size.
+            ValueError: no index, a frame is no JPEG file or not the one that was stored, or the
+                frames differ in size.
         """
         with self.begin() as transaction:
-            images = [self._image(transaction, video_id, int(index)) for index in indices]
+            known = self._known(transaction, video_id)
+            images = [self._image(transaction, video_id, int(i), known) for i in indices]
         sizes = sorted({image.shape for image in images})
         if len(sizes) != 1:
             expected = f"expected frames of one size of {video_id!r}"
@@ -127,16 +134,24 @@ class FrameStore:
         with self.begin() as transaction:
             return stored(transaction, self.layout, video_id)
 
+    def hash(self, video_id: str) -> str:
+        """The `digest` of each frame that is stored of a video, one after the other."""
+        keys = [frame_key(self.layout, video_id, index) for index in range(self.count(video_id))]
+        with self.begin() as transaction:
+            return "".join(digest(transaction.get(key, b"")) for key in keys)
+
     def video_ids(self) -> list[str]:
         """Videos with frames, sorted."""
-        matches = map(re.compile(KEYS[self.layout]).fullmatch, self._keys())
+        matches = map(KEYS[self.layout].fullmatch, self._keys())
         return sorted({match[1] for match in matches if match})
 
-    def rows(self) -> pd.DataFrame:
-        """A row per video that was tried, as `extract` returns them; none in a store of other
-        making."""
+    def rows(self) -> dict[str, dict]:
+        """The row of each video that was tried, by id; none in a store of other making."""
         with self.begin() as transaction:
-            return pd.DataFrame(list(read_rows(transaction).values()))
+            entries = transaction.cursor()
+            entries.set_range(ROW)
+            own = takewhile(lambda entry: bytes(entry[0]).startswith(ROW), entries)
+            return {bytes(key)[len(ROW) :].decode(): _object(value) for key, value in own}
 
     def verify(self) -> list[str]:
         """Read everything, in a process of its own.
@@ -160,20 +175,21 @@ class FrameStore:
         keys, reached = sum(1 for _ in self._keys()), sum(counts.values())
         if keys != reached:
             problems.append(f"{keys} frames are stored, {reached} can be reached counting from 0")
-        for row in self.rows().itertuples():
-            if row.frames != (there := counts.pop(row.video_id, 0)):
-                problems.append(f"{row.video_id}: expected {row.frames} frames, found {there}")
+        for video_id, row in self.rows().items():
+            if row["frames"] != (there := counts.pop(video_id, 0)):
+                problems.append(f"{video_id}: expected {row['frames']} frames, found {there}")
         if self.settings and counts:
             problems.append(f"{len(counts)} videos without a row: {', '.join(list(counts)[:3])}")
         return problems
 
-    def check(self) -> None:
-        """Touch the end of every entry. Where the file is damaged, this may end the process, see
-        `apart`."""
-        for _, value in self._entries():
-            bytes(value[-1:])
+    def _known(self, transaction, video_id: str) -> str:
+        """The video's `hash`; "" where nobody has hashed its frames."""
+        if self.hashes is not None:
+            return self.hashes.get(video_id, "")
+        row = transaction.get(ROW + video_id.encode())
+        return _object(row).get("hash", "") if row else ""
 
-    def _image(self, transaction, video_id: str, index: int) -> np.ndarray:
+    def _image(self, transaction, video_id: str, index: int, known: str) -> np.ndarray:
         data = transaction.get(frame_key(self.layout, video_id, index))
         if data is None:
             raise KeyError(f"{self.path} has no frame {index} of video {video_id!r}")
@@ -181,6 +197,8 @@ class FrameStore:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
             if height * width > MAX_PIXELS:  # a few bytes can claim billions
                 raise ValueError(f"{width} x {height} pixels, expected at most {MAX_PIXELS:,}")
+            if known and digest(data) != known[DIGITS * index :][:DIGITS]:
+                raise ValueError("not as it was stored, it has another SHA-256")
             return simplejpeg.decode_jpeg(data)
         except ValueError as error:
             broken = f"frame {index} of {video_id!r} is broken"
@@ -207,6 +225,11 @@ class FrameStore:
             raise ValueError(f"{self.path} is damaged: {error}") from None
 
 
+def _object(value: bytes | memoryview) -> dict:
+    """The JSON object of an entry; ValueError where it holds none."""
+    return checked(parse_json(bytes(value).decode(), "an entry"), dict[str, Any], "an entry")
+
+
 def apart(function: Callable[..., T], *arguments) -> T:
     """What the function returns or raises, from a process of its own: a damaged LMDB file can end
     the one that reads it, which is a ValueError here."""
@@ -227,15 +250,6 @@ def stored(transaction: lmdb.Transaction, layout: str, video_id: str) -> int:
     return next(i for i in count() if transaction.get(frame_key(layout, video_id, i)) is None)
 
 
-def read_rows(transaction: lmdb.Transaction) -> dict[str, dict]:
-    """The rows of the videos that were tried, by id."""
-    cursor = transaction.cursor()
-    cursor.set_range(ROW)
-    entries = takewhile(lambda entry: bytes(entry[0]).startswith(ROW), cursor)
-    rows = (json.loads(bytes(value)) for _, value in entries)
-    return {row["video_id"]: row for row in rows}
-
-
 def partial(store: Path) -> Path:
     """Where a store is built until it is whole."""
     return store.with_name(store.name + ".partial")
@@ -253,11 +267,10 @@ def release(store: Path) -> None:
 def _environment(path: Path) -> lmdb.Environment:
     """The process's one read-only environment of the store at `path`."""
     data = path / "data.mdb" if path.is_dir() else path
-    try:
-        stat = data.stat()
-    except FileNotFoundError:
+    if not data.is_file():  # one that is a pipe would never be opened
         half = ": it is half-built, extract again to finish it" if partial(path).exists() else ""
-        raise FileNotFoundError(f"no frame store at {path}{half}") from None
+        raise FileNotFoundError(f"no frame store at {path}{half}")
+    stat = data.stat()
     key, process = (stat.st_dev, stat.st_ino), os.getpid()
     if key in _ENVIRONMENTS and _ENVIRONMENTS[key][0] != process:
         _ENVIRONMENTS.pop(key)[1].close()  # inherited by fork: not to be used here

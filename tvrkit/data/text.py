@@ -158,16 +158,10 @@ def _encode_hf(texts: list[str], tokenizer, max_words: int):
     inner = tokenizer.tokenizer
     if not inner.is_fast:
         raise ValueError(f"expected a fast tokenizer (it has offsets), got {type(inner).__name__}")
-    encoded = inner(
-        texts,
-        max_length=max_words,
-        padding="max_length",
-        truncation=True,
-        return_tensors="pt",
-        return_attention_mask=True,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
+    names = ("attention_mask", "offsets_mapping", "special_tokens_mask")
+    shape = {"max_length": max_words, "padding": "max_length", "truncation": True}
+    wanted = {f"return_{name}": True for name in names}
+    encoded = inner(texts, return_tensors="pt", **shape, **wanted)
     places = zip(encoded["offset_mapping"].tolist(), encoded["special_tokens_mask"], strict=True)
     spans = [
         [(column, tuple(span)) for column, span in enumerate(row) if not special[column]]

@@ -215,18 +215,24 @@ def _measure(
     rivals["v2t"], first_hit = ranking.count_video_rivals(scores["v2t"], owner)
     ranks = {direction: counts.ranks(settings.ties) for direction, counts in rivals.items()}
     metrics = ranking.metrics_of_directions(ranks)
-    samples: dict[str, np.ndarray] = {}
-    for direction, labels in clusters(owner, families).items():
-        drawn = bootstrap_metrics(ranks[direction], labels, resamples=settings.bootstrap)
-        samples |= _prefixed(direction, drawn)
-    samples["rsum"] = np.sum([samples[name] for name in ranking.RSUM], axis=0)
-    for name, values in samples.items():
-        metrics[f"{name} low"], metrics[f"{name} high"] = interval(values)
+    metrics |= intervals(ranks, clusters(owner, families), settings.bootstrap)
     for ties in BOUNDS:
         bound = {direction: counts.ranks(ties) for direction, counts in rivals.items()}
         bounded = ranking.metrics_of_directions(bound)
         metrics |= {f"{name} {ties}": value for name, value in bounded.items()}
     return ranks, first_hit.ranks(settings.ties), metrics
+
+
+def intervals(ranks: dict, labels: dict, resamples: int) -> dict[str, float]:
+    """Of each metric "low" and "high", from the ranks and `clusters` of both directions."""
+    samples: dict[str, np.ndarray] = {}
+    for way in DIRECTIONS:
+        samples |= _prefixed(way, bootstrap_metrics(ranks[way], labels[way], resamples=resamples))
+    samples["rsum"] = np.sum([samples[name] for name in ranking.RSUM], axis=0)
+    found: dict[str, float] = {}
+    for name, values in samples.items():
+        found[f"{name} low"], found[f"{name} high"] = interval(values)
+    return found
 
 
 def _prefixed(prefix: str, values: dict) -> dict:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tvrkit import files
+from tvrkit.data import records
 from tvrkit.models import method_name
 from tvrkit.models.method import Method
 from tvrkit.settings import Config
@@ -47,8 +48,15 @@ def facts(path: Path) -> dict[str, Any]:
     """The preprocessing that a file of `save` was made with, under open_clip's names; empty before
     version 0.2."""
     with safe_open(path, "pt") as file:
-        saved = json.loads((file.metadata() or {}).get("preprocessing", "{}"))
-    return saved | {"resize_mode": saved["resize"]} if saved else {}
+        saved = told(file.metadata() or {}, "preprocessing", path)
+    return saved | {"resize_mode": saved.get("resize")} if saved else {}
+
+
+def told(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, Any]:
+    """The JSON object that metadata have under a name, empty where they have none; ValueError where
+    it is another value."""
+    where = f"{path}: {name}"
+    return records.checked(files.parse_json(metadata.get(name, "{}"), where), dict[str, Any], where)
 
 
 def digest(state: State) -> str:
@@ -132,7 +140,8 @@ def _read(path: Path, identity: Mapping[str, str]) -> State:
     state, metadata = read_tensors(path)
     for key, value in identity.items():
         if metadata.get(key) != value and (key in metadata or key != "preprocessing"):
-            raise ValueError(f"{path}: expected weights of {key} {value}, got {metadata.get(key)}")
+            got = str(metadata.get(key))[:300]
+            raise ValueError(f"{path}: expected weights of {key} {value}, got {got}")
     return state
 
 
@@ -158,8 +167,7 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
         else:
-            if zipfile.is_zipfile(path):  # else of torch before 1.6
-                files.check_zip(path)
+            _check_pickles(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file raises
         expected, got = "expected a file of plain tensors", " ".join(f"{error!r:.200}".split())
@@ -175,6 +183,19 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if "sha256" in metadata and metadata["sha256"] != digest(state):
         raise ValueError(f"{path}: its weights are not those it was saved with: a damaged file")
     return state, metadata
+
+
+def _check_pickles(path: Path) -> None:
+    """Refuse what torch.load would choke on: compressed bombs, and tuples without end."""
+    if zipfile.is_zipfile(path):
+        files.check_zip(path)
+        with zipfile.ZipFile(path) as archive:
+            for name in filter(lambda name: name.endswith(".pkl"), archive.namelist()):
+                records.check_tuples(archive.read(name))
+    else:  # of torch before 1.6: three about the file, the weights, their places
+        with path.open("rb") as file:
+            for _ in range(5):
+                records.check_tuples(file)
 
 
 def _is_plain(value: object) -> bool:

@@ -1,7 +1,6 @@
 """Weights that a method starts from, whoever wrote the file: the kit, or an author's released
 code."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +62,7 @@ def _open(path: Path) -> tuple[Origin, checkpoints.State | official.Released]:
     tensors, metadata = checkpoints.read_tensors(path)
     sha256 = metadata.get("sha256") or checkpoints.digest(tensors)
     if "method" in metadata:
-        settings = json.loads(metadata["settings"])
+        settings = checkpoints.told(metadata, "settings", path)
         return Origin(path, sha256, "tvrkit", metadata["method"], settings), tensors
     state = official.recognise(tensors)
     if state is None:

@@ -72,7 +72,6 @@ def _make(root: Path, preset: Preset, videos: list[Video], about: dict, workers:
     if len(broken):
         first = dict(broken.iloc[0])
         raise RuntimeError(f"{len(broken)} of {len(rows)} videos not decoded whole: {first}")
-    rows["split"] = rows.video_id.map({video.video_id: video.split for video in videos})
     manifest.write(root, captions[CAPTION_COLUMNS], rows, {"protocol": "shapes", **about})
 
 

@@ -1,8 +1,6 @@
 """Seeds, and the run card that says how a number came to be, and of which files."""
 
 import contextlib
-import hashlib
-import json
 import os
 import platform
 import random
@@ -43,7 +41,7 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     a checkpoint that of its tensors) and `sha256`, of everything else in it."""
     there = (name for name in ARTEFACTS if (folder / name).exists())
     card = card | {"artefacts": {name: sha256(folder / name) for name in there}}
-    files.write_json(folder / "run.json", card | {"sha256": _card_sha256(card)})
+    files.write_json(folder / "run.json", files.sealed(card))
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -54,14 +52,9 @@ def read_card(folder: Path) -> dict[str, Any]:
         ValueError: it is damaged, was changed, or is of tvrkit 0.1, which did not hash its files.
     """
     card = records.read_json(folder / "run.json", dict[str, Any])
-    if card.get("sha256") != _card_sha256(card):
+    if card != files.sealed(card):
         raise ValueError("run.json: not as it was written: its own SHA-256 differs, or is absent")
     return card
-
-
-def _card_sha256(card: dict[str, Any]) -> str:
-    rest = {key: value for key, value in card.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

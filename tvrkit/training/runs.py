@@ -35,6 +35,7 @@ from tvrkit.evaluation.evaluate import (
     Evaluation,
     clusters,
     evaluate,
+    intervals,
     read_arrays,
     selection_label,
 )
@@ -91,21 +92,25 @@ class Run:
             ValueError: it is not the file whose SHA-256 is in run.json.
         """
         path = self.folder / name
-        if not path.exists():
+        if not path.is_file():
             raise FileNotFoundError(f"{name}: not in {_shown(self.folder)}")
         if cards.sha256(path) != self.card["artefacts"].get(name):
             raise ValueError(f"{name}: not as it was written: run.json has another SHA-256")
         return path
 
-    def damage(self, every: bool = False) -> str:
+    def damage(self, every: bool = False, redraw: bool = False) -> str:
         """What is wrong with the files that tables are made from, or with `every` file that is
-        there; "" where nothing is."""
+        there; with `redraw` also whether its intervals are those of its ranks. "" where nothing
+        is."""
         try:
             there = [name for name in self.card["artefacts"] if (self.folder / name).exists()]
             for name in there if every else ["config.yaml"]:
                 self.artefact(name)
             files.check_name("recipe", self.recipe)
             choose("split", self.metrics["split"], self.card["data"]["counts"])
+            if redraw and self.card["versions"]["numpy"] == np.__version__:  # others draw others
+                resamples = self.config.eval.bootstrap
+                _compare(self.metrics, intervals(self.ranks, self.clusters, resamples))
         except Exception as error:  # whatever a stranger's file raises: it must stop nobody else
             return str(error) if isinstance(error, ValueError | OSError) else repr(error)
         return ""
@@ -140,10 +145,7 @@ class Run:
         """metrics.json alone, which is there even where the similarity matrix was not kept; its
         raw scores are counted again from `ranks`."""
         metrics = files.read_json(self.artefact("metrics.json"))
-        for name, value in metrics_of_directions(self.ranks).items():
-            if metrics.get(name) != value:
-                got = f"ranks.npz gives {value}"
-                raise ValueError(f"metrics.json: {name} is {metrics.get(name)}, {got}")
+        _compare(metrics, metrics_of_directions(self.ranks))
         return metrics
 
     @cached_property
@@ -203,6 +205,13 @@ class Run:
         path = self.artefact(CHECKPOINT)
         method = build_method(self.config, checkpoints.facts(path))
         return checkpoints.load(method, path).to(device).eval()
+
+
+def _compare(metrics: dict, counted: dict[str, float]) -> None:
+    for name, value in counted.items():
+        if metrics.get(name) != value:
+            got = f"ranks.npz gives {value}"
+            raise ValueError(f"metrics.json: {name} is {metrics.get(name)}, {got}")
 
 
 def build_method(config: Config, facts: Mapping[str, Any] | None = None) -> Method:
@@ -275,9 +284,9 @@ def sound(folders: Iterable[Path]) -> list[Run]:
 
 
 def check_all(folder: Path) -> dict[Run, str]:
-    """Every finished run in a folder, however deep, and `Run.damage` of all its files."""
-    cards = sorted(folder.rglob("run.json"))
-    return {run: run.damage(every=True) for run in (Run(card.parent) for card in cards)}
+    """Every finished run in a folder, however deep, and all of `Run.damage`."""
+    found = [Run(card.parent) for card in sorted(folder.rglob("run.json"))]
+    return {run: run.damage(every=True, redraw=True) for run in found}
 
 
 def _seed_folders(recipe: Path) -> list[Path]:
