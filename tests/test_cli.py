@@ -46,7 +46,7 @@ def tvrkit(monkeypatch, tmp_path, capsys):
         (["train", "dmae_msrvtt"], "error: no prepared data set at"),
         (
             ["reproduce", "--profile", "fast"],
-            "error: unknown profile 'fast': expected one of full, quick, reference, smoke",
+            "error: unknown profile 'fast': expected one of activitynet, chvtt",
         ),
         (["data", "check", "msrvt", "."], "error: unknown data set 'msrvt': expected one of"),
         (["data", "check", "msrvtt/1k-B", "."], "error: unknown protocol 'msrvtt/1k-B'"),

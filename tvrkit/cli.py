@@ -36,7 +36,6 @@ LISTED = 10  # ids printed of those that are missing
 Recipe = Annotated[str, Argument(help="name of a recipe, or path of a YAML file")]
 Overrides = Annotated[list[str] | None, Argument(help="section.key=value, the value in YAML")]
 FINISHED = "RUN/RECIPE/seedK of a finished run, its folder, or OWNER/NAME on the hub"
-FinishedRun = Annotated[str, Option(help=FINISHED)]
 RunName = Annotated[str, Option(help="folder under reports/")]
 Device = Annotated[str, Option(help="cpu, cuda or cuda:k")]
 ProfileName = Annotated[str | None, Option("--profile", help="smoke, quick, reference or full")]
@@ -68,21 +67,23 @@ def tvrkit(
 
 @app.command()
 def reproduce(
-    profile: Annotated[str, Option(help="smoke, quick, reference or full")] = "quick",
+    profile: Annotated[str, Option(help="smoke, quick, reference, full, or a data set")] = "quick",
     run: Annotated[
         str | None, Option(help="folder under reports/; else the profile's name")
     ] = None,
     device: Device = "cpu",
     force: Annotated[bool, Option("--force", help="remove the run and start again")] = False,
     dry_run: DryRun = False,
+    overrides: Overrides = None,
 ):
     """Run the numbered notebooks of a profile into reports/RUN/. What is finished is skipped."""
     from tvrkit.reporting import notebooks
 
     if dry_run:
-        print(*notebooks.due(notebooks.plan(profile, run or profile)), sep="\n")
+        tasks = notebooks.plan(profile, run or profile, device, overrides or ())
+        print(*notebooks.due(tasks), sep="\n")
     else:
-        print("open", notebooks.reproduce(profile, run or profile, device, force))
+        print("open", notebooks.reproduce(profile, run or profile, device, force, overrides or ()))
 
 
 @app.command()
@@ -163,7 +164,7 @@ def embed(
 def score(
     text: Annotated[str, Argument(help="what to look for")],
     clips: Annotated[list[Path], Argument(help="video files")],
-    run: FinishedRun,
+    run: Annotated[str, Option(help=FINISHED)],
     device: Device = "cpu",
 ):
     """Score a text against video files, and show what the method looks at."""
@@ -265,17 +266,6 @@ def report_verify(folder: Annotated[Path, Argument(help="a run, or a folder of r
     print(f"{folder}: {len(checked)} runs, every file as it was written")
 
 
-@report_app.command("import")
-def report_import(
-    source: Annotated[str, Argument(help="folder of finished runs, or OWNER/NAME on the hub")],
-    run: RunName,
-):
-    """Copy finished runs from elsewhere into reports/RUN/, each file compared with its hash."""
-    from tvrkit.training.pretrained import take
-
-    print(*(done.folder for done in take(source, run)), sep="\n")
-
-
 @report_app.command("trec")
 def report_trec(
     run: Annotated[str, Argument(help=FINISHED)],
@@ -285,7 +275,8 @@ def report_trec(
     from tvrkit.evaluation.export import write_trec
     from tvrkit.training.runs import opened
 
-    print(*write_trec(opened(run).evaluation, out, run), sep="\n")
+    write_trec(opened(run).evaluation, out, run)
+    print(out)
 
 
 @app.command()

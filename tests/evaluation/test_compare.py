@@ -236,7 +236,7 @@ def published():
 
 
 def test_columns_and_words(published):
-    assert list(published.columns) == [*KEY[:8], *NUMBERS, "source", "trust"]
+    assert list(published.columns) == [*KEY[:8], *NUMBERS, "source", "trust", "recipes"]
     assert set(published["trust"]) == {"seen", "second-hand"}
     assert set(published["direction"]) == {"t2v", "v2t"}
     assert set(published["language"]) == {"en", "zh"}

@@ -36,16 +36,17 @@ def test_success_of_ir_measures_is_the_kits_recall(evaluation, tmp_path, kind):
 
 def test_lines_are_those_of_trec(evaluation, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "DEPTH", 4)
-    paths = write_trec(evaluation, tmp_path / "new", "my run")
-    assert [path.name for path in paths][:2] == ["t2v.run", "t2v.qrels"]
-    first = paths[0].read_text().splitlines()[0].split(" ")
+    write_trec(evaluation, tmp_path / "new", "my run")
+    lines = {path.name: path.read_text().splitlines() for path in (tmp_path / "new").iterdir()}
+    assert set(lines) == {f"{kind}.{ending}" for kind in KINDS for ending in ("run", "qrels")}
+    first = lines["t2v.run"][0].split(" ")
     best = evaluation.similarity[0].argmax()
     assert first[:4] == ["c0", "Q0", f"v{best}", "1"]
     assert np.float32(first[4]) == evaluation.similarity[0, best]
     assert first[5] == "my%20run"
-    assert len(paths[0].read_text().splitlines()) == 60 * 4
-    assert paths[1].read_text().splitlines()[30] == "c30 0 v0 1"
-    assert paths[5].read_text().splitlines()[:3] == ["v0 0 c0 1", "v0 0 c30 1", "v0 0 c50 1"]
+    assert len(lines["t2v.run"]) == 60 * 4
+    assert lines["t2v.qrels"][30] == "c30 0 v0 1"
+    assert lines["v2t-captions.qrels"][:3] == ["v0 0 c0 1", "v0 0 c30 1", "v0 0 c50 1"]
 
 
 @pytest.mark.parametrize(("ties", "rank"), [("pessimistic", "3"), ("optimistic", "1")])

@@ -1,18 +1,25 @@
-"""Headless reproduction: order, skipping, failures that are kept and named."""
+"""Headless reproduction: order, skipping, failures that are kept and named; and a real data set's
+profile from its files to the published targets."""
+
+import shutil
 
 import nbformat
 import pytest
 from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from tvrkit import files
-from tvrkit.recipes import load_profile
+from tests.data.layouts import LAYOUTS, put_profile
+from tests.data.video_files import write_video
+from tvrkit import cli, files
+from tvrkit.data.manifest import Manifest
+from tvrkit.data.prepare import prepare
+from tvrkit.recipes import load_profile, load_recipe
 from tvrkit.reporting import notebooks, pages
 from tvrkit.settings import Profile
 
 pytestmark = pytest.mark.slow
 
-PARAMETERS = "recipe = None\nprofile = None\nrun = None\nseed = 0\ndevice = None"
+PARAMETERS = "recipe = None\nprofile = None\noverrides = []\nrun = None\nseed = 0\ndevice = None"
 RECIPE = "dmae_shapes"
 TASKS = ("01_data_preparation", "02_training", "03_evaluation")
 
@@ -27,10 +34,10 @@ def kit(tmp_path, monkeypatch):
         write(tmp_path, name, f"print('{name}', recipe, profile, run, seed, device)")
     root = files.run("mine")
 
-    def plan(profile, run, device="cpu"):
+    def plan(profile, run, device="cpu", overrides=()):
         folders = (root, root / RECIPE / "seed0", root)
         return [
-            notebooks.Task(name, folder, RECIPE, 0, profile, run, device)
+            notebooks.Task(name, folder, RECIPE, 0, profile, run, device, overrides)
             for name, folder in zip(TASKS, folders, strict=True)
         ]
 
@@ -180,7 +187,8 @@ def test_a_notebook_without_a_parameter_is_refused(kit):
     home, _, _ = kit
     write(home, "01_data_preparation", "pass", parameters="recipe = None")
     with pytest.raises(
-        ValueError, match=r"01_data_preparation\.ipynb has no parameter device, profile, run, seed"
+        ValueError,
+        match=r"01_data_preparation\.ipynb has no parameter device, overrides, profile, run",
     ):
         notebooks.reproduce("smoke", "mine")
 
@@ -201,7 +209,7 @@ def test_links_out_of_the_notebooks_folder_lead_there_from_the_result_too():
     assert source.source == "'](../data)'"
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "reference", "full"])
+@pytest.mark.parametrize("profile", ["smoke", "quick", "reference", "full", *LAYOUTS])
 def test_the_plan_runs_each_notebook_for_what_it_is_about(profile):
     settings = load_profile(profile)
     tasks = notebooks.plan(profile, "any")
@@ -265,3 +273,65 @@ def test_a_notebook_that_is_not_there_is_named(kit):
     with pytest.raises(FileNotFoundError, match=r"no 03_evaluation\.ipynb in "):
         notebooks.reproduce("smoke", "mine")
     assert ran == []
+
+
+def test_overrides_reach_every_notebook_and_make_another_result(kit):
+    home, root, ran = kit
+    write(home, "02_training", "print(overrides)")
+    notebooks.reproduce("smoke", "mine", overrides=["train.epochs=1"])
+    assert output(root / RECIPE / "seed0" / "02_training.ipynb") == "['train.epochs=1']\n"
+    ran.clear()
+    notebooks.reproduce("smoke", "mine", overrides=["train.epochs=1"])
+    assert ran == []
+    with pytest.raises(ValueError, match=r"train\.epoch: .*known keys"):
+        notebooks.reproduce("smoke", "mine", overrides=["train.epoch=1"])
+    assert ran == []
+
+
+# --- the profiles of real data sets ---
+
+
+def prepared(home, profile, clips=()):
+    """A profile's data set in small under `home`/data: invented words, made videos or `clips`."""
+    raw = home / "raw"
+    (raw / "videos").mkdir(parents=True)
+    name, ids = put_profile(raw, profile)
+    made = write_video(home / "made.mp4", count=12)
+    for place, video in enumerate(video for row in ids.values() for video in row):
+        file = clips[place % len(clips)] if clips else made
+        shutil.copy(file, raw / "videos" / f"{video}{file.suffix}")
+    root = files.data(load_recipe(load_profile(profile).recipes[0]).data.prepared)
+    prepare(name, raw, raw / "videos", root, frames=4, allow_partial=True, workers=1)
+    return ids
+
+
+@pytest.mark.parametrize("profile", LAYOUTS)
+def test_a_profile_finds_the_data_that_its_layout_gives(profile, tmp_path, monkeypatch, capsys):
+    """Every recipe reads what `tvrkit data prepare` made, in its language; what would run is
+    listed."""
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    shutil.copytree(files.PACKAGE.parent / "notebooks", tmp_path / "notebooks")
+    with pytest.raises(FileNotFoundError, match=r"no prepared data set at .*data/README.md for"):
+        notebooks.reproduce(profile, profile)
+    ids = prepared(tmp_path, profile)
+    settings = load_profile(profile)
+    for recipe in settings.recipes:
+        data = load_recipe(recipe, profile=profile).data
+        manifest = Manifest.open(files.data(data.prepared))
+        for split in ids:
+            found = manifest.split(split, data.language).video_ids
+            assert len(found) == len(ids[split]), (recipe, split)
+    monkeypatch.setattr("sys.argv", ["tvrkit", "reproduce", "--profile", profile, "--dry-run"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    listed = capsys.readouterr().out.splitlines()
+    assert listed == [str(task) for task in notebooks.plan(profile, profile)]
+    assert [line[:2] for line in listed if line[:2] != "02"][:2] == ["01", "03"]
+
+
+def test_every_real_data_set_has_a_profile_of_recipes_with_public_weights():
+    """Recipes that start from a run of CHVTT, which is not public, are left to the command line."""
+    for profile in LAYOUTS:
+        made = [load_recipe(name) for name in load_profile(profile).recipes]
+        assert len({each.data.prepared for each in made}) == 1
+        assert not any(each.train.start_from for each in made)

@@ -13,7 +13,7 @@ from tvrkit.evaluation.evaluate import Evaluation
 DEPTH = 1000  # candidates a query, as trec_eval reads them
 
 
-def write_trec(evaluation: Evaluation, folder: Path, tag: str) -> list[Path]:
+def write_trec(evaluation: Evaluation, folder: Path, tag: str) -> None:
     """Write NAME.run ("query Q0 candidate rank score tag", the best `DEPTH`) and NAME.qrels.
 
     With an evaluation tool's Success@K in percent: "t2v" has the kit's t2v R@K. In "v2t" all
@@ -27,9 +27,6 @@ def write_trec(evaluation: Evaluation, folder: Path, tag: str) -> list[Path]:
     Args:
         folder: made where it is not there.
         tag: the last column, the name of the run.
-
-    Returns:
-        The files.
     """
     scores, owner = np.asarray(evaluation.similarity), evaluation.video_of_caption
     own = owner[:, None] == np.arange(scores.shape[1])
@@ -40,21 +37,17 @@ def write_trec(evaluation: Evaluation, folder: Path, tag: str) -> list[Path]:
         "v2t": (best, np.eye(len(videos), dtype=bool), videos, videos),
         "v2t-captions": (scores.T, own.T, videos, captions),
     }
-    lose = evaluation.metrics["ties"] != "optimistic"
-    written = []
+    lose, tag = evaluation.metrics["ties"] != "optimistic", _words([tag])[0]
     for name, (values, match, queries, candidates) in rankings.items():
         order = np.lexsort((match == lose, -values))[:, :DEPTH]
-        run = {"query": np.repeat(queries, order.shape[1]), "iteration": "Q0"}
-        run |= {"candidate": candidates[order.ravel()]}
-        run |= {"rank": np.tile(np.arange(1, order.shape[1] + 1), len(queries))}
-        run |= {"score": np.take_along_axis(values, order, 1).ravel(), "tag": _words([tag])[0]}
-        rows, columns = np.nonzero(match)
-        qrels = {"query": queries[rows], "iteration": 0, "candidate": candidates[columns]}
-        for ending, table in {"run": run, "qrels": qrels | {"relevance": 1}}.items():
-            lines = pd.DataFrame(table).to_csv(None, sep=" ", header=False, index=False)
-            written.append(folder / f"{name}.{ending}")
-            files.write_text(written[-1], lines)
-    return written
+        run = [
+            f"{queries[row]} Q0 {candidates[column]} {rank} {values[row, column]:.9g} {tag}"
+            for row, ranked in enumerate(order)
+            for rank, column in enumerate(ranked, 1)
+        ]
+        qrels = [f"{queries[row]} 0 {candidates[column]} 1" for row, column in np.argwhere(match)]
+        files.write_text(folder / f"{name}.run", "\n".join([*run, ""]))
+        files.write_text(folder / f"{name}.qrels", "\n".join([*qrels, ""]))
 
 
 def _words(ids) -> np.ndarray:

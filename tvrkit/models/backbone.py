@@ -27,6 +27,8 @@ from tvrkit.models import hub, towers
 from tvrkit.models.patches import PatchAttention, lacks_patches, patch_attention
 from tvrkit.settings import BackboneConfig, choose
 
+# open_clip warns of random weights, which were asked for: cards and tables call them untrained
+logging.getLogger().addFilter(lambda record: "initialized randomly" not in record.getMessage())
 PROBE = "a small crimson circle slowly drifts past two striped squares; 一个红色的圆慢慢移动"
 EMBEDDED = "tvrkit"  # `pretrained` of the weights that come with the kit
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # open_clip's names
@@ -263,16 +265,12 @@ def create_backbone(config: BackboneConfig, facts: Mapping[str, Any] | None = No
     try:
         if weights and zipfile.is_zipfile(weights):
             files.check_zip(weights)
-        if weights is None:  # open_clip warns of random ones, which were asked for
-            logging.disable(logging.WARNING)
         clip = open_clip.create_model(name, str(weights) if weights else None, **options)
     except Exception as error:  # whatever a file that holds something else raises
         if weights is None:
             raise
         got = " ".join(f"{error!r:.300}".split())
         raise ValueError(f"{weights}: expected weights of {name}: {got}") from error
-    finally:
-        logging.disable(logging.NOTSET)
     # without weights, open_clip leaves a part of CoCa's decoder, which is dropped, as memory had it
     if weights and not all(weight.isfinite().all() for weight in clip.parameters()):
         raise ValueError(f"{weights}: expected finite weights, got NaN or infinity")

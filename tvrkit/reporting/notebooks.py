@@ -6,8 +6,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -17,9 +18,11 @@ from rich.console import Console
 from traitlets.config import Config
 
 from tvrkit import files
+from tvrkit.data.manifest import Manifest
 from tvrkit.recipes import load_profile, load_recipe, to_dict
-from tvrkit.reporting import pages
+from tvrkit.reporting import pages, targets
 from tvrkit.reporting.notebook_html import notebook_html
+from tvrkit.shapes.dataset import PREFIX
 
 console = Console()
 DATA, TRAINING, ATTENTION = "01_data_preparation", "02_training", "05_attention_maps"
@@ -28,7 +31,7 @@ TRAINED_INSIDE = {
     "07_pretraining": ["hmmc_pretrain_shapes", "hmmc_pretrain_shapes_zh", "hmmc_shapes_zh"]
 }
 INSPECTIONS = ("04_hard_negatives", ATTENTION)
-PARAMETERS = ("recipe", "profile", "run", "seed", "device")
+PARAMETERS = ("recipe", "profile", "overrides", "run", "seed", "device")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -43,9 +46,10 @@ class Task:
     profile: str
     run: str
     device: str = "cpu"
+    overrides: list[str] = field(default_factory=list)
 
     @property
-    def parameters(self) -> dict[str, str | int]:
+    def parameters(self) -> dict[str, Any]:
         """What the notebook's parameters cell gets."""
         return {name: getattr(self, name) for name in PARAMETERS}
 
@@ -67,7 +71,7 @@ class NotebookFailed(RuntimeError):
     """A cell raised; the message names notebook, cell, error and where the notebook is kept."""
 
 
-def plan(profile: str, run: str, device: str = "cpu") -> list[Task]:
+def plan(profile: str, run: str, device: str = "cpu", overrides: Sequence[str] = ()) -> list[Task]:
     """The notebooks of a profile, in the order in which one needs the other's results."""
     settings, tasks = load_profile(profile), []
     first, baseline = settings.seeds[0], settings.recipes[0]
@@ -77,7 +81,8 @@ def plan(profile: str, run: str, device: str = "cpu") -> list[Task]:
     for notebook in settings.notebooks:
         for recipe, seed in repeated.get(notebook, [(baseline, first)]):
             part = f"{run}/{recipe}/seed{seed}" if notebook in repeated else run
-            tasks.append(Task(notebook, files.run(part), recipe, seed, profile, run, device))
+            of = recipe, seed, profile, run, device, [*overrides]
+            tasks.append(Task(notebook, files.run(part), *of))
     return tasks
 
 
@@ -101,7 +106,9 @@ def due(tasks: Sequence[Task]) -> list[Task]:
     return todo
 
 
-def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) -> Path:
+def reproduce(
+    profile: str, run: str, device: str = "cpu", force: bool = False, overrides: Sequence[str] = ()
+) -> Path:
     """Run a profile's notebooks into reports/<run>/; what is finished is skipped.
 
     Args:
@@ -109,18 +116,23 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
         run: folder under reports/.
         device: "cpu", "cuda" or "cuda:k".
         force: remove what the run has and start again.
+        overrides: "section.key=value" strings, over every recipe of the profile.
 
     Returns:
         The run's index.html.
 
     Raises:
+        FileNotFoundError: a data set is not prepared.
         NotebookFailed: a cell raised. What ran before it is kept, and skipped when run again.
         RuntimeError: the run is being reproduced by another process; or, with `force`, a part of it
             is being trained.
     """
-    tasks, root = plan(profile, run, device), files.run(run)
+    tasks, root = plan(profile, run, device, overrides), files.run(run)
     if absent := sorted({task.source.name for task in tasks if not task.source.exists()}):
         raise FileNotFoundError(f"no {', '.join(absent)} in {files.notebooks()}")
+    for name in sorted({load_recipe(t.recipe, overrides, profile).data.prepared for t in tasks}):
+        if not name.startswith(PREFIX):  # shapes makes itself
+            Manifest.open(files.data(name))
     lock = files.home() / "reports" / f".{run.replace('/', '.')}.lock"
     lock.parent.mkdir(exist_ok=True)
     with _alone(lock, f"reports/{run} is being made by another `tvrkit reproduce`"):
@@ -137,6 +149,7 @@ def reproduce(profile: str, run: str, device: str = "cpu", force: bool = False) 
                 execute(task)
         pages.write_index(run)
         pages.write_leaderboard()
+    console.print(*targets.sentences(run), sep="\n", highlight=False, markup=False)
     return root / "index.html"
 
 
@@ -162,7 +175,7 @@ def origin(task: Task) -> dict:
     """What the result depends on, as it is now: the notebook, the recipes, and the runs that it
     reads."""
     names, root = needed(task), files.run(task.run)
-    recipes = names + TRAINED_INSIDE.get(task.notebook, [])
+    recipes, given = names + TRAINED_INSIDE.get(task.notebook, []), (task.overrides, task.profile)
     sources = [task.source] + [files.RECIPES / "sweeps.yaml"] * (task.notebook == ABLATIONS)
     read = [f"{name}/seed*" for name in names] if task.notebook > TRAINING else []
     read += ["ablations/**"] * (task.notebook == ABLATIONS)
@@ -171,7 +184,7 @@ def origin(task: Task) -> dict:
         "sha256": {file.name: files.sha256(file) for file in sources},
         "runs": {card.relative_to(root).as_posix(): files.sha256(card) for card in cards},
         "parameters": task.parameters,
-        "recipes": {name: to_dict(load_recipe(name, profile=task.profile)) for name in recipes},
+        "recipes": {name: to_dict(load_recipe(name, *given)) for name in recipes},
     }
 
 

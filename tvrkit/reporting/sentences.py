@@ -18,7 +18,7 @@ from tvrkit import files
 from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.factors import per_factor_accuracy
-from tvrkit.reporting import pages, signs, sweeps, tables
+from tvrkit.reporting import pages, signs, sweeps, tables, targets
 from tvrkit.reporting.tables import interval, number
 from tvrkit.training.runs import Run
 
@@ -34,13 +34,14 @@ def title(recipe: str) -> str:
     return TITLES.get(name, name)
 
 
-def trained(run: str) -> dict[str, list[Run]]:
-    """The run's own recipes that were trained, by seed, best rsum first."""
-    recipes: dict[str, list[Run]] = {}
+def trained(run: str, given: bool = False) -> dict[str, list[Run]]:
+    """The run's own recipes that were trained, by seed, best rsum first; with `given` those, too,
+    whose weights were scored as they are."""
+    found: dict[str, list[Run]] = {}
     for each in pages.sections(run).get("", []):
-        if each.card["selection"] not in AS_GIVEN:
-            recipes.setdefault(each.recipe, []).append(each)
-    return dict(sorted(recipes.items(), key=lambda item: -tables.summary(item[1])["rsum"]))
+        if given or each.card["selection"] not in AS_GIVEN:
+            found.setdefault(each.recipe, []).append(each)
+    return dict(sorted(found.items(), key=lambda item: -tables.summary(item[1])["rsum"]))
 
 
 def results(run: str) -> str:
@@ -113,7 +114,7 @@ def _wins(pairs: pd.DataFrame, about: str) -> str:
 
 def evaluation(run: str) -> list[str]:
     """Notebook 03 in sentences."""
-    recipes = trained(run)
+    recipes = trained(run) or trained(run, given=True)
     metrics = next(iter(recipes.values()))[0].metrics
     numbers = {
         way: ", ".join(
@@ -129,6 +130,7 @@ def evaluation(run: str) -> list[str]:
         f"R@1 text to video: {numbers['t2v']}; video to text: {numbers['v2t']}; {bounds}.",
         _verdicts(recipes) if len(recipes) > 1 else "One recipe: nothing to compare.",
         _blind(recipes),
+        *targets.sentences(run),
     ]
 
 
@@ -153,20 +155,24 @@ def _blind(recipes: dict[str, list[Run]]) -> str:
 def training(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
     """Notebook 02 in sentences."""
     done = Run(files.run(run) / recipe / f"seed{seed}")
-    curve, history = done.curve, done.history
-    recall = [
-        f"{WAYS[way]} R@1 goes from {curve[f'{way} R@1'].iloc[0]:.1f} to "
-        f"{curve[f'{way} R@1'].iloc[-1]:.1f}"
-        for way in WAYS
-    ]
+    curve, history, card = done.curve, done.history, done.card
+    if card["selection"] in AS_GIVEN:
+        return [f"Not trained, {card['selection']}: {card['parameters']:,} parameters."]
+    learnt = "There is no validation split: recall was not measured while training."
+    if "split" in curve:
+        recall = [
+            f"{WAYS[way]} R@1 goes from {curve[f'{way} R@1'].iloc[0]:.1f} to "
+            f"{curve[f'{way} R@1'].iloc[-1]:.1f}"
+            for way in WAYS
+        ]
+        learnt = f"On {curve['split'].iloc[0]}, from the first of {len(curve)} epochs to the last, "
+        learnt += f"{' and '.join(recall)}."
     tenth = max(1, len(history) // 10)
     parts = history.drop(columns=["step", "epoch", "lr", "logit_scale"])
     ends = zip(parts.columns, parts[:tenth].mean(), parts[-tenth:].mean(), strict=True)
     change = ", ".join(f"{name} {start:.3f} to {end:.3f}" for name, start, end in ends)
-    card = done.card
     return [
-        f"On {curve['split'].iloc[0]}, from the first of {len(curve)} epochs to the last, "
-        f"{' and '.join(recall)}.",
+        learnt,
         f"Over {len(history)} steps (means of the first and last tenth): {change}.",
         f"It takes {card['train_seconds']:.0f} s on {card['device']}, {card['torch_threads']} "
         f"threads; {card['parameters']:,} parameters. {signs.sentence(done)}",

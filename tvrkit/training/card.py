@@ -32,8 +32,7 @@ ARTEFACTS = (
     "similarity.npz",
     CHECKPOINT,
 )
-LARGE = ("train.log", "similarity.npz")  # stay where the run was made
-GIVEN = ("run.json", "README.md", *(name for name in ARTEFACTS if name not in LARGE))
+GIVEN = {*ARTEFACTS, "run.json", "README.md"} - {"train.log", "similarity.npz"}  # to others
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:

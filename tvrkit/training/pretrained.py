@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_repo, upload_folder
+from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 
 from tvrkit import files
-from tvrkit.evaluation.compare import METRICS, with_interval
-from tvrkit.evaluation.ranks import DIRECTIONS
+from tvrkit.evaluation.compare import with_interval
 from tvrkit.models.method import Method
 from tvrkit.training.card import CHECKPOINT, GIVEN
-from tvrkit.training.runs import Run, check_all, opened
+from tvrkit.training.runs import Run, opened
 
 
 def from_pretrained(name: Path | str, device: str = "cpu") -> Method:
@@ -34,7 +33,8 @@ def from_pretrained(name: Path | str, device: str = "cpu") -> Method:
 
 
 def save_pretrained(run: Run | Path | str, out: Path | str) -> Path:
-    """Write a run's method as a folder that every command takes in place of a run.
+    """Write a run's method as a folder that every command takes in place of a run, and tables too
+    where it is reports/RUN/RECIPE/seedK. Each file is compared with its hash.
 
     Args:
         run: a `Run`, or its name, see `runs.opened`.
@@ -45,9 +45,17 @@ def save_pretrained(run: Run | Path | str, out: Path | str) -> Path:
         FileExistsError: the folder holds something.
         ValueError: a file of the run is not as it was written.
     """
-    given = run if isinstance(run, Run) else opened(run)
-    given.artefact(CHECKPOINT)
-    return _copy(given, Path(out), model_card(given))
+    given, out = run if isinstance(run, Run) else opened(run), Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out}: expected an empty folder, or none")
+    sources = [given.artefact(CHECKPOINT)]
+    others = [name for name in GIVEN & {*given.card["artefacts"]} if (given.folder / name).exists()]
+    sources += map(given.artefact, others)
+    out.mkdir(parents=True, exist_ok=True)
+    for source in [*sources, given.folder / "run.json"]:  # run.json last: with it the run is whole
+        shutil.copyfile(source, out / source.name)
+    files.write_text(out / "README.md", model_card(given))
+    return out
 
 
 def push_to_hub(folder: Path | str, name: str) -> str:
@@ -71,64 +79,11 @@ def push_to_hub(folder: Path | str, name: str) -> str:
     return str(address)
 
 
-def take(source: Path | str, run: str) -> list[Run]:
-    """Copy the finished runs of a folder, or one from the hub, into reports/<run>/, where tables
-    show them.
-
-    Raises:
-        FileNotFoundError: there is none.
-        FileExistsError: reports/<run> has one of that recipe and seed.
-        ValueError: a file is not as it was written: nothing is copied.
-    """
-    found = check_all(Path(source)) or {opened(source): opened(source).damage(every=True)}
-    if damaged := [f"{each.folder}: {reason}" for each, reason in found.items() if reason]:
-        raise ValueError("; ".join(damaged))
-    targets = {each: files.run(run) / each.recipe / f"seed{int(each.seed)}" for each in found}
-    return [Run(_copy(each, folder)) for each, folder in targets.items()]
-
-
-def _copy(run: Run, out: Path, card: str | None = None) -> Path:
-    """The files that are given, each compared with its hash; run.json comes last."""
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out}: expected an empty folder, or none")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in set(GIVEN) & set(run.card["artefacts"]):
-        if (run.folder / name).exists():
-            shutil.copyfile(run.artefact(name), out / name)
-    if card:
-        files.write_text(out / "README.md", card)
-    shutil.copyfile(run.folder / "run.json", out / "run.json")
-    return out
-
-
 def model_card(run: Run) -> str:
     """README.md of the folder: what it is, what was measured, how it is loaded. Every number is
     read from the run."""
-    card, metrics, config = run.card, run.metrics, run.config
-    protocol, split = card["data"]["protocol"], metrics["split"]
-    where = {"dataset_type": protocol, "dataset_name": protocol, "dataset_split": split}
-    names = [f"{way} {metric}" for way in DIRECTIONS for metric in METRICS]
-    measured = [
-        EvalResult("text-video-retrieval", metric_type=name, metric_value=metrics[name], **where)
-        for name in names
-    ]
-    data = ModelCardData(
-        library_name="tvrkit",
-        language=metrics["language"],
-        tags=["text-video-retrieval", config.method_name],
-        model_name=run.recipe,
-        eval_results=measured,
-    )
-    lacks = ["not the whole protocol"] * bool(card["data"].get("partial"))
-    lacks += [f"{len(metrics['missing'])} videos missing"] * bool(metrics["missing"])
-    shown = {name: with_interval(metrics, name) for name in [*names, "rsum"]}
-    values: dict[str, Any] = {
-        "run": run,
-        "card": card,
-        "metrics": metrics,
-        "config": config,
-        "shown": shown,
-    }
-    values |= {"columns": METRICS, "ways": DIRECTIONS, "lacks": lacks}
-    template = files.ASSETS / "model_card.md"
-    return str(ModelCard.from_template(data, template_path=str(template), **values))
+    tags = ["text-video-retrieval", run.config.method_name]
+    about = ModelCardData(library_name="tvrkit", language=run.metrics["language"], tags=tags)
+    options: dict[str, Any] = {"run": run, "interval": with_interval}
+    template = str(files.ASSETS / "model_card.md")
+    return str(ModelCard.from_template(about, template_path=template, **options))

@@ -246,7 +246,7 @@ def opened(name: Path | str) -> Run:
     if not ON_HUB.fullmatch(str(name)) or own.exists():
         raise FileNotFoundError(reason)
     try:
-        return Run(hub.folder(str(name), "run.json", cards.GIVEN))
+        return Run(hub.folder(str(name), "run.json", [*cards.GIVEN]))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{reason}; {error}") from None
 
@@ -291,12 +291,8 @@ def check_all(folder: Path) -> dict[Run, str]:
 
 def _seed_folders(recipe: Path) -> list[Path]:
     """The folders seed0, seed1, ... of a recipe's, by number; others are not of a run."""
-    numbers = {
-        int(match[1]): folder
-        for folder in recipe.glob("seed*")
-        if (match := re.fullmatch(r"seed(\d+)", folder.name))
-    }
-    return [numbers[number] for number in sorted(numbers)]
+    found = [folder for folder in recipe.glob("seed*") if folder.name[4:].isdecimal()]
+    return sorted(found, key=lambda folder: int(folder.name[4:]))
 
 
 def prepared(config: Config) -> Manifest:

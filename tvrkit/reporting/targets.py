@@ -1,0 +1,55 @@
+"""Published targets: does a number that was printed lie within the interval of ours?"""
+
+import pandas as pd
+
+from tvrkit.evaluation.compare import published_results
+from tvrkit.reporting import tables
+from tvrkit.reporting.tables import interval, number
+from tvrkit.training.runs import Run, find
+
+COLUMNS = ["recipe", "metric", "ours", "published", "verdict", "source"]
+
+
+def verdict(low: float, high: float, target: float) -> str:
+    """Where the interval [low, high] of ours lies, seen from the target."""
+    if low <= target <= high:
+        return "reached: the target is inside our interval"
+    side = ("below", "above") if target > high else ("above", "below")
+    return f"ours is {side[0]}: the target is {side[1]} our interval"
+
+
+def table(run: str) -> pd.DataFrame:
+    """Texts: a row per recipe of reports/<run>/ and direction for which data/published_results.csv
+    has an R@1 (its column `recipes` says of which), all seeds together.
+
+    What keeps the two from being compared stands with the verdict: videos that are missing, or a
+    source that names no protocol, or another one.
+    """
+    done, rows = find(run), []
+    known = published_results().to_dict("records") if done else []
+    for recipe in dict.fromkeys(each.recipe for each in done):
+        seeds = [each for each in done if each.recipe == recipe]
+        ours = tables.summary(seeds)
+        for row in (row for row in known if recipe in row["recipes"].split()):
+            name, source = f"{row['direction']} R@1", f"{row['source']} ({row['trust']})"
+            ends = ours[f"{name} low"], ours[f"{name} high"]
+            said = "; ".join([verdict(*ends, row["R@1"]), *_doubts(seeds[0], row)])
+            shown = f"{number(ours[name], 1, ours[f'{name} sd'])} {interval(*ends)}"
+            rows.append((recipe, name, shown, number(row["R@1"]), said, source))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _doubts(run: Run, row: dict) -> list[str]:
+    """Why a run's numbers can't stand beside a published row."""
+    protocol = run.card["data"]["protocol"]
+    doubts = [part for part in tables.protocol_of(run).split(" · ") if part.startswith("NOT ")]
+    if row["protocol"] != protocol or row["language"] != run.metrics["language"]:
+        theirs = row["protocol"] and f"{row['protocol']} {row['language']}"
+        doubts.append(f"its protocol: {theirs or 'not named'}, ours: {protocol}")
+    return doubts
+
+
+def sentences(run: str) -> list[str]:
+    """A line per row of `table`."""
+    line = "{recipe}, {metric}: {ours}, published {published}, {source}: {verdict}"
+    return [line.format(**row) for row in table(run).to_dict("records")]
