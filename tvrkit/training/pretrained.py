@@ -48,9 +48,8 @@ def save_pretrained(run: Run | Path | str, out: Path | str) -> Path:
     given, out = run if isinstance(run, Run) else opened(run), Path(out)
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out}: expected an empty folder, or none")
-    sources = [given.artefact(CHECKPOINT)]
-    others = [name for name in GIVEN & {*given.card["artefacts"]} if (given.folder / name).exists()]
-    sources += map(given.artefact, others)
+    there = {name for name in GIVEN & {*given.card["artefacts"]} if (given.folder / name).exists()}
+    sources = [given.artefact(name) for name in {CHECKPOINT} | there]
     out.mkdir(parents=True, exist_ok=True)
     for source in [*sources, given.folder / "run.json"]:  # run.json last: with it the run is whole
         shutil.copyfile(source, out / source.name)
