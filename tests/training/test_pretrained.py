@@ -19,7 +19,7 @@ from tvrkit.reporting import pages
 from tvrkit.search.encoder import load_model
 from tvrkit.settings import BackboneConfig
 from tvrkit.training import pretrained, runs
-from tvrkit.training.card import write_card
+from tvrkit.training.card import versions, write_card
 from tvrkit.training.pretrained import from_pretrained, push_to_hub, save_pretrained
 
 RECIPE = "dmae_shapes"
@@ -44,7 +44,7 @@ def run(home):
     checkpoints.save(method, done.folder / "checkpoint.safetensors", config)
     facts = {"size": 64, "resize": "shortest", "interpolation": "bicubic", "mean": [0], "std": [1]}
     about = {"backbone": {"name": "tvrkit-tiny", "preprocessing": facts}, "git_commit": "c0ffee"}
-    about |= {"versions": {"tvrkit": "0.2.0", "torch": "2"}, "eval_seconds": 1.0}
+    about |= {"versions": versions(), "eval_seconds": 1.0}
     write_card(done.folder, done.card | about)
     (home / "mine.bin").unlink()
     return runs.Run(done.folder)
