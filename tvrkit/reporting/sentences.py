@@ -262,8 +262,7 @@ def ablations(run: str) -> list[str]:
         control(run),
         f"DMAE with each part minus without it, {'; '.join(lines) or 'nothing to compare yet'}.",
         f"Of {tested} variants {recipes} differ from their reference as recipes, {weights} as the "
-        "weights that were trained.",
-        f"As recipes: {', '.join(differ) or 'none can be told from its reference'}.",
+        f"weights that were trained. As recipes: {', '.join(differ) or 'none'}.",
     ]
 
 
