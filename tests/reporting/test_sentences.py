@@ -61,7 +61,7 @@ def test_results_stand_between_chance_and_ceiling(methods):
 
 def test_who_wins_is_what_the_tests_say_and_about_what(methods):
     pairs = compare.pairwise(sentences.trained("mine"))
-    told = sentences.results("mine").splitlines()[-1]
+    told = sentences.results("mine").splitlines()[-3]
     about = {"recipe": told.split("Of these")[0], "weights": told.split("Of these")[1]}
     for name, text in about.items():
         for row in pairs.itertuples():

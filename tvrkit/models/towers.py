@@ -52,12 +52,16 @@ def run(transformer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     Args:
         transformer: of open_clip.
         x: (B, L, D) float.
-        mask: (L, L) or (B, 1, L, L) float, added to the attention logits, or None.
+        mask: (L, L), (B, 1, L, L) or, as CoCa makes it, (B heads, L, L) float, added to the
+            attention logits, or None.
     """
     blocks: Any = transformer.resblocks
+    heads = blocks[0].attn.num_heads
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unflatten(0, (-1, heads))
     if not _fits(transformer):
         if mask is not None and mask.ndim == 4:
-            mask = mask.expand(-1, blocks[0].attn.num_heads, -1, -1).flatten(0, 1)
+            mask = mask.expand(-1, heads, -1, -1).flatten(0, 1)
         return transformer(x, attn_mask=mask)
     step = _step(transformer)
     for each in blocks:

@@ -269,7 +269,8 @@ def ablations(run: str) -> list[str]:
 def pretraining(run: str, seed: int = 0) -> list[str]:
     """Notebook 07 in sentences."""
     if not files.run(f"{run}/pretraining").exists():
-        return ["Pre-training was not run."]
+        measured = "zero-shot R@1", "fine-tuning with and without it", "whether each part is alive"
+        return [f"Not run: {what}." for what in measured]
     zero, tuned = [], []
     for language, end in (("English", ""), ("Chinese", "_zh")):
         done = Run(files.run(f"{run}/pretraining/hmmc_pretrain_shapes{end}/seed{seed}"))
