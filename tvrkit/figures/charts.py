@@ -24,6 +24,8 @@ MINED: Options = {"marker": "X", "linestyle": ":", "color": WRONG}
 QUERY: Options = {"marker": "*", "color": INK}
 DASHED: Options = {"linestyle": "--", "color": NEUTRAL, "linewidth": 1}
 
+CROWDED = 60  # letters of labels that still fit side by side
+
 
 def _axes(width: float = 7.0, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -183,7 +185,8 @@ def bars(
     if base:
         _set_log(ax, "y")
         ax.axhline(base, color=INK, linewidth=1)
-    ax.set_xticks(places, groups)
+    crowded = sum(map(len, groups)) > CROWDED
+    ax.set_xticks(places, groups, **({"rotation": 30, "ha": "right"} if crowded else {}))
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(visible=False, axis="x")
     beside: Options = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
