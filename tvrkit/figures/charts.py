@@ -185,8 +185,9 @@ def bars(
     if base:
         _set_log(ax, "y")
         ax.axhline(base, color=INK, linewidth=1)
-    crowded = sum(map(len, groups)) > CROWDED
-    ax.set_xticks(places, groups, **({"rotation": 30, "ha": "right"} if crowded else {}))
+    ax.set_xticks(places, groups)
+    for label in ax.get_xticklabels() if sum(map(len, groups)) > CROWDED else ():
+        label.set(rotation=30, ha="right")
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(visible=False, axis="x")
     beside: Options = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
