@@ -37,7 +37,7 @@ def kit(tmp_path, monkeypatch):
     def plan(profile, run, device="cpu", overrides=()):
         folders = (root, root / RECIPE / "seed0", root)
         return [
-            notebooks.Task(name, folder, RECIPE, 0, profile, run, device, overrides)
+            notebooks.Task(name, folder, RECIPE, 0, profile, run, device, [*overrides])
             for name, folder in zip(TASKS, folders, strict=True)
         ]
 
