@@ -202,7 +202,9 @@ def _print_numbers(done: Run) -> None:
 @app.command()
 def sweep(
     names: Annotated[list[str] | None, Argument(help="of recipes/sweeps.yaml, or all")] = None,
-    jobs: Annotated[int, Option(help="runs at a time, each on a GPU of its own")] = 1,
+    jobs: Annotated[
+        int, Option(help="runs at a time: each on a GPU of its own, or sharing the cores")
+    ] = 1,
     run: RunName = "cli",
     profile: ProfileName = None,
     seed: Annotated[list[int] | None, Option(help="in place of the sweep's; repeatable")] = None,

@@ -58,6 +58,6 @@ def bench_step(benchmark, step, recipe, way, monkeypatch):
     found = take()
     assert found[0] == pytest.approx(expected[0], abs=1e-4)
     for one, other in zip(expected[1], found[1], strict=True):
-        if one is not None:
-            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+        if one is not None:  # of the whole tensor: single elements turn at a ReLU's kink
+            assert (one - other).norm() <= 1e-3 * one.norm() + 1e-7
     benchmark.pedantic(take, rounds=5)

@@ -58,7 +58,7 @@ def test_values_that_depend_on_no_data(case, number, released, corrected):
 
 
 @pytest.mark.parametrize(
-    ("number", "least"), [(5, 40), (8, 15), (10, -30), (24, 35), (32, 20), (36, 300)]
+    ("number", "least"), [(5, 40), (8, 18), (10, -30), (24, 39), (32, 20), (36, 500)]
 )
 def test_released_minus_corrected_is_more_than(case, number, least):
     released, corrected = findings.FINDINGS[number](case)
@@ -73,10 +73,14 @@ def test_the_corrected_value_is_the_one_of_the_equation(case, number, exact):
     assert abs(released - exact) > 0.01
 
 
-@pytest.mark.parametrize("number", [2, 3, 6, 11, 14, 16])
-def test_both_differ(case, number):
+@pytest.mark.parametrize(
+    ("number", "share"), [(2, 0.002), *((k, 0.01) for k in (3, 6, 11, 14, 16))]
+)
+def test_both_differ(case, number, share):
+    """By `share` of the corrected value. 2 is who meets whom, which untrained scores hardly show:
+    `test_strangers_meet_above_eight_pairs_only` counts it."""
     released, corrected = findings.FINDINGS[number](case)
-    assert abs(released - corrected) > 0.002 * abs(corrected)
+    assert abs(released - corrected) > share * abs(corrected)
 
 
 def test_padding_that_is_not_there_changes_nothing(case):

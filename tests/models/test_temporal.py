@@ -3,12 +3,17 @@ test_parity)."""
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
+from tvrkit.models.backbone import create_backbone
 from tvrkit.models.temporal import TemporalTransformer
+from tvrkit.settings import BackboneConfig
+from tvrkit.shapes.render import render
+from tvrkit.shapes.scenes import PRESETS, random_scene
 
 WIDTH = 32
 
@@ -96,3 +101,17 @@ def test_starts_at_random_elsewhere(towers):
     temporal = TemporalTransformer.from_clip(backbone, layers=2)
     assert temporal.frame_position_embeddings.weight.shape == (6, WIDTH)
     assert temporal(torch.randn(1, 4, WIDTH)).isfinite().all()
+
+
+@torch.no_grad()
+def test_clips_positions_are_a_hundredth_of_the_frames_they_are_added_to():
+    """Why no method sees the order of frames at its start; N(0, 1) positions are as long."""
+    backbone = create_backbone(BackboneConfig())
+    scene = random_scene(PRESETS["quick"], np.random.default_rng(0))
+    pixels = torch.from_numpy(render(scene, [""] * 8, [1])).permute(0, 3, 1, 2)
+    length = backbone.encode_frames(pixels[None]).norm(dim=-1).mean()
+    starts = TemporalTransformer.from_clip, TemporalTransformer.beside_clip
+    made = [start(backbone, 1, 8).frame_position_embeddings.weight for start in starts]
+    clip, normal = (positions.norm(dim=-1).mean() / length for positions in made)
+    assert 0.005 < clip < 0.02
+    assert 0.5 < normal < 2

@@ -7,8 +7,9 @@ import nbformat
 import pytest
 
 from tests.fakes import finished_run
+from tvrkit import files
 from tvrkit.evaluation import compare
-from tvrkit.reporting import sentences
+from tvrkit.reporting import sentences, sweeps
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / "README.md", ROOT / "reports" / "README.md"]
@@ -61,7 +62,7 @@ def test_results_stand_between_chance_and_ceiling(methods):
 
 def test_who_wins_is_what_the_tests_say_and_about_what(methods):
     pairs = compare.pairwise(sentences.trained("mine"))
-    told = sentences.results("mine").splitlines()[-3]
+    (told,) = (t for t in sentences.results("mine").splitlines() if t.startswith("Of the recipes"))
     about = {"recipe": told.split("Of these")[0], "weights": told.split("Of these")[1]}
     for name, text in about.items():
         for row in pairs.itertuples():
@@ -80,6 +81,18 @@ def test_one_seed_says_nothing_of_the_recipe(home):
     assert "Of the recipes (one seed: not known" in told
     assert "no two can be told apart. Of these weights alone: GLSCL above HMMC" in told
     assert "was not recorded" in told
+
+
+def test_what_was_not_run_is_named(methods, monkeypatch):
+    assert "was not run" in sentences.control("mine")
+    told = sentences.absent("mine")
+    assert all(f"`{name}`" in told for name in sweeps.load_all())
+    assert "pre-training (notebook 07)" in told
+    whole = {name: dict.fromkeys(sweep.overrides) for name, sweep in sweeps.load_all().items()}
+    whole["time"].pop("meanP")
+    monkeypatch.setattr(sweeps, "finished", lambda name, run: whole[name])
+    (files.run("mine") / "pretraining").mkdir()
+    assert sentences.absent("mine") == "Not in this run, or not whole: `time`."
 
 
 def test_only_what_stands_between_marks_is_made_anew(methods):

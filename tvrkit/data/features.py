@@ -22,7 +22,6 @@ from tvrkit.data.manifest import Split
 
 CARD, AGAIN = "card.json", "make them again with `tvrkit embed`"
 SHARD = 1000  # videos or captions a file
-KINDS = ("videos", "texts")
 
 
 def content(split: Split) -> str:

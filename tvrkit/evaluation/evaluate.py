@@ -143,7 +143,7 @@ class Evaluation:
         arrays: dict = self.ranks | {key: getattr(self, key) for key in IDS}
         with files.replacing(folder / "ranks.npz") as part:
             np.savez_compressed(part, **arrays)
-        # as it is: compressed it takes 43 times as long, for 7 % less
+        # as it is: compressing costs 20 times the writing (docs/performance.md)
         with files.replacing(folder / "similarity.npz") as part:
             np.savez(part, similarity=self.similarity)
         files.write_text(folder / FACTORS, self.factors.to_csv(index=False))

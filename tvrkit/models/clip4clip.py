@@ -44,11 +44,9 @@ class CLIP4Clip(Method):
         super().__init__(backbone, settings)
         self.temporal = None
         if settings.head == "seqTransf":
-            starts = {
-                "clip": TemporalTransformer.from_clip,
-                "normal": TemporalTransformer.beside_clip,
-            }
-            self.temporal = starts[settings.temporal_start](backbone, settings.layers)
+            clip = settings.temporal_start == "clip"
+            start = TemporalTransformer.from_clip if clip else TemporalTransformer.beside_clip
+            self.temporal = start(backbone, settings.layers)
 
     def video_features(self, frames: Tensor, mask: Tensor) -> VideoFeatures:
         """Frames f and the video v = nrm(mean over valid frames of nrm(y)), y = f or

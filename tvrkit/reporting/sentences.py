@@ -59,7 +59,7 @@ def results(run: str) -> str:
     )
     made = [pd.DataFrame(shown).T.rename_axis("test split, raw scores"), factors(recipes)]
     parts = [pages.as_markdown(table.reset_index()) for table in made if len(table)]
-    return "\n\n".join([*parts, _verdicts(recipes), control(run)])
+    return "\n\n".join([*parts, _verdicts(recipes), control(run), absent(run)])
 
 
 def _accuracy(row: dict) -> dict[str, str]:
@@ -240,6 +240,17 @@ def control(run: str) -> str:
         "Control: of a video and the same played backwards, CLIP4Clip scores the right one higher "
         f"in this share of pairs (chance 50 %): {', '.join(told)}."
     )
+
+
+def absent(run: str) -> str:
+    """Which sweeps were not run, or not all of their variants, and whether pre-training was."""
+    parts = [
+        f"`{name}`"
+        for name, sweep in sweeps.load_all().items()
+        if {*sweeps.finished(name, run)} != {*sweep.overrides}
+    ]
+    parts += [] if files.run(f"{run}/pretraining").exists() else ["pre-training (notebook 07)"]
+    return f"Not in this run, or not whole: {', '.join(parts) or 'nothing'}."
 
 
 def ablations(run: str) -> list[str]:

@@ -156,10 +156,10 @@ def _fit(backbone: Backbone, how: Pretraining, seed: int) -> list[float]:
 class FactorTable(nn.Module):
     """One learnt vector for each value of each factor, by which both towers are classified.
 
-    With InfoNCE alone the image tower does not learn place within thousands of steps, although
-    under a linear head it does in 300: text and image must first agree on a direction for each
-    value. The table is that direction; it is thrown away after the training. Motion is read only:
-    the text tower knows its words, as CLIP's does, and no image shows it.
+    With InfoNCE alone, as in version 0.1.0, place stays at chance: text and image would first have
+    to agree on a direction for each value. The table is that direction; it is thrown away after
+    the training. Motion is read only: the text tower knows its words, as CLIP's does, and no image
+    shows it.
     """
 
     def __init__(self, width: int):
