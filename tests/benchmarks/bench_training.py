@@ -17,15 +17,15 @@ BATCH, WORDS, FRAMES = 64, 32, 8
 RECIPES = ["clip4clip_shapes", "dmae_shapes", "glscl_shapes", "hmmc_shapes"]
 
 
-def batch():
+def batch(rows=BATCH, frames=FRAMES, size=64):
     random = torch.Generator().manual_seed(0)
-    mask = torch.arange(WORDS) < torch.randint(8, 24, (BATCH, 1), generator=random)
-    tokens = torch.randint(1, 1000, (BATCH, WORDS), generator=random) * mask
-    tokens[torch.arange(BATCH), mask.sum(1) - 1] = 1299
-    frames = torch.randint(256, (BATCH, FRAMES, 3, 64, 64), dtype=torch.uint8, generator=random)
-    rows = torch.arange(BATCH)
-    frame_mask = torch.ones(BATCH, FRAMES, dtype=torch.bool)
-    return TextVideoBatch(tokens, mask, mask.long(), frames, frame_mask, rows, rows)
+    mask = torch.arange(WORDS) < torch.randint(8, 24, (rows, 1), generator=random)
+    tokens = torch.randint(1, 1000, (rows, WORDS), generator=random) * mask
+    tokens[torch.arange(rows), mask.sum(1) - 1] = 1299
+    shape = (rows, frames, 3, size, size)
+    pictures = torch.randint(256, shape, dtype=torch.uint8, generator=random)
+    frame_mask, numbers = torch.ones(rows, frames, dtype=torch.bool), torch.arange(rows)
+    return TextVideoBatch(tokens, mask, mask.long(), pictures, frame_mask, numbers, numbers)
 
 
 @pytest.fixture

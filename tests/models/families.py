@@ -6,10 +6,14 @@ from contextlib import ExitStack
 from unittest.mock import patch
 
 import open_clip
-from open_clip import factory, timm_model
+import torch
+from open_clip import CoCa, factory, timm_model
 
+from tvrkit.data.batch import TextVideoBatch
+from tvrkit.data.text import tokenise
 from tvrkit.models import hub
-from tvrkit.models.backbone import create_backbone
+from tvrkit.models.backbone import Backbone, create_backbone
+from tvrkit.models.clip4clip import CLIP4Clip
 from tvrkit.settings import BackboneConfig
 
 # name: what it lacks
@@ -118,3 +122,39 @@ def save_facts(path, mean, resize, interpolation):
     facts = {"mean": [mean] * 3, "std": [1, 1, 1]}
     facts |= {"resize_mode": resize, "interpolation": interpolation}
     path.write_text(json.dumps({"preprocess_cfg": facts}))
+
+
+CAPTIONS = ["a small red circle", "two big blue squares on the left of a circle", "the left"]
+
+
+def case(name: str, folder) -> tuple[CLIP4Clip, TextVideoBatch]:
+    """Mean pooling over a small model, and a batch of three pairs for it."""
+    torch.manual_seed(0)
+    backbone = build(name, folder).eval()
+    tokens, mask, weight = tokenise(CAPTIONS, backbone.tokenizer, 16)
+    random, size = torch.Generator().manual_seed(0), backbone.image_size
+    frames = torch.randint(256, (3, 2, 3, size, size), dtype=torch.uint8, generator=random)
+    rows = torch.arange(3)
+    batch = TextVideoBatch(tokens, mask, weight, frames, torch.ones(3, 2).bool(), rows, rows)
+    return CLIP4Clip(backbone, CLIP4Clip.Settings(head="meanP")).eval(), batch
+
+
+@torch.no_grad()
+def expected(backbone: Backbone, batch: TextVideoBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sentences and frames as open_clip's own functions give them."""
+    clip, length = backbone.clip, None if backbone.is_hf else backbone.context_length
+    whole = backbone.tokenizer(CAPTIONS, context_length=length or 16)
+    pixels = backbone.normalise(batch.frames.flatten(0, 1))
+    if isinstance(clip, CoCa):
+        return clip.text(whole)[0], clip.visual(pixels)[0]
+    return clip.encode_text(whole), clip.encode_image(pixels)
+
+
+def step(method: CLIP4Clip, batch: TextVideoBatch) -> dict[str, torch.Tensor]:
+    """One step of training; the gradients."""
+    method.train()
+    method.loss(method.encode_text(batch), method.encode_video(batch), batch)["loss"].backward()
+    gradients = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+    torch.optim.SGD(method.parameters(), 1e-3).step()
+    method.eval()
+    return gradients

@@ -1,59 +1,40 @@
 """The backbone matrix: each family is built, encodes, trains a step and is loaded back."""
 
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
-from open_clip import CoCa
 from open_clip.timm_model import TimmModel
 
-from tvrkit.data.batch import TextVideoBatch
-from tvrkit.data.text import tokenise
+from tvrkit import inspection
 from tvrkit.models import checkpoints
 from tvrkit.models.clip4clip import CLIP4Clip
 
-from .families import FAMILIES, build
+from .families import FAMILIES, build, case, expected, step
 
 pytestmark = pytest.mark.slow
-
-CAPTIONS = ["a small red circle", "two big blue squares on the left of a circle", "the left"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def made(request, tmp_path_factory):
     """(name, folder of its files, method over it, batch); one family is in memory at a time."""
     pytest.importorskip("transformers")
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("hub")
-    backbone = build(request.param, folder).eval()
-    tokens, mask, weight = tokenise(CAPTIONS, backbone.tokenizer, 16)
-    random, size = torch.Generator().manual_seed(0), backbone.image_size
-    frames = torch.randint(256, (3, 2, 3, size, size), dtype=torch.uint8, generator=random)
-    rows = torch.arange(3)
-    batch = TextVideoBatch(tokens, mask, weight, frames, torch.ones(3, 2).bool(), rows, rows)
-    method = CLIP4Clip(backbone, CLIP4Clip.Settings(head="meanP"))
-    return request.param, folder, method.eval(), batch
+    return request.param, folder, *case(request.param, folder)
 
 
 @torch.no_grad()
 def test_words_sentence_and_frames_are_open_clips_own(made):
     _name, _, method, batch = made
-    backbone, clip = method.backbone, method.backbone.clip
+    backbone = method.backbone
     words, sentence = backbone.encode_text(batch.tokens, batch.token_mask)
-    length = None if backbone.is_hf else backbone.context_length
-    whole = backbone.tokenizer(CAPTIONS, context_length=length or 16)
-    if isinstance(clip, CoCa):
-        expected = (
-            clip.text(whole)[0],
-            clip.visual(backbone.normalise(batch.frames.flatten(0, 1)))[0],
-        )
-    else:
-        pixels = backbone.normalise(batch.frames.flatten(0, 1))
-        expected = clip.encode_text(whole), clip.encode_image(pixels)
     assert words.shape == (3, 16, backbone.width)
     assert words.isfinite().all()
-    torch.testing.assert_close(sentence, expected[0], atol=1e-4, rtol=1e-4)
+    whole, pictures = expected(backbone, batch)
+    torch.testing.assert_close(sentence, whole, atol=1e-4, rtol=1e-4)
     frames = backbone.encode_frames(batch.frames).flatten(0, 1)
-    torch.testing.assert_close(frames, expected[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(frames, pictures, atol=1e-4, rtol=1e-4)
     assert backbone.preprocessing.size == backbone.image_size
 
 
@@ -65,6 +46,8 @@ def test_patch_attention_or_its_absence_by_name(made):
         assert lack.startswith(f"patch attention (its image tower: {FAMILIES[name]}")
         with pytest.raises(ValueError, match=f"{name}: patch attention needs .*{FAMILIES[name]}"):
             backbone.patch_attention(frames)
+        shown, maps = inspection.patch_attention(backbone, frames.permute(0, 2, 3, 1).numpy())
+        assert (len(shown), maps) == (len(frames), {})  # the notebooks say so and go on
         return
     assert backbone.lacks == []
     visual, outputs = backbone.clip.visual, []
@@ -106,19 +89,14 @@ def _through(module, x, attention):
 
 def test_a_step_trains_both_towers_and_the_weights_are_loaded_back(made, tmp_path):
     name, folder, method, batch = made
-    method.train()
-    loss = method.loss(method.encode_text(batch), method.encode_video(batch), batch)["loss"]
-    loss.backward()
-    gradients = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+    gradients = step(method, batch)
     assert "backbone.clip.logit_scale" in gradients
     for tower in ("text", "visual"):
         some = [g for key, g in gradients.items() if key.startswith(f"backbone.clip.{tower}.")]
         assert some
         assert all(g.isfinite().all() for g in some)
         assert any(g.abs().max() > 0 for g in some)
-    torch.optim.SGD(method.parameters(), 1e-3).step()
     method.zero_grad()
-    method.eval()
     checkpoints.save(method, tmp_path / "one.safetensors")
     other = CLIP4Clip(build(name, folder), method.settings).eval()
     checkpoints.load(other, tmp_path / "one.safetensors")
@@ -141,3 +119,15 @@ def test_what_open_clip_leaves_unset_in_coca_does_not_count(tmp_path, monkeypatc
     monkeypatch.setattr(open_clip, "create_model", unset)
     backbone = build("coca_ViT-B-32", tmp_path)
     assert all(weight.isfinite().all() for weight in backbone.parameters())
+
+
+def test_the_page_has_a_row_for_each_family():
+    page = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
+    rows = {row[1]: row[2:-1] for row in rows if len(row) > 2 and row[1] in FAMILIES}
+    assert [*rows] == [*FAMILIES]
+    for name, cells in rows.items():
+        lack = FAMILIES[name]
+        assert cells[-1] == (f"no: {lack}" if lack else "yes")
+        assert cells[-2] == "equal"
+        assert cells.count("yes") == (2 if lack else 3)
