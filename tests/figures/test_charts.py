@@ -99,7 +99,7 @@ def test_a_table_becomes_a_line_for_each_name_broken_where_a_row_is_missing():
     columns = ["quantity", "recipe", "epoch", "value", "low", "high"]
     rows = [("mined", "a", 1, 3.0, 2.0, 4.0), ("mined", "a", 2, 5.0, 4.0, 6.0)]
     table = pd.DataFrame([*rows, ("mined", "b", 2, 1.0, 0.0, 2.0)], columns=columns)
-    panels = {"mined": "pairs"}
+    panels = {"mined again": "never measured", "mined": "pairs"}
     figure = figures.interval_curves(table, x="epoch", by="recipe", panels=panels, xlabel="epoch")
     (ax,) = figure.axes
     lines = {line.get_label(): line.get_ydata() for line in ax.lines}

@@ -291,17 +291,17 @@ def test_overrides_reach_every_notebook_and_make_another_result(kit):
 # --- the profiles of real data sets ---
 
 
-def prepared(home, profile, clips=()):
+def prepared(home, profile, clips=(), frames=4):
     """A profile's data set in small under `home`/data: invented words, made videos or `clips`."""
     raw = home / "raw"
     (raw / "videos").mkdir(parents=True)
     name, ids = put_profile(raw, profile)
-    made = write_video(home / "made.mp4", count=12)
+    made = write_video(home / "made.mp4", count=max(12, frames))
     for place, video in enumerate(video for row in ids.values() for video in row):
         file = clips[place % len(clips)] if clips else made
         shutil.copy(file, raw / "videos" / f"{video}{file.suffix}")
     root = files.data(load_recipe(load_profile(profile).recipes[0]).data.prepared)
-    prepare(name, raw, raw / "videos", root, frames=4, allow_partial=True, workers=1)
+    prepare(name, raw, raw / "videos", root, frames=frames, allow_partial=True, workers=1)
     return ids
 
 

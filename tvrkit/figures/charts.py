@@ -127,11 +127,13 @@ def interval_curves(
     Args:
         table: rows of quantity, `by`, `x`, value, low, high; where one is not there, a line is
             broken.
-        panels: quantity -> label of its y axis.
+        panels: quantity -> label of its y axis; one without rows is left out.
     """
     places, names = sorted(table[x].unique()), table[by].unique()
     drawn: dict[str, tuple[Lines, Lines]] = {}
     for quantity, label in panels.items():
+        if quantity not in set(table["quantity"]):
+            continue
         rows = table[table["quantity"] == quantity].pivot(index=x, columns=by).reindex(places)
         bands = {
             name: rows[["low", "high"]].xs(name, axis=1, level=1).to_numpy().T for name in names

@@ -344,11 +344,13 @@ def patch_attention(backbone, frames: np.ndarray) -> tuple[np.ndarray, dict[str,
 
     Returns:
         The frames as the tower gets them, (N, S, S, 3) uint8, and (N, g, g) shares of attention:
-        "last block", mean over heads, and "rollout" (Abnar and Zuidema, 2020).
+        "last block", mean over heads, and "rollout" (Abnar and Zuidema, 2020); none where
+        `backbone.lacks` it.
     """
     fitted = backbone.preprocessing.fit(torch.from_numpy(frames).permute(0, 3, 1, 2))
-    pixels = fitted.to(backbone.logit_scale.device)
-    attention = backbone.patch_attention(pixels)
+    shown = fitted.permute(0, 2, 3, 1).numpy()
+    if backbone.lacks:
+        return shown, {}
+    attention = backbone.patch_attention(fitted.to(backbone.logit_scale.device))
     maps = {"last block": attention.last(), "rollout": attention.rollout()}
-    arrays = {name: each.cpu().numpy() for name, each in maps.items()}
-    return fitted.permute(0, 2, 3, 1).numpy(), arrays
+    return shown, {name: each.cpu().numpy() for name, each in maps.items()}

@@ -149,7 +149,7 @@ def reproduce(
                 execute(task)
         pages.write_index(run)
         pages.write_leaderboard()
-    console.print(*targets.sentences(run), sep="\n", highlight=False, markup=False)
+    console.print(*targets.sentences(run), sep="\n", soft_wrap=True, highlight=False, markup=False)
     return root / "index.html"
 
 
