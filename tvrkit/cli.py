@@ -176,6 +176,7 @@ def score(
         for name, whole in answer.maps.items():
             values = whole[0, column]
             if values.ndim != 1:
+                print(f"  {name}: {' x '.join(map(str, values.shape))}, see `tvrkit.score`")
                 continue
             labels = answer.words[0] if len(values) == len(answer.words[0]) else [""] * len(values)
             shown = [f"{word} {v:.2f}".strip() for word, v in zip(labels, values, strict=True)]

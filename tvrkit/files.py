@@ -20,6 +20,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 80, 80
 
+CAME = r"WeightsUnpickler error: |(?=Unexpected key|size mismatch)"  # in torch's long messages
+
 
 def home() -> Path:
     """The folder that holds `notebooks/`, `data/` and `reports/`.
@@ -67,6 +69,13 @@ def shown(value: Any) -> str:
     """`value` as an error shows it: short, whatever it holds (a pickle's 300 bytes can hold lists
     of lists that are written out in terabytes)."""
     return _SHOWN.repr(value)
+
+
+def reason(error: Exception) -> str:
+    """An error as a part of another's line; torch's without what it lacks and what it advises
+    (to unpickle nevertheless): what came."""
+    told = re.split(CAME, str(error))[-1].partition(" Please use `torch")[0]
+    return " ".join(f"{type(error).__name__}: {told}".split())[:300]
 
 
 def printable(text: str) -> str:

@@ -53,6 +53,14 @@ def test_what_is_half_written_of_another_split_or_damaged_is_said(written, tmp_p
     shard.write_bytes(shard.read_bytes()[:40])
     with pytest.raises(ValueError, match=r"test-texts-00000\.safetensors: expected row 0"):
         found.item("texts", 0)
+    for text, message in (
+        ("{}", "splits: at the top"),
+        ("[]", r"card.json: .*dict"),
+        ("{", "JSON"),
+    ):
+        (folder / "card.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Features(folder, "test")
     (folder / "card.json").unlink()
     with pytest.raises(FileNotFoundError, match="the folder is half written"):
         Features(folder, "test")

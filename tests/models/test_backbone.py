@@ -213,6 +213,14 @@ def test_weights_of_another_model_half_a_file_and_code_are_refused(tiny, tmp_pat
     for file in ("other.safetensors", "half.safetensors", "code.pt"):
         with pytest.raises(ValueError, match=f"{file}: expected weights of tvrkit-tiny"):
             create_backbone(BackboneConfig("tvrkit-tiny", str(tmp_path / file)))
+    save_file(
+        {f"backbone.clip.{key}": weights[key] for key in weights}, tmp_path / "run.safetensors"
+    )
+    came = (
+        'got RuntimeError: Unexpected key.*"backbone.clip.*: name the model they are of; a trained'
+    )
+    with pytest.raises(ValueError, match=came):
+        create_backbone(BackboneConfig("tvrkit-tiny", str(tmp_path / "run.safetensors")))
 
 
 # --- what cannot be had ---

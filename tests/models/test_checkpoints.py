@@ -1,6 +1,7 @@
 """Checkpoints of the kit's own: round trips and refusals."""
 
 import pickle
+import re
 import zipfile
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from open_clip import SimpleTokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tvrkit.models import checkpoints
+from tvrkit.models import checkpoints, weights
 from tvrkit.models.backbone import BACKBONES
 from tvrkit.models.hmmc_pretraining import HMMCPretraining
 
@@ -45,7 +46,7 @@ def test_finetuning_starts_from_pretraining(tmp_path):
     path, pretrained = tmp_path / "a.safetensors", make_hmmc(cls=HMMCPretraining, seed=1)
     checkpoints.save(pretrained, path)
     method = make_hmmc(seed=2)
-    unused = checkpoints.start_from(method, path)
+    unused = checkpoints.fill(method, checkpoints.read_tensors(path)[0], "a")
     assert torch.equal(scores(method), scores(pretrained.eval()))
     assert {key.split(".")[0] for key in unused} == {
         "slow",
@@ -55,7 +56,7 @@ def test_finetuning_starts_from_pretraining(tmp_path):
         "word_head",
     }
     with pytest.raises(ValueError, match="expected weights of backbone other, got small"):
-        checkpoints.start_from(make_hmmc("other"), path)
+        weights.start(lambda _: make_hmmc("other"), path)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path):
     checkpoints.save(method, path)
     checkpoints.load(method, path)
     method.backbone.tokenizer = SimpleTokenizer(context_length=10)
-    for read in (checkpoints.load, checkpoints.start_from):
+    for read in (checkpoints.load, lambda method, path: weights.start(lambda _: method, path)):
         with pytest.raises(ValueError, match="expected weights of tokenizer"):
             read(method, path)
 
@@ -99,6 +100,15 @@ def test_load_refuses_broken_and_missing_files(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="expected a file of plain tensors"):
         checkpoints.load(make_glscl(), path)
+
+
+def test_what_torch_refuses_is_named_and_its_advice_is_not_passed_on(tmp_path):
+    torch.save({"a": SimpleNamespace()}, tmp_path / "a.pt")
+    with pytest.raises(
+        ValueError, match=r"plain tensors, got UnpicklingError: Unsup.*Simple"
+    ) as said:
+        checkpoints.read_tensors(tmp_path / "a.pt")
+    assert not {"add_safe_globals", "weights_only"} & {*re.findall(r"\w+", str(said.value))}
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Checkpoint files are recognised by what they hold, whoever wrote them; others are refused."""
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -45,8 +46,12 @@ def test_an_authors_file_is_recognised_and_fills_a_method_of_the_same_sizes(
     method, other = make(seed=0), make(seed=1)
     state = {f"{wrapper}{key}": value for key, value in released(method, names).items()}
     torch.save({"model": state} if wrapper else state, tmp_path / "pytorch_model.bin.4")
-    origin = weights.start(other, tmp_path / "pytorch_model.bin.4")
+    _, origin = weights.start(lambda _: other, tmp_path / "pytorch_model.bin.4")
     assert (origin.format, origin.method) == ("released", name)
+    assert (origin.preprocessing["mean"], origin.preprocessing["resize_mode"]) == (
+        open_clip.OPENAI_DATASET_MEAN,
+        "shortest",
+    )
     torch.testing.assert_close(scores(other), scores(method))
     shown = {key: getattr(method.settings, key) for key in origin.settings if "heads" not in key}
     assert shown == {key: origin.settings[key] for key in shown}
@@ -59,7 +64,7 @@ def test_dmae_without_tpm_cl_and_with_more_frame_positions(tmp_path):
     positions = state["frame_position_embeddings.weight"]
     state["frame_position_embeddings.weight"] = torch.cat([positions, torch.randn(73, 64)])
     save_file(state, tmp_path / "dmae.safetensors")
-    origin = weights.start(other, tmp_path / "dmae.safetensors")
+    _, origin = weights.start(lambda _: other, tmp_path / "dmae.safetensors")
     assert origin.settings["partial_order"] == []
     torch.testing.assert_close(scores(other), scores(method))
 
@@ -71,7 +76,7 @@ def test_the_kits_own_file_tells_its_method_and_settings(tmp_path):
     assert origin[1:4] == (sha256, "tvrkit", "glscl")
     assert origin.settings["queries"] == 4
     other = make_glscl(seed=1, queries=4)
-    weights.start(other, tmp_path / "kit.safetensors")
+    weights.start(lambda _: other, tmp_path / "kit.safetensors")
     torch.testing.assert_close(scores(other), scores(method))
 
 

@@ -84,7 +84,7 @@ def test_only_the_evaluated_split_is_needed(zero_shot, monkeypatch):
     only = manifest.captions[manifest.captions["split"] == "test"]
     alone = type(manifest)(manifest.root, only, manifest.videos, manifest.card)
     monkeypatch.setattr(runs, "prepared", lambda config: alone)
-    run = evaluate("clip4clip_meanp_shapes", profile="smoke", overrides=SMALL, run="alone")
+    run = evaluate("clip4clip_meanp_shapes", profile="smoke", overrides=SMALL, run="test-only")
     np.testing.assert_array_equal(run.evaluation.similarity, zero_shot.evaluation.similarity)
 
 
@@ -106,6 +106,9 @@ def test_a_checkpoint_of_the_kit_brings_its_settings_and_gives_its_numbers(train
         "format": "tvrkit",
         "method": "glscl",
     }
+    nowhere = [*SMALL, "backbone.pretrained=nowhere.bin"]  # the file has all weights there are
+    alone = evaluate("glscl_shapes", file, profile="smoke", overrides=nowhere, run="alone")
+    np.testing.assert_array_equal(alone.evaluation.similarity, trained.evaluation.similarity)
     given = save_pretrained(trained, files.home() / "given")
     own = evaluate("glscl_shapes", given, split="val", profile="smoke", overrides=SMALL, run="val")
     assert own.metrics["split"] == "val"
@@ -180,3 +183,28 @@ def test_authors_files_through_the_command_give_the_recorded_scores(
     assert run.card["weights"]["format"] == "released"
     again = scoring.evaluate(run.method(), Stored(len(batch)).split("test", "en"), run.config)
     np.testing.assert_allclose(again.similarity, run.evaluation.similarity, atol=1e-6)
+
+
+def test_real_clips_with_random_weights_go_the_whole_way(realdata, tmp_path, monkeypatch, capsys):
+    """From files to a score, by the commands alone; it says nothing about quality."""
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    videos, run = realdata / "videos", "real/zeroshot_msrvtt_b32/seed0"
+
+    def command(*arguments):
+        monkeypatch.setattr("sys.argv", ["tvrkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        told = capsys.readouterr()
+        assert not stopped.value.code, told.err
+        return told.out
+
+    own = ("own", videos / "videos.csv", "--videos", videos, "--out", tmp_path / "data" / "real")
+    assert "test: 18 of 18 videos" in command("data", "prepare", *own)
+    small = ("backbone.name=tvrkit-tiny", "backbone.pretrained=null", "eval.bootstrap=20")
+    out = command("evaluate", "zeroshot_msrvtt_b32", "data.prepared=real", *small, "--run", "real")
+    assert "test split, weights: untrained" in out
+    clip = videos / "yoga.mp4"
+    assert f"{clip}  " in command("score", "a woman is doing yoga", clip, "--run", run)
+    command("report")
+    assert "1 runs, every file as it was written" in command("report", "verify", tmp_path)
+    assert "zeroshot_msrvtt_b32 (untrained)" in (tmp_path / "reports/real/index.html").read_text()

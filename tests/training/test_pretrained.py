@@ -119,7 +119,8 @@ def test_runs_from_elsewhere_stand_in_the_tables(run, home):
 def test_what_was_changed_on_the_way_is_not_taken(run, home, changed):
     out = save_pretrained(run, home / "given")
     data = (out / changed).read_bytes()
-    (out / changed).write_bytes(data[:-9] + b"0" + data[-8:])
+    other = b"1" if data[-9:-8] == b"0" else b"0"  # a digit of a hash, in run.json
+    (out / changed).write_bytes(data[:-9] + other + data[-8:])
     target = files.run(f"theirs/{RECIPE}/seed3")
     with pytest.raises(ValueError, match=re.escape(changed)):
         save_pretrained(out, target)
@@ -176,11 +177,12 @@ def test_a_refused_upload_is_one_line(home, monkeypatch):
         push_to_hub(home, "me/dmae")
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "a/b/seed0", "nowhere.pt"])
+@pytest.mark.parametrize("name", ["nobody/nothing", "a/b/seed0", "nowhere.pt", "reports/mine"])
 def test_what_is_nowhere_is_one_line(home, name, monkeypatch, capsys):
     """Offline: what was expected, what came, what to do."""
     for command in (["evaluate", RECIPE, "--checkpoint", name], ["score", "a", "b", "--run", name]):
         (home / "b").write_bytes(b"")
+        (home / "reports" / "mine").mkdir(parents=True, exist_ok=True)  # a folder, and no run
         monkeypatch.chdir(home)
         monkeypatch.setattr("sys.argv", ["tvrkit", *command])
         with pytest.raises(SystemExit, match="1"):

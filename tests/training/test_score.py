@@ -53,6 +53,8 @@ def test_one_text_and_one_file_by_the_command(run, monkeypatch, capsys):
     assert f"{whole.similarity[0, 0]:.3f}" in out
     assert "word_weight" in out
     assert "circle" in out
+    sizes = " x ".join(map(str, whole.maps["word_frame"].shape[2:]))
+    assert f"word_frame: {sizes}, see `tvrkit.score`" in out
 
 
 def test_what_is_not_there_is_said(run, tmp_path):
@@ -60,6 +62,8 @@ def test_what_is_not_there_is_said(run, tmp_path):
         tvrkit.score("a", tmp_path / "none.mp4", run)
     with pytest.raises(FileNotFoundError, match="expected RUN/RECIPE/seedK of a finished run"):
         tvrkit.score("a", clip(run, 0), "mine/dmae_shapes/seed7")
+    with pytest.raises(ValueError, match="texts: expected words, got ' '"):
+        tvrkit.score(["a", " "], clip(run, 0), run)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(DecodeError, match=r"broken.mp4"):
         tvrkit.score("a", tmp_path / "broken.mp4", run)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tvrkit import files
+from tvrkit.data import records
 from tvrkit.data.manifest import Split
 
 CARD, AGAIN = "card.json", "make them again with `tvrkit embed`"
@@ -33,21 +35,12 @@ def content(split: Split) -> str:
 
 def write_shards(folder: Path, name: str, items: Iterable[Tensor]) -> None:
     """Write (n, D) features, an item each, as `name`-00000.safetensors and on."""
-    held: list[Tensor] = []
-    number = 0
-    for item in items:
-        held.append(item)
-        if len(held) == SHARD:
-            _write_shard(_shard(folder, name, number), held)
-            held, number = [], number + 1
-    if held:
-        _write_shard(_shard(folder, name, number), held)
-
-
-def _write_shard(path: Path, items: list[Tensor]) -> None:
-    ends = torch.tensor([len(item) for item in items]).cumsum(0)
-    with files.replacing(path) as temporary:
-        save_file({"rows": torch.cat(items), "ends": ends}, temporary)
+    items, number = iter(items), 0
+    while held := list(islice(items, SHARD)):
+        ends = torch.tensor([len(item) for item in held]).cumsum(0)
+        with files.replacing(_shard(folder, name, number)) as temporary:
+            save_file({"rows": torch.cat(held), "ends": ends}, temporary)
+        number += 1
 
 
 def _shard(folder: Path, name: str, number: int) -> Path:
@@ -71,15 +64,14 @@ class Features:
 
     def __init__(self, folder: Path | str, split: str):
         self.folder, self.split = Path(folder), split
+        where = f"features {self.folder}"
         if not (self.folder / CARD).is_file():
             state = "is half written" if self.folder.is_dir() else "is not there"
-            raise FileNotFoundError(f"features {self.folder}: the folder {state}: {AGAIN}")
-        self.card: dict[str, Any] = files.read_json(self.folder / CARD)
-        if split not in self.card["splits"]:
-            there = ", ".join(self.card["splits"])
-            raise ValueError(
-                f"features {self.folder}: expected split {split}, got {there}: {AGAIN}"
-            )
+            raise FileNotFoundError(f"{where}: the folder {state}: {AGAIN}")
+        self.card = records.read_json(self.folder / CARD, dict[str, Any])
+        splits = records.checked(self.card.get("splits"), dict[str, str], f"{where}: splits")
+        if split not in splits:
+            raise ValueError(f"{where}: expected split {split}, got {', '.join(splits)}: {AGAIN}")
 
     def item(self, kind: str, row: int) -> Tensor:
         """(n, D) float: the frames of a video ("videos"), or a caption's sentence and words
@@ -95,8 +87,8 @@ class Features:
             start = ends[place - 1] if place else 0
             return file.get_slice("rows")[start : ends[place]]
         except (OSError, SafetensorError, IndexError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: expected row {place}, got: {reason}: {AGAIN}") from None
+            got = files.reason(error)
+            raise ValueError(f"{path}: expected row {place}, got {got}: {AGAIN}") from None
 
     def texts(self, rows: Iterable[int], length: int) -> Tensor:
         """(B, 1 + length, D) float: sentence first, words padded with zeros."""

@@ -269,8 +269,11 @@ def create_backbone(config: BackboneConfig, facts: Mapping[str, Any] | None = No
     except Exception as error:  # whatever a file that holds something else raises
         if weights is None:
             raise
-        got = " ".join(f"{error!r:.300}".split())
-        raise ValueError(f"{weights}: expected weights of {name}: {got}") from error
+        got = files.reason(error)
+        other = "name the model they are of; a trained method's file is a checkpoint"
+        raise ValueError(
+            f"{weights}: expected weights of {name}, got {got:.200}: {other}"
+        ) from error
     # without weights, open_clip leaves a part of CoCa's decoder, which is dropped, as memory had it
     if weights and not all(weight.isfinite().all() for weight in clip.parameters()):
         raise ValueError(f"{weights}: expected finite weights, got NaN or infinity")

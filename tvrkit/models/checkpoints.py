@@ -16,6 +16,7 @@ from torch import Tensor
 from tvrkit import files
 from tvrkit.data import records
 from tvrkit.models import method_name
+from tvrkit.models.backbone import Backbone
 from tvrkit.models.method import Method
 from tvrkit.settings import Config
 
@@ -77,26 +78,12 @@ def load(method: Method, path: Path) -> Method:
         ValueError: another method, backbone or tokenizer, missing or further keys, other shapes,
             weights that are no finite real numbers, or a broken file.
     """
-    unused = fill(method, _read(path, _identity(method)), str(path))
+    state, metadata = read_tensors(path)
+    check(metadata, _identity(method), path)
+    unused = fill(method, state, str(path))
     if unused:
         raise ValueError(f"{path}: expected no further keys, got {', '.join(unused[:5])}")
     return method
-
-
-def start_from(method: Method, path: Path) -> list[str]:
-    """Fill `method` with weights of another one that holds all of its parts (HMMC from its
-    pre-training).
-
-    Returns:
-        Keys of the file that the method has no use for.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another backbone or tokenizer, missing keys, other shapes, or a broken file.
-    """
-    identity = _identity(method)
-    del identity["method"]
-    return fill(method, _read(path, identity), str(path))
 
 
 def fill(method: Method, state: State, source: str) -> list[str]:
@@ -129,20 +116,21 @@ def fill(method: Method, state: State, source: str) -> list[str]:
 def _identity(method: Method) -> dict[str, str]:
     """Weights of another backbone have other shapes, most often; those of another tokenizer just
     read noise."""
-    backbone = method.backbone
+    return {"method": method_name(method), **backbone_identity(method.backbone)}
+
+
+def backbone_identity(backbone: Backbone) -> dict[str, str]:
+    """What metadata say of a backbone."""
     names = {"backbone": backbone.name, "tokenizer": backbone.tokenizer_id}
-    names["preprocessing"] = json.dumps(dataclasses.asdict(backbone.preprocessing))
-    return {"method": method_name(method), **names}
+    return names | {"preprocessing": json.dumps(dataclasses.asdict(backbone.preprocessing))}
 
 
-def _read(path: Path, identity: Mapping[str, str]) -> State:
-    """The weights of a file whose metadata have this `identity`."""
-    state, metadata = read_tensors(path)
+def check(metadata: Mapping[str, str], identity: Mapping[str, str], path: Path) -> None:
+    """ValueError where a file's metadata say another thing than `identity`."""
     for key, value in identity.items():
         if metadata.get(key) != value and (key in metadata or key != "preprocessing"):
             got = str(metadata.get(key))[:300]
             raise ValueError(f"{path}: expected weights of {key} {value}, got {got}")
-    return state
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -170,8 +158,8 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
             _check_pickles(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file raises
-        expected, got = "expected a file of plain tensors", " ".join(f"{error!r:.200}".split())
-        raise ValueError(f"{path}: {expected}, got {got}") from None
+        expected = "expected a file of plain tensors"
+        raise ValueError(f"{path}: {expected}, got {files.reason(error)}") from None
     for wrapper in ("model", "state_dict"):  # beside an optimiser's, often
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

@@ -30,6 +30,7 @@ from tvrkit.settings import choose
 
 log = logging.getLogger(__name__)
 
+PREPROCESSING = asdict(PreprocessCfg())  # OpenAI's, of all released models
 # Released models whose architecture has a name in open_clip; others are called CONVERTED.
 KNOWN_BACKBONES = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu")
 CONVERTED = "converted"
@@ -234,7 +235,7 @@ def _backbone(weights: Released, tokenizer, text_heads: int | None) -> Backbone:
     """Towers of the sizes that `weights` have."""
     config = clip_config(weights)
     clip = CustomTextCLIP(**config)
-    set_model_preprocess_cfg(clip, asdict(PreprocessCfg()))  # OpenAI's
+    set_model_preprocess_cfg(clip, PREPROCESSING)
     if BERT_WORDS in weights:
         clip.text = _bert(weights, config["embed_dim"], text_heads)
         clip.context_length = clip.text.context_length

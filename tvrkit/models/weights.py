@@ -1,6 +1,7 @@
 """Weights that a method starts from, whoever wrote the file: the kit, or an author's released
 code."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ class Origin(NamedTuple):
         format: "tvrkit", or "released" for an author's file.
         method: a name that `method_class` takes.
         settings: of the method, as far as the file shows them.
+        preprocessing: of frames, under open_clip's names; empty where it is not known.
+        metadata: of the file.
+        state: its weights.
     """
 
     path: Path
@@ -24,6 +28,9 @@ class Origin(NamedTuple):
     format: str
     method: str
     settings: dict[str, Any]
+    preprocessing: dict[str, Any]
+    metadata: dict[str, str]
+    state: checkpoints.State | official.Released
 
     @property
     def card(self) -> dict[str, str]:
@@ -39,34 +46,38 @@ def describe(path: Path) -> Origin:
         FileNotFoundError: no such file.
         ValueError: no file of plain tensors, or neither the kit's nor one of `official.OFFICIAL`.
     """
-    return _open(path)[0]
+    tensors, metadata = checkpoints.read_tensors(path)
+    sha256 = metadata.get("sha256") or checkpoints.digest(tensors)
+    if "method" in metadata:
+        settings = checkpoints.told(metadata, "settings", path)
+        shown = metadata["method"], settings, checkpoints.facts(path)
+        return Origin(path, sha256, "tvrkit", *shown, metadata, tensors)
+    state = official.recognise(tensors)
+    if state is None:
+        expected = f"the kit's or released ones of {', '.join(official.OFFICIAL)}"
+        got = ", ".join([*tensors][:3])
+        raise ValueError(f"{path}: expected weights of a method, {expected}, got {got}")
+    shown = state.method, state.settings(), official.PREPROCESSING
+    return Origin(path, sha256, "released", *shown, {}, state)
 
 
-def start(method: Method, path: Path) -> Origin:
-    """Fill `method`, all of it, with the weights of a checkpoint file.
+def start(build: Callable[[dict[str, Any]], Method], path: Path) -> tuple[Method, Origin]:
+    """A method, all of it filled with the weights of a checkpoint file.
+
+    Args:
+        build: the method to be filled, from `Origin.preprocessing`.
+        path: the file.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: what `describe` refuses, another backbone or tokenizer, missing keys, or other
             shapes.
     """
-    origin, state = _open(path)
-    if isinstance(state, official.Released):
-        official.fill_released(method, state)
-    else:
-        checkpoints.start_from(method, path)
-    return origin
-
-
-def _open(path: Path) -> tuple[Origin, checkpoints.State | official.Released]:
-    tensors, metadata = checkpoints.read_tensors(path)
-    sha256 = metadata.get("sha256") or checkpoints.digest(tensors)
-    if "method" in metadata:
-        settings = checkpoints.told(metadata, "settings", path)
-        return Origin(path, sha256, "tvrkit", metadata["method"], settings), tensors
-    state = official.recognise(tensors)
-    if state is None:
-        expected = f"the kit's or released ones of {', '.join(official.OFFICIAL)}"
-        got = ", ".join([*tensors][:3])
-        raise ValueError(f"{path}: expected weights of a method, {expected}, got {got}")
-    return Origin(path, sha256, "released", state.method, state.settings()), state
+    origin = describe(path)
+    method = build(origin.preprocessing)
+    if isinstance(origin.state, official.Released):
+        official.fill_released(method, origin.state)
+    else:  # another method may hold all parts of this one, as HMMC's pre-training does
+        checkpoints.check(origin.metadata, checkpoints.backbone_identity(method.backbone), path)
+        checkpoints.fill(method, origin.state, str(path))
+    return method, origin

@@ -23,16 +23,9 @@ PACKAGES += ["decord", "av", "spacy", "numpy"]
 CHECKPOINT = "checkpoint.safetensors"
 SCORES = ("metrics.json", "ranks.npz")  # what tables are made from
 TABLES = ("history.csv", "curve.csv", "mined.csv.gz")
-ARTEFACTS = (
-    "config.yaml",
-    "train.log",
-    *TABLES,
-    *SCORES,
-    "factors.csv",
-    "similarity.npz",
-    CHECKPOINT,
-)
-GIVEN = {*ARTEFACTS, "run.json", "README.md"} - {"train.log", "similarity.npz"}  # to others
+KEPT = ("train.log", "similarity.npz")  # not given to others
+ARTEFACTS = ("config.yaml", *TABLES, *SCORES, "factors.csv", *KEPT, CHECKPOINT)
+GIVEN = {*ARTEFACTS, "run.json", "README.md"} - {*KEPT}
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from tvrkit.recipes import load_recipe
 from tvrkit.training import distributed
 from tvrkit.training import features as features_
 from tvrkit.training.card import resolve_device, seed_everything
-from tvrkit.training.runs import Run, build_method, ensure, prepared, start_file
+from tvrkit.training.runs import Run, ensure, prepared, start_file, started
 
 
 def evaluate(
@@ -98,8 +98,6 @@ def embed(
     manifest = prepared(config)
     names = splits or sorted(set(manifest.captions["split"]))
     seed_everything(seed)
-    method = build_method(config).to(where)
-    if config.train.start_from:
-        weights.start(method, start_file(config.train.start_from))
+    method = started(config)[0].to(where)
     chosen = [manifest.split(name, config.data.language) for name in names]
     return features_.write(method, config, chosen, Path(out), where)

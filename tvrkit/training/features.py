@@ -1,5 +1,6 @@
 """Features of a backbone, written once so that heads train and are scored in seconds."""
 
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -32,14 +33,10 @@ def identity(method: Method, config: Config) -> dict[str, Any]:
         "backbone": backbone.name,
         "weights": checkpoints.digest(towers),
         "tokenizer": backbone.tokenizer_id,
-        "preprocessing": {k: _plain(v) for k, v in asdict(backbone.preprocessing).items()},
+        "preprocessing": json.loads(json.dumps(asdict(backbone.preprocessing))),
         "language": config.data.language,
         "max_words": config.data.max_words,
     }
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value  # as JSON has it
 
 
 def check(method: Method, config: Config, splits: Sequence[Split]) -> None:
@@ -60,9 +57,10 @@ def check(method: Method, config: Config, splits: Sequence[Split]) -> None:
     named = [name for name, on in changing.items() if on and train.epochs]
     if named:
         raise ValueError(f"data.features are for a frozen backbone and unchanged inputs: {named}")
+    own = identity(method, config)
     for split in splits:
         found = Features(data.features or "", split.name)
-        wanted = {**identity(method, config), f"split {split.name}": content(split)}
+        wanted = {**own, f"split {split.name}": content(split)}
         got = {**found.card, f"split {split.name}": found.card["splits"][split.name]}
         for key, value in wanted.items():
             if got.get(key) != value:

@@ -73,8 +73,8 @@ def push_to_hub(folder: Path | str, name: str) -> str:
         address = create_repo(name, exist_ok=True)
         upload_folder(repo_id=name, folder_path=folder, allow_patterns=[*GIVEN])
     except Exception as error:  # whatever the hub's client raises
-        reason = " ".join(str(error).split())
-        raise RuntimeError(f"{name}: not uploaded (`hf auth login`?): {reason:.300}") from None
+        reason = files.reason(error)
+        raise RuntimeError(f"{name}: not uploaded (`hf auth login`?): {reason}") from None
     return str(address)
 
 

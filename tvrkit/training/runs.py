@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -157,20 +157,10 @@ class Run:
     def _arrays(self) -> dict[str, np.ndarray]:
         return read_arrays(self.artefact("ranks.npz"), LARGEST)
 
-    @property
-    def caption_ids(self) -> np.ndarray:
-        """(N_t,) str."""
-        return self._arrays["caption_ids"]
-
-    @property
-    def video_ids(self) -> np.ndarray:
-        """(N_v,) str."""
-        return self._arrays["video_ids"]
-
-    @property
-    def video_of_caption(self) -> np.ndarray:
-        """(N_t,) int64 column of each caption's own video."""
-        return self._arrays["video_of_caption"]
+    caption_ids = property(lambda self: self._arrays["caption_ids"], doc="(N_t,) str.")
+    video_ids = property(lambda self: self._arrays["video_ids"], doc="(N_v,) str.")
+    # the column of each caption's own video
+    video_of_caption = property(lambda self: self._arrays["video_of_caption"], doc="(N_t,) int64.")
 
     @property
     def clusters(self) -> dict[str, np.ndarray]:
@@ -227,6 +217,16 @@ def build_method(config: Config, facts: Mapping[str, Any] | None = None) -> Meth
     return method
 
 
+def started(config: Config) -> tuple[Method, dict[str, str] | None]:
+    """The method that a recipe begins with, and what a card says of the checkpoint that
+    `train.start_from` names: with one, the backbone's own weights are not looked for."""
+    if not config.train.start_from:
+        return build_method(config), None
+    path = start_file(config.train.start_from)
+    method, origin = weights.start(partial(build_method, config), path)
+    return method, origin.card
+
+
 def opened(name: Path | str) -> Run:
     """A finished run, wherever it is.
 
@@ -237,13 +237,14 @@ def opened(name: Path | str) -> Run:
     Raises:
         FileNotFoundError: it is not there; or not on the hub, or the hub can't be reached.
     """
-    own = files.home() / "reports" / name  # of a path that is absolute, itself
-    for folder in (Path(name), own):
+    # of a path that is absolute, twice itself
+    folders = Path(name), files.home() / "reports" / name
+    for folder in folders:
         if (folder / "run.json").is_file():
             return Run(folder)
     wanted = "RUN/RECIPE/seedK of a finished run, its folder, or OWNER/NAME on the Hugging Face hub"
     reason = f"{name}: no such checkpoint: expected {wanted}"
-    if not ON_HUB.fullmatch(str(name)) or own.exists():
+    if not ON_HUB.fullmatch(str(name)) or any(folder.exists() for folder in folders):
         raise FileNotFoundError(reason)
     try:
         return Run(hub.folder(str(name), "run.json", [*cards.GIVEN]))
@@ -417,9 +418,8 @@ class _Task:
         self.reported, self.selection = self._split(config.eval.split), self._selection()
         self.code = run_card(seed, self.device)  # now: the checkout may change in the meantime
         cards.seed_everything(seed)
-        self.method = build_method(config).to(self.device)
-        start = config.train.start_from
-        self.weights = weights.start(self.method, start_file(start)).card if start else None
+        method, self.weights = started(config)
+        self.method = method.to(self.device)
         if config.train.freeze_backbone:
             self.method.backbone.freeze()
         if config.data.features:

@@ -63,6 +63,7 @@ def score(
 
     Raises:
         FileNotFoundError: no such run or file.
+        ValueError: a text without words.
         DecodeError: a file that gives no frame.
     """
     asked = [texts] if isinstance(texts, str) else list(texts)
@@ -70,6 +71,8 @@ def score(
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such video file")
+    if empty := [text for text in asked if not text.strip()]:
+        raise ValueError(f"texts: expected words, got {empty[0]!r}")
     made = run if isinstance(run, Run) else opened(run)
     method, data = made.method(device), made.config.data
     text, words = _texts(method, asked, data, device)
@@ -99,9 +102,8 @@ def _frames(method: Method, path: Path, run: Run) -> Tensor:
     """(F, 3, S, S) uint8: decoded as the run's frame store was, then chosen as in evaluation."""
     data, store = run.config.data, run.card["data"].get("store") or {}
     settings: dict[str, Any] = {"frames": data.max_frames, "short_side": SHORT_SIDE}
-    settings |= {key: store[key] for key in ("frames", "short_side", "sampling") if key in store}
-    if store.get("window"):
-        settings["window"] = tuple(store["window"])
+    known = ("frames", "short_side", "sampling", "window")
+    settings |= {key: store[key] for key in known if key in store}
     pictures = read_frames(path, FrameSettings(**settings))
     chosen = pictures[sample(data.eval_sampling, len(pictures), data.max_frames)]
     return method.backbone.preprocessing.fit(torch.from_numpy(chosen).permute(0, 3, 1, 2))
