@@ -325,11 +325,11 @@ def index(
     import time
 
     from tvrkit.search.encoder import Encoder
-    from tvrkit.search.index import Index, database
-    from tvrkit.search.pages import shown
+    from tvrkit.search.index import Index, opened
+    from tvrkit.search.query import shown
 
     model = (run, backbone, pretrained)
-    if not (run or backbone) and database(out):
+    if not (run or backbone) and opened(out) is not None:
         model = Index.open(out).card["model"]
     encoder = Encoder(*model, device=device)
     version = None
@@ -364,30 +364,28 @@ def search(
 ):
     """Search an index by words, a video or a picture."""
     from tvrkit.files import write_text
-    from tvrkit.search import pages
+    from tvrkit.search import query as found
     from tvrkit.search.index import Index
-    from tvrkit.search.query import shortlist_recall
 
     if sum(source is not None for source in (query, video, image)) != 1:
         raise ValueError("expected one query: words, --video FILE or --image FILE")
     index = Index.open(place)
-    queries: list[Any] = sys.stdin.read().splitlines() if query == "-" else [query]
-    if video:
-        queries = [index.encoder.video_query(video)]
-    if image:
-        queries = [index.encoder.image_query(image)]
+    if file := video or image:
+        asked = [index.encoder.file_query(file)]
+    else:
+        texts = sys.stdin.read().splitlines() if query == "-" else [str(query)]
+        asked = [index.encoder.text_query(text, prompts) for text in texts]
     if recall:
-        texts = [index.encoder.text_query(text, prompts) for text in queries]
-        print(shortlist_recall(texts, index.table, k).round(1).to_string(index=False))
+        print(found.shortlist_recall(asked, index.table, k).round(1).to_string(index=False))
         return
-    options: dict[str, Any] = {"where": where, "shortlist": shortlist, "min_score": min_score}
-    answers = [index.search(each, k, prompts=prompts, **options) for each in queries]
+    answers = [index.search(each, k, where, shortlist) for each in asked]
+    answers = [table[table["score"] >= min_score] for table in answers]
     for table in answers:
-        for note in pages.notes(table):
+        for note in found.notes(table):
             print(note, file=sys.stderr)
-        print(pages.to_json(table) if as_json else pages.to_lines(table))
+        print(found.to_json(table) if as_json else found.to_lines(table))
     if html:
-        write_text(html, pages.render(answers))
+        write_text(html, found.render(answers))
 
 
 @app.command("app")

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from tvrkit.data.decoders import DecodePool
-from tvrkit.search import rows
 from tvrkit.search.clips import find, read
 from tvrkit.search.encoder import Encoder
 
@@ -27,19 +26,19 @@ def main(folder: str, backbone: str) -> None:
     encoder, files = Encoder(backbone=backbone), find(Path(folder))
     with DecodePool(1) as pool:
         began = cpu(resource.RUSAGE_SELF)
-        clips = [read(pool, file, encoder.frames, 10.0) for file in files]
+        made = [read(pool, row, encoder.frames, 10.0) for row in files]
         own = cpu(resource.RUSAGE_SELF) - began
     decoding = own + cpu(resource.RUSAGE_CHILDREN)  # known when the worker has ended
-    seconds = sum(clip.info.duration for clip in clips)
-    segments = sum(len(clip.segments) for clip in clips)
+    seconds = sum(segments[0]["duration"] for segments in made)
+    rows = [row for segments in made for row in segments]
     began = cpu(resource.RUSAGE_SELF)
-    table = rows.to_table(encoder, clips)
+    table = encoder.table(rows)
     encoding = cpu(resource.RUSAGE_SELF) - began
-    print(f"{len(files)} videos of {seconds:.0f} s in all, {segments} segments")
+    print(f"{len(files)} videos of {seconds:.0f} s in all, {len(rows)} segments")
     print(f"decoding: {decoding / len(files):.2f} processor seconds a video")
-    print(f"encoding: {encoding / segments:.2f} processor seconds a segment")
+    print(f"encoding: {encoding / len(rows):.2f} processor seconds a segment")
     for name in ("features", "strip", "vector"):
-        print(f"{name}: {table[name].nbytes / segments:,.0f} bytes a segment")
+        print(f"{name}: {table[name].nbytes / len(rows):,.0f} bytes a segment")
 
 
 if __name__ == "__main__":

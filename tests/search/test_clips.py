@@ -8,8 +8,8 @@ import simplejpeg
 from PIL import Image
 
 from tests.data.video_files import write_audio
-from tvrkit.data.decoders import DecodeError, DecodePool
-from tvrkit.search import clips, rows
+from tvrkit.data.decoders import DecodeError, DecodePool, VideoInfo
+from tvrkit.search import clips
 
 
 def jpeg(colour):
@@ -22,7 +22,7 @@ def test_finds_videos_in_every_folder_and_no_other_file(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     found = clips.find(tmp_path)
-    assert [os.path.basename(file.path) for file in found] == ["b.mp4", "a.MKV"]
+    assert [os.path.basename(row["path"]) for row in found] == ["b.mp4", "a.MKV"]
     with pytest.raises(FileNotFoundError, match="no folder of videos"):
         clips.find(tmp_path / "nowhere")
 
@@ -38,7 +38,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (folder / "self").symlink_to(folder)
     (folder / "nowhere.mp4").symlink_to(tmp_path / "gone.mp4")
     found = clips.find(folder)
-    assert [file.path for file in found] == [str(folder / "link" / "a.mp4")]
+    assert [row["path"] for row in found] == [str(folder / "link" / "a.mp4")]
 
 
 def test_names_of_any_bytes_have_a_key_and_a_text(tmp_path):
@@ -46,10 +46,9 @@ def test_names_of_any_bytes_have_a_key_and_a_text(tmp_path):
     for name in names:
         open(os.path.join(os.fsencode(tmp_path), name), "wb").close()
     found = clips.find(tmp_path)
-    assert {os.path.basename(os.fsencode(file.path)) for file in found} == set(names)
-    known = [rows.identity(file) for file in found]
-    assert all(row["file"].isalnum() and row["path"].encode() for row in known)
-    assert len({row["file"] for row in known}) == 4
+    assert {os.path.basename(row["name"]) for row in found} == set(names)
+    assert all(row["file"].isalnum() and row["path"].encode() for row in found)
+    assert len({row["file"] for row in found}) == 4
 
 
 @pytest.mark.parametrize(
@@ -69,40 +68,73 @@ def test_cut(colours, expected):
 
 
 def read(path, frames=8, seconds=10.0):
-    (file,) = [f for f in clips.find(path.parent) if f.path == str(path)]
+    (row,) = [row for row in clips.find(path.parent) if row["path"] == str(path)]
     with DecodePool(1) as pool:
-        return clips.read(pool, file, frames, seconds)
+        return clips.read(pool, row, frames, seconds)
 
 
 def test_a_short_video_is_one_segment(corpus):
-    clip = read(sorted(corpus.iterdir())[0])
-    (segment,) = clip.segments
-    assert (segment.start, segment.end, len(segment.frames)) == (0.0, 2.0, 8)
-    assert len(clip.sha256) == 64
+    (row,) = read(sorted(corpus.iterdir())[0])
+    assert (row["start"], row["end"], len(row["pictures"])) == (0.0, 2.0, 8)
+    assert (row["status"], row["reason"], len(row["sha256"])) == ("ok", "", 64)
+    assert simplejpeg.decode_jpeg(row["strip"]).shape == (64, 8 * 64, 3)
 
 
 def test_a_long_video_is_cut_at_its_shot(long_video):
-    clip = read(long_video)
-    spans = [(round(s.start, 2), round(s.end, 2)) for s in clip.segments]
+    made = read(long_video)
+    spans = [(round(row["start"], 2), round(row["end"], 2)) for row in made]
     before, after = [(0, 10), (5, 15), (10, 20)], [(a, a + 10) for a in (20, 25, 30, 35, 40)]
     assert spans == before + after
-    assert all(len(segment.frames) == 8 for segment in clip.segments)
-    for segment in clip.segments:
-        red, green, _ = simplejpeg.decode_jpeg(segment.frames[0])[0, 0].tolist()
-        assert (red > 2 * green) == (segment.start >= 20)
+    assert [row["segment"] for row in made] == [*range(8)]
+    assert all(len(row["pictures"]) == 8 for row in made)
+    for row in made:
+        red, green, _ = simplejpeg.decode_jpeg(row["pictures"][0])[0, 0].tolist()
+        assert (red > 2 * green) == (row["start"] >= 20)
 
 
 def test_what_gives_no_frames_has_a_reason(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
-    assert read(tmp_path / "text.mp4").info.reason
-    assert "only audio" in read(write_audio(tmp_path / "sound.mp4")).info.reason
+    assert read(tmp_path / "text.mp4")[0]["reason"]
+    assert "only audio" in read(write_audio(tmp_path / "sound.mp4"))[0]["reason"]
     (tmp_path / "gone.mp4").write_bytes(b"x")
-    (file,) = [f for f in clips.find(tmp_path) if f.path.endswith("gone.mp4")]
+    (found,) = [row for row in clips.find(tmp_path) if row["path"].endswith("gone.mp4")]
     (tmp_path / "gone.mp4").unlink()
     with DecodePool(1) as pool:
-        clip = clips.read(pool, file, 8, 10.0)
-    assert "No such file" in clip.info.reason
-    assert not clip.segments
+        (row,) = clips.read(pool, found, 8, 10.0)
+    assert "No such file" in row["reason"]
+    assert (row["status"], row["sha256"], "pictures" in row) == ("failed", "", False)
+
+
+def test_a_long_video_that_goes_while_it_is_read_has_a_reason(long_video, monkeypatch):
+    (row,), run = clips.find(long_video.parent), DecodePool.run
+
+    def once(self, paths, settings):
+        gone = settings.frames > 8
+        return (
+            iter([(VideoInfo(duration=50.0, reason="gone"), [])])
+            if gone
+            else run(self, paths, settings)
+        )
+
+    monkeypatch.setattr(DecodePool, "run", once)
+    with DecodePool(1) as pool:
+        (row,) = clips.read(pool, row, 8, 10.0)
+    assert (row["status"], row["reason"]) == ("failed", "gone")
+
+
+def test_a_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.warns(UserWarning, match="passed over: .*Permission denied.*shut"):
+        assert len(clips.find(tmp_path)) == 1
 
 
 def test_stills_are_read_upright_and_small(tmp_path):
@@ -110,22 +142,26 @@ def test_stills_are_read_upright_and_small(tmp_path):
     tag = Image.Exif()
     tag[274] = 6  # to be turned by 90 degrees
     picture.save(tmp_path / "a.jpg", exif=tag)
-    assert clips.read_still(tmp_path / "a.jpg").shape == (1024, 683, 3)
+    assert simplejpeg.decode_jpeg(clips.pictures_of(tmp_path / "a.jpg", 8)[0]).shape == (
+        1024,
+        683,
+        3,
+    )
     (tmp_path / "b.png").write_text("no picture")
     with pytest.raises(DecodeError, match="no picture"):
-        clips.read_still(tmp_path / "b.png")
+        clips.pictures_of(tmp_path / "b.png", 8)
     with pytest.raises(DecodeError, match="no picture"):
-        clips.read_still(tmp_path / "nowhere.png")
+        clips.pictures_of(tmp_path / "nowhere.png", 8)
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(DecodeError, match=r"no picture: Image size .* exceeds limit"):
-        clips.read_still(tmp_path / "bomb.png")
+        clips.pictures_of(tmp_path / "bomb.png", 8)
 
 
 def test_real_clips_are_read(realdata):
     found = clips.find(realdata / "videos")
     with DecodePool(2) as pool:
-        made = [clips.read(pool, file, 4, 10.0) for file in found]
-    assert all(clip.segments for clip in made)
-    for clip in made:
-        assert clip.segments[0].start == 0
-        assert clip.segments[-1].end == pytest.approx(clip.info.duration, abs=0.01)
+        made = [clips.read(pool, row, 4, 10.0) for row in found]
+    for segments in made:
+        assert {row["status"] for row in segments} == {"ok"}
+        assert segments[0]["start"] == 0
+        assert segments[-1]["end"] == pytest.approx(segments[0]["duration"], abs=0.01)

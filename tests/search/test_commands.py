@@ -74,7 +74,12 @@ def test_index_then_search(tvrkit, videos, tmp_path):
     assert out.splitlines()[0].split() == ["length", "recall@1", "recall@10"]
     code, _, err = tvrkit("search", place, "red", "--where", "drop")
     assert (code, err.count("error: filter 'drop'")) == (1, 1)
+    code, out, err = tvrkit("search", place, "red", "--min-score", 2)
+    assert (code, out.strip()) == (0, "")
+    assert "no segment passes the filter and the least score" in err
     first = sorted(videos.glob("*.mp4"))[0]
+    _, out, _ = tvrkit("search", place, "--video", first, "-k", 1, "--recall")
+    assert out.splitlines()[0].split() == ["length", "recall@1"]
     _, out, _ = tvrkit("search", place, "--video", first, "-k", 1)
     assert first.name in out
 

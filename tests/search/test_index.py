@@ -8,12 +8,13 @@ import sys
 
 import lancedb
 import pytest
+from lancedb.index import IvfSq
 
 from tests.data.video_files import write_audio
 from tests.search.conftest import EMBEDDED
 from tvrkit.data.decoders import DecodePool
+from tvrkit.search import encoder as encoders
 from tvrkit.search import index as indexes
-from tvrkit.search import rows
 from tvrkit.search.encoder import Encoder
 from tvrkit.search.index import Index
 
@@ -26,13 +27,13 @@ def place(tmp_path):
 @pytest.fixture
 def reads(monkeypatch):
     """Names of the files that a build decodes."""
-    names, read = [], rows.read
+    names, read = [], encoders.read
 
-    def spy(pool, file, *arguments):
-        names.append(os.path.basename(file.path))
-        return read(pool, file, *arguments)
+    def spy(pool, row, *arguments):
+        names.append(os.path.basename(row["path"]))
+        return read(pool, row, *arguments)
 
-    monkeypatch.setattr(rows, "read", spy)
+    monkeypatch.setattr(encoders, "read", spy)
     return names
 
 
@@ -75,9 +76,9 @@ def test_new_changed_touched_moved_and_removed(videos, place, encoder, corpus, r
     assert sorted(reads) == sorted([a.name, "new.mp4"])
     assert paths(index) == sorted([a.name, b.name, "moved.mp4", "new.mp4"])
     found = index.files().set_index("path")
-    assert found.loc[str(b), "modified"] == b.stat().st_mtime_ns
+    assert found.loc[str(b), "date"].value == b.stat().st_mtime_ns
     fresh = Index.build(videos, place.with_name("fresh"), encoder)
-    columns = ["file", "segment", "path", "size", "modified", "sha256", "vector", "strip"]
+    columns = ["file", "segment", "path", "size", "date", "sha256", "vector", "strip"]
     first, second = (
         i.table.search().select(columns).to_arrow().sort_by("file") for i in (index, fresh)
     )
@@ -96,8 +97,8 @@ def test_a_changed_video_leaves_no_segment_behind(videos, place, encoder, long_v
     assert Index.build(videos, place, encoder).table.count_rows() == 4
 
 
-def test_moved_copied_and_swapped_files_keep_their_rows(videos, place, encoder, reads, monkeypatch):
-    monkeypatch.setattr(rows, "COMMIT", 1)
+def test_moved_and_swapped_files_keep_their_rows(videos, place, encoder, reads, monkeypatch):
+    monkeypatch.setattr(encoders, "COMMIT", 1)
     broken = videos / "broken.mp4"
     broken.write_text("no video")
     Index.build(videos, place, encoder)
@@ -109,8 +110,7 @@ def test_moved_copied_and_swapped_files_keep_their_rows(videos, place, encoder, 
     for old, new in ((c, "swap.mp4"), (d, c), ("swap.mp4", d)):
         (videos / old).rename(videos / new)
     index = Index.build(videos, place, encoder)
-    # of files that change places each holds what the other needs: they are read
-    assert sorted(reads) == sorted([c.name, d.name, "moved, still broken.mp4"])
+    assert sorted(reads) == ["copy.mp4", "moved, still broken.mp4"]
     fresh = Index.build(videos, place.with_name("fresh"), encoder)
     first, second = (i.table.to_arrow().sort_by("file") for i in (index, fresh))
     assert first.equals(second), "the same as built anew"
@@ -124,6 +124,34 @@ def test_two_folders_share_an_index(videos, corpus, place, encoder):
         path.unlink()
     assert len(Index.build(corpus, place, encoder).files()) == 16
     assert len(Index.build(videos, place, encoder).files()) == 12
+
+
+def test_a_file_that_is_moved_over_another_brings_its_rows(videos, place, encoder, reads):
+    broken = videos / "broken.mp4"
+    broken.write_text("no video")
+    Index.build(videos, place, encoder)
+    reads.clear()
+    a, b, c, d = sorted(set(videos.iterdir()) - {broken})
+    a.rename(b)
+    c.rename(broken)
+    index = Index.build(videos, place, encoder)
+    assert reads == []
+    assert index.table.count_rows() == 3
+    assert paths(index) == sorted([b.name, broken.name, d.name])
+    assert index.failures().empty
+
+
+def test_a_copy_in_another_folder_takes_no_rows_away(videos, place, encoder, reads):
+    Index.build(videos, place, encoder)
+    other = videos.with_name("other")
+    shutil.copytree(videos, other)
+    index = Index.build(other, place, encoder)
+    assert len(reads) == len(index.files()) == 8
+    reads.clear()
+    first = sorted(videos.iterdir())[0]
+    os.utime(first)  # two files have this content: it is read again
+    Index.build(videos, place, encoder)
+    assert reads == [first.name]
 
 
 def test_failures_have_reasons_and_are_tried_again(videos, corpus, place, encoder, reads):
@@ -189,10 +217,29 @@ def test_an_index_of_another_model_is_refused_and_stays(videos, place, encoder):
             attempt(videos, place, other)
     assert len(Index.open(place).search("a circle")) > 0
     index = Index.open(place)
-    index.card["made"]["format"] = "0"
-    indexes._write_card(index._database, index.card)
-    with pytest.raises(ValueError, match=r"expected {'format': '0'}, got {'format': '2'}"):
-        Index.open(place, encoder)
+    index.note(made=index.card["made"] | {"format": "0"})
+    for attempt in (Index.open, lambda place: Index.build(videos, place, encoder)):
+        with pytest.raises(ValueError, match="is of another version of the kit"):
+            attempt(place)
+
+
+def test_a_table_without_a_card_is_of_another_version(tmp_path):
+    lancedb.connect(tmp_path).create_table("segments", [{"vector": [1.0, 2.0]}])
+    with pytest.raises(ValueError, match="is of another version of the kit"):
+        Index.open(tmp_path)
+
+
+def test_a_build_that_was_killed_before_its_table_was_there_goes_on(videos, place, encoder):
+    (place / "segments.lance" / "data").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="no index at"):
+        Index.open(place)
+    assert len(Index.build(videos, place, encoder).files()) == 4
+
+
+def test_a_segment_has_a_length(videos, place, encoder):
+    with pytest.raises(ValueError, match="seconds of a segment: expected more than 0, got 0"):
+        Index.build(videos, place, encoder, seconds=0)
+    assert not place.exists()
 
 
 def test_the_model_is_loaded_when_a_search_needs_it(built):
@@ -201,15 +248,16 @@ def test_the_model_is_loaded_when_a_search_needs_it(built):
 
 INTERRUPTED = """
 import os, signal, sys
-from tvrkit.search import rows
+from lancedb.table import LanceTable
+from tvrkit.search import encoder
 from tvrkit.search.encoder import Encoder
 from tvrkit.search.index import Index
-rows.COMMIT = 2
-put = Index._put
-def put_and_die(self, table):
-    put(self, table)
+encoder.COMMIT = 2
+add = LanceTable.add
+def add_and_die(self, *arguments, **more):
+    add(self, *arguments, **more)
     os.kill(os.getpid(), signal.SIGKILL)
-Index._put = put_and_die
+LanceTable.add = add_and_die
 Index.build(sys.argv[1], sys.argv[2], Encoder(None, "tvrkit-tiny", "tvrkit"))
 """
 
@@ -229,6 +277,21 @@ def test_a_killed_build_goes_on(corpus, place, built, encoder, reads):
     assert tables[0].equals(tables[1])
 
 
+def test_a_long_build_is_packed_on_its_way(corpus, place, encoder, monkeypatch):
+    monkeypatch.setattr(encoders, "COMMIT", 1)
+    monkeypatch.setattr(indexes, "PACK", 5)
+    pieces, add = [], lancedb.table.LanceTable.add
+
+    def spy(self, *arguments, **more):
+        pieces.append(self.stats()["fragment_stats"]["num_fragments"])
+        return add(self, *arguments, **more)
+
+    monkeypatch.setattr(lancedb.table.LanceTable, "add", spy)
+    index = Index.build(corpus, place, encoder)
+    assert len(pieces) == len(index.files()) == 12
+    assert max(pieces) <= 5
+
+
 def test_two_builders_at_once(videos, place, encoder):
     Index.build(videos, place, encoder)
     with indexes._building(str(place)), pytest.raises(OSError, match="another process is building"):
@@ -237,20 +300,20 @@ def test_two_builders_at_once(videos, place, encoder):
 
 
 def test_a_full_disk(corpus, place, encoder, monkeypatch):
-    put, calls = Index._put, []
+    add, calls = lancedb.table.LanceTable.add, []
 
-    def full(self, table):
+    def full(self, *arguments, **more):
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("lance error: LanceError(IO): No space left on device (os error 28)")
-        put(self, table)
+        return add(self, *arguments, **more)
 
-    monkeypatch.setattr(rows, "COMMIT", 4)
-    monkeypatch.setattr(Index, "_put", full)
+    monkeypatch.setattr(encoders, "COMMIT", 4)
+    monkeypatch.setattr(lancedb.table.LanceTable, "add", full)
     with pytest.raises(OSError, match=r"could not be written: .*No space left"):
         Index.build(corpus, place, encoder)
     assert len(Index.open(place, encoder).files()) == 4
-    monkeypatch.setattr(Index, "_put", put)
+    monkeypatch.setattr(lancedb.table.LanceTable, "add", add)
     assert len(Index.build(corpus, place, encoder).files()) == 12
 
 
@@ -268,7 +331,7 @@ def test_a_failing_encoder_ends_the_workers(corpus, place, encoder, monkeypatch)
         return Encoder.videos(encoder, pictures)
 
     Index.build(corpus, place, encoder)
-    monkeypatch.setattr(rows, "DecodePool", Watched)
+    monkeypatch.setattr(encoders, "DecodePool", Watched)
     monkeypatch.setattr(encoder, "videos", broken)
     with pytest.raises(RuntimeError, match="broken"):
         Index.build(corpus, place.with_name("other"), encoder)
@@ -282,4 +345,5 @@ def test_many_vectors_get_an_approximate_index(videos, place, encoder, monkeypat
         lancedb.table.LanceTable, "create_index", lambda _, *args, **more: made.append((args, more))
     )
     Index.build(videos, place, encoder)
-    assert made == [(("cosine",), {"index_type": "IVF_SQ", "num_partitions": 1})]
+    kind = IvfSq(distance_type="cosine", num_partitions=1)
+    assert made == [(("vector",), {"config": kind})]

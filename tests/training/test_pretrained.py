@@ -16,7 +16,7 @@ from tvrkit.models import checkpoints, hub
 from tvrkit.models.backbone import create_backbone
 from tvrkit.recipes import load_recipe, to_dict
 from tvrkit.reporting import pages
-from tvrkit.search.encoder import load_model
+from tvrkit.search.encoder import Encoder
 from tvrkit.settings import BackboneConfig
 from tvrkit.training import pretrained, runs
 from tvrkit.training.card import versions, write_card
@@ -60,7 +60,7 @@ def test_a_folder_alone_gives_the_method(run, home):
     assert all(state[key].equal(value) for key, value in method.state_dict().items())
     assert config == load_recipe(RECIPE, [f"backbone.pretrained={home / 'mine.bin'}"])
     assert method.backbone.preprocessing == create_backbone(BackboneConfig()).preprocessing
-    assert load_model(str(out), None, None)[0] == config
+    assert Encoder(str(out)).config == config
     assert runs.start_file(str(out)) == out / "checkpoint.safetensors"
 
 

@@ -1,70 +1,47 @@
-"""Files of a folder, and what is read of each: segments, their frames as JPEG files.
+"""Files of a folder and what is read of each, as rows that grow: where the file is, then its
+segments and their pictures; `tvrkit.search.encoder` adds what a model sees in them.
 
 No video is decoded in this process, but by the workers of `tvrkit.data.decoders`.
 """
 
 import contextlib
+import hashlib
 import math
 import os
 import pickle  # between this process and its own workers
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from tvrkit.data.decoders import DecodeError, DecodePool, FrameSettings, VideoInfo
+from tvrkit.data.decoders import DecodeError, DecodePool, FrameSettings, Result
 from tvrkit.data.extract import VIDEO_SUFFIXES
 from tvrkit.data.prepare import SHORT_SIDE
 from tvrkit.data.sampling import sample
 from tvrkit.files import sha256
 
+Row = dict[str, Any]
 SECONDS = 10.0  # of a segment; a rest of less than half of it is not cut off
 CUT = 0.45  # share of a picture's colours that changes at once at a shot boundary
 SHORTEST = 2  # frames of a shot
+STRIP = 64  # pixels: height of the film strip
 PICTURES = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows some that are programs
 LARGEST = 1024  # pixels: sides of a picture that is a query
 
 
-class File(NamedTuple):
-    """A file as the folder has it: absolute path (bytes that are no UTF-8 stand in it as
-    surrogates), size in bytes, time of its last change in nanoseconds."""
-
-    path: str
-    size: int
-    modified: int
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the content, "" where it can't be read."""
-        with contextlib.suppress(OSError):
-            return sha256(Path(self.path))
-        return ""
-
-
-class Segment(NamedTuple):
-    """A span of a video, in seconds, and its frames as JPEG files."""
-
-    start: float
-    end: float
-    frames: list[bytes]
-
-
-class Clip(NamedTuple):
-    """A file that was read; without segments, `info.reason` says why."""
-
-    file: File
-    sha256: str
-    info: VideoInfo
-    segments: list[Segment]
-
-
-def find(folder: Path) -> list[File]:
-    """The videos of a tree, by path: files whose names end as videos' do.
+def find(folder: Path) -> list[Row]:
+    """The videos of a tree, by name: files whose names end as videos' do.
 
     Links are followed, each folder is entered once; hidden files and folders are passed over.
+
+    Returns:
+        For each: `name`, the bytes of its absolute path; `path`, the same as text, where bytes that
+        are no UTF-8 are `\\xff`; `file`, which stands for it, letters and digits alone; `size` in
+        bytes; `date` of its last change, nanoseconds since 1970.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -72,49 +49,74 @@ def find(folder: Path) -> list[File]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of videos at {folder}")
     found, entered = [], set()
-    for place, folders, names in os.walk(os.path.abspath(folder), followlinks=True):
-        here = os.path.realpath(place)
-        seen = [name for name in (*folders, *names) if name[0] != "." and here not in entered]
-        folders[:] = sorted(set(folders) & set(seen))
+    for place, folders, names in os.walk(os.path.abspath(folder), onerror=_warn, followlinks=True):
+        if (here := os.path.realpath(place)) in entered:
+            folders[:] = names = []
         entered.add(here)
-        for path in (os.path.join(place, name) for name in seen):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for path in (os.path.join(place, name) for name in names if name[0] != "."):
             if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES and os.path.isfile(path):
                 with contextlib.suppress(FileNotFoundError):  # it may be gone by now
-                    status = os.stat(path)
-                    found.append(File(path, status.st_size, status.st_mtime_ns))
-    return sorted(found)
+                    found.append(_facts(os.fsencode(path), os.stat(path)))
+    return sorted(found, key=lambda row: row["name"])
 
 
-def read(pool: DecodePool, file: File, frames: int, seconds: float) -> Clip:
-    """Hash and segments of one file.
+def _warn(error: OSError) -> None:
+    warnings.warn(f"passed over: {error}", stacklevel=2)
+
+
+def _facts(name: bytes, status: os.stat_result) -> Row:
+    key, text = hashlib.sha256(name).hexdigest()[:24], name.decode(errors="backslashreplace")
+    known = {"size": status.st_size, "date": status.st_mtime_ns}
+    return {"file": key, "path": text, "name": name, **known}
+
+
+def content(row: Row) -> str:
+    """SHA-256 of a row's file, "" where it can't be read."""
+    with contextlib.suppress(OSError):
+        return sha256(Path(os.fsdecode(row["name"])))
+    return ""
+
+
+def read(pool: DecodePool, row: Row, frames: int, seconds: float) -> list[Row]:
+    """A row for each segment of one file; for a file that gives no frames a row with its reason.
 
     A video of up to 1.5 `seconds` is one segment of `frames` frames, sampled uniformly. A longer
     one is sampled at the rate of `frames` in `seconds`, and cut at its shots; a longer shot is cut
     into segments that overlap by half.
+
+    Returns:
+        `row` and what `VideoInfo` says, and of a segment: its number, `start` and `end` (s),
+        `pictures`, its frames as JPEG files, and `strip`, these side by side and small.
     """
-    info, pictures = _sample(pool, file.path, frames)
-    spans = [(0, len(pictures))] if pictures else []
-    if info.duration >= 1.5 * seconds and len(pictures) == frames:
-        info, pictures = _sample(pool, file.path, math.ceil(info.duration / seconds * frames))
-        spans = cut(pictures, frames)
-    step = info.duration / max(1, len(pictures))
-    chosen = [[pictures[a + i] for i in sample("uniform", b - a, frames)] for a, b in spans]
-    segments = [Segment(a * step, b * step, p) for (a, b), p in zip(spans, chosen, strict=True)]
-    return Clip(file, file.sha256, info, segments)
+
+    def sampled(count: int) -> Result:
+        settings = FrameSettings(count, SHORT_SIDE)
+        return next(pool.run([os.fsdecode(row["name"])], settings))
+
+    info, pictures = sampled(frames)
+    if is_long := info.duration >= 1.5 * seconds and len(pictures) == frames:
+        info, pictures = sampled(math.ceil(info.duration / seconds * frames))
+    known = row | vars(info) | {"sha256": content(row), "segment": 0, "status": "failed"}
+    if not pictures:
+        return [known]
+    made, step = [], info.duration / len(pictures)
+    spans = cut(pictures, frames) if is_long else [(0, len(pictures))]
+    for number, (first, end) in enumerate(spans):
+        chosen = [pictures[first + i] for i in sample("uniform", end - first, frames)]
+        place = {"segment": number, "start": first * step, "end": end * step, "status": "ok"}
+        made.append(known | place | {"pictures": chosen, "strip": strip(chosen)})
+    return made
 
 
 class Reader:
-    """`read` for a worker of Ray, which so loads no torch: pickled files in, pickled clips out."""
+    """`read` for a worker of Ray, which so loads no torch: pickled rows in and out."""
 
     def __init__(self, frames: int, seconds: float):
         self.pool, self.settings = DecodePool(1), (frames, seconds)
 
-    def __call__(self, row: dict) -> dict:
-        return {"clip": pickle.dumps(read(self.pool, pickle.loads(row["file"]), *self.settings))}
-
-
-def _sample(pool: DecodePool, path: str, frames: int) -> tuple[VideoInfo, list[bytes]]:
-    return next(pool.run([path], FrameSettings(frames, SHORT_SIDE)))
+    def __call__(self, item: dict) -> dict:
+        return {"rows": pickle.dumps(read(self.pool, pickle.loads(item["row"]), *self.settings))}
 
 
 def cut(pictures: Sequence[bytes], length: int) -> list[tuple[int, int]]:
@@ -148,15 +150,33 @@ def _windows(start: int, end: int, length: int) -> Iterator[tuple[int, int]]:
     yield start, end
 
 
-def read_still(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a picture, upright and small.
+def strip(pictures: Sequence[bytes]) -> bytes:
+    """The frames side by side, small, as one JPEG file."""
+    images = [simplejpeg.decode_jpeg(picture, min_height=STRIP) for picture in pictures]
+    return simplejpeg.encode_jpeg(np.concatenate(images, axis=1), quality=75)
+
+
+def pictures_of(path: Path, frames: int) -> list[bytes]:
+    """JPEG files of a file that is a query: `frames` of a video, or the one of a picture, upright
+    and small.
 
     Raises:
-        DecodeError: it is no picture, or one of more than 179 million pixels.
+        DecodeError: it is neither, or a picture of more than 179 million pixels.
     """
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        with DecodePool(1) as pool:
+            info, pictures = next(pool.run([path], FrameSettings(frames, SHORT_SIDE)))
+        if not pictures:
+            raise DecodeError(f"{path}: {info.reason}")
+        return pictures
     try:
         picture = ImageOps.exif_transpose(Image.open(path, formats=PICTURES)).convert("RGB")
     except Exception as error:  # a stranger's file: Pillow raises of many kinds
         raise DecodeError(f"{path}: no picture: {error}") from None
     picture.thumbnail((LARGEST, LARGEST))
-    return np.asarray(picture)
+    return [simplejpeg.encode_jpeg(np.asarray(picture), quality=95)]
+
+
+def batches(items: Sequence, size: int) -> list[Sequence]:
+    """Consecutive pieces of `size` items; the last one may be shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

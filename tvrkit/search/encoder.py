@@ -1,63 +1,61 @@
-"""A trained method, or a bare backbone, that turns clips into rows of an index and queries into
-scores."""
+"""A trained method, or a bare backbone, that turns rows of files into rows of an index, and queries
+into scores.
 
-from collections.abc import Callable, Sequence
+An engine takes rows of files and gives tables of whole files' rows, in any order; the index alone
+writes.
+"""
+
+import os
+import pickle  # between this process and its own workers
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import simplejpeg
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from tvrkit.data import loader
-from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
-from tvrkit.data.decoders import FrameSettings, read_frames
+from tvrkit.data.batch import TextVideoBatch, VideoFeatures
+from tvrkit.data.decoders import DecodePool
 from tvrkit.data.features import padded
-from tvrkit.data.prepare import SHORT_SIDE
 from tvrkit.data.text import Span, token_spans, tokenise
 from tvrkit.models.checkpoints import digest
-from tvrkit.models.method import Method
 from tvrkit.models.similarity import token_interaction
 from tvrkit.models.temporal import mean_frame
 from tvrkit.recipes import load_recipe
-from tvrkit.search.clips import read_still
-from tvrkit.settings import BackboneConfig, Config, choose
+from tvrkit.search.clips import Reader, Row, batches, pictures_of, read
+from tvrkit.settings import BackboneConfig, choose
 from tvrkit.training import runs
 from tvrkit.training.card import resolve_device
 
-FORMAT = 2  # of an index
+FORMAT = 3  # of an index
 LONGEST = 1000  # characters of a query
 BATCH = 32  # segments encoded at a time
+COMMIT = 16  # files of a table
 # Names of `prompts`: the scores of a query are means over its templates.
 PROMPTS = {
     "none": ("{}",),
     "video": ("{}", "a video of {}", "a clip that shows {}", "footage of {}"),
     "zh": ("{}", "一段{}的视频", "视频里{}"),
 }
-
-
-def load_model(
-    run: str | None, backbone: str | None, pretrained: str | None
-) -> tuple[Config, Method]:
-    """The recipe and the method that an index is made with, see `Encoder`.
-
-    Raises:
-        ValueError: neither run nor backbone is named, or both are.
-        FileNotFoundError: no such run, or no such weights.
-    """
-    if run is not None and backbone is None:
-        done = runs.opened(run)
-        return done.config, done.method()
-    if run is not None or backbone is None:
-        raise ValueError("expected a run (RUN/RECIPE/seedK) or a backbone, and not both")
-    config = load_recipe("clip4clip_msrvtt", ["method.head=meanP"])
-    config = replace(config, backbone=BackboneConfig(backbone, pretrained))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return config, runs.build_method(config).eval()
+# columns: of a file and a segment of it, and of what is seen there
+FACTS = {
+    **{"path": pa.string(), "start": pa.float32(), "end": pa.float32(), "duration": pa.float32()},
+    **{"size": pa.int64(), "date": pa.timestamp("ns", "UTC"), "fps": pa.float32()},
+    **{"width": pa.int32(), "height": pa.int32(), "status": pa.string(), "reason": pa.string()},
+    **{"sha256": pa.string(), "file": pa.string(), "segment": pa.int32(), "name": pa.binary()},
+}
+SEEN = {"strip": pa.binary(), "features": pa.binary()}
+Tables = Iterator[pa.Table]
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Query:
         label: the text, or the name of the file.
         vector: (D,) float, unit length: what the first stage compares with `global_vector`.
         score: (N,) exact scores of N videos.
-        text: of a query in words its features, else None.
+        text: of a query in words its `TextFeatures`, else None.
         tokens: of a query in words where they stand in it, see `tvrkit.data.text.token_spans`.
         language: "en" or "zh" of a query in words, else "".
         notes: what the searcher should know, such as that the text was cut.
@@ -77,7 +75,7 @@ class Query:
     label: str
     vector: Tensor
     score: Callable[[VideoFeatures], Tensor]
-    text: TextFeatures | None = None
+    text: Any = None
     tokens: list[tuple[int, Span]] = field(default_factory=list)
     language: str = ""
     notes: list[str] = field(default_factory=list)
@@ -98,6 +96,10 @@ class Encoder:
         backbone: open_clip name, where there is no run.
         pretrained: its weights, see `BackboneConfig`; None = random ones, always the same.
         device: "cpu", "cuda" or "cuda:k".
+
+    Raises:
+        ValueError: neither run nor backbone is named, or both are.
+        FileNotFoundError: no such run, or no such weights.
     """
 
     def __init__(
@@ -108,10 +110,20 @@ class Encoder:
         device: str = "cpu",
     ):
         self.model, self.device = (run, backbone, pretrained), resolve_device(device)
-        self.config, method = load_model(*self.model)
-        self.method = method.to(self.device)
-        self.frames = self.config.data.max_frames
-        self.max_words = self.config.data.max_words if run else method.backbone.context_length
+        if run is not None and backbone is pretrained is None:
+            done = runs.opened(run)
+            self.config, method = done.config, done.method()
+            self.max_words = self.config.data.max_words
+        elif run is None and backbone is not None:
+            own = load_recipe("clip4clip_msrvtt", ["method.head=meanP"])
+            self.config = replace(own, backbone=BackboneConfig(backbone, pretrained))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                method = runs.build_method(self.config).eval()
+            self.max_words = method.backbone.context_length
+        else:
+            raise ValueError("expected a run (RUN/RECIPE/seedK) or a backbone, and not both")
+        self.method, self.frames = method.to(self.device), self.config.data.max_frames
 
     @cached_property
     def card(self) -> dict[str, str]:
@@ -122,22 +134,37 @@ class Encoder:
         made |= {"frames": self.frames, "preprocessing": backbone.preprocessing}
         return {key: str(value) for key, value in made.items()}
 
+    @torch.inference_mode()
     def videos(self, segments: Sequence[Sequence[bytes]]) -> VideoFeatures:
         """Features, on the CPU, of segments that are given as JPEG files of their frames."""
-        decode = simplejpeg.decode_jpeg
-        batches = (segments[i : i + BATCH] for i in range(0, len(segments), BATCH))
-        return VideoFeatures.cat(
-            [self._encode([[*map(decode, files)] for files in batch]) for batch in batches]
-        )
+        fit, parts = self.method.backbone.preprocessing.fit, []
+        for some in batches(segments, BATCH):
+            pictures = [np.stack([*map(simplejpeg.decode_jpeg, files)]) for files in some]
+            fitted = [fit(torch.from_numpy(each).permute(0, 3, 1, 2)) for each in pictures]
+            frames, mask = padded(fitted, self.frames)
+            batch = TextVideoBatch(frames=frames, frame_mask=mask).to(self.device)
+            parts.append(self.method.encode_video(batch).to("cpu"))
+        return VideoFeatures.cat(parts)
 
-    @torch.inference_mode()
-    def _encode(self, segments: Sequence[Sequence[np.ndarray]]) -> VideoFeatures:
-        """Features, on the CPU, of frames (H, W, 3) uint8."""
-        fit = self.method.backbone.preprocessing.fit
-        fitted = [fit(torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2)) for each in segments]
-        frames, mask = padded(fitted, self.frames)
-        batch = TextVideoBatch(frames=frames, frame_mask=mask).to(self.device)
-        return self.method.encode_video(batch).to("cpu")
+    def columns(self, about: dict[str, str] | None = None) -> pa.Schema:
+        """Those of an index: `FACTS`, `SEEN`, and the global vector; `about` is kept beside that.
+
+        `features` is a safetensors file of what the method scores by, in half precision.
+        """
+        kind = pa.list_(pa.float32(), self.method.backbone.width)
+        return pa.schema([*(FACTS | SEEN).items(), pa.field("vector", kind, metadata=about)])
+
+    def table(self, rows: Sequence[Row]) -> pa.Table:
+        """Rows of files that were read, with vectors and features where they have pictures."""
+        seen = [row for row in rows if "pictures" in row]
+        if seen:
+            features = self.videos([row["pictures"] for row in seen])
+            vectors = global_vector(features).numpy()
+            if not np.isfinite(vectors).all():
+                raise ValueError(f"the model gives NaN for one of {seen[0]['path']!r} ...")
+            for i, row in enumerate(seen):
+                row |= {"vector": vectors[i], "features": pack(features[i : i + 1])}
+        return pa.Table.from_pylist(rows, self.columns())
 
     @torch.inference_mode()
     def text_query(self, text: str, prompts: str = "none") -> Query:
@@ -159,12 +186,11 @@ class Encoder:
             notes.append("the model does not know this script: it spells the query in bytes")
         if len(spans) > self.max_words - 2:
             notes.append(f"the model reads {self.max_words - 2} tokens of the query's {len(spans)}")
+        language = "zh" if any("\u4e00" <= character <= "\u9fff" for character in text) else "en"
+        tagger = loader.tagger(language) if self.method.weighs_words else None
         texts = [template.format(text) for template in templates]
-        language = "zh" if _is_chinese(text) else "en"
-        tagger = loader.tagger(language)
-        tokens, mask, weight = tokenise(texts, tokenizer, self.max_words, tagger)
-        batch = TextVideoBatch(tokens, mask, weight).to(self.device)
-        features = self.method.encode_text(batch)
+        batch = TextVideoBatch(*tokenise(texts, tokenizer, self.max_words, tagger))
+        features = self.method.encode_text(batch.to(self.device))
         vector = normalize(normalize(features.sentence, dim=-1).mean(dim=0), dim=-1).cpu()
 
         @torch.inference_mode()
@@ -174,18 +200,11 @@ class Encoder:
 
         return Query(text, vector, score, features[:1], spans, language, notes)
 
-    def video_query(self, path: Path) -> Query:
-        """A video as the query, all of it: the nearest frames of both sides decide (DMAE's
+    @torch.inference_mode()
+    def file_query(self, path: Path) -> Query:
+        """A video, all of it, or a picture: the nearest frames of both sides decide (DMAE's
         token-wise interaction between the two sets of frames)."""
-        frames = read_frames(path, FrameSettings(self.frames, SHORT_SIDE))
-        return self._frames_query(path, list(frames))
-
-    def image_query(self, path: Path) -> Query:
-        """A picture as the query: a video of one frame."""
-        return self._frames_query(path, [read_still(path)])
-
-    def _frames_query(self, path: Path, frames: Sequence[np.ndarray]) -> Query:
-        own = self._encode([frames])
+        own = self.videos([pictures_of(path, self.frames)])
         look, whole = normalize(own.frames, dim=-1), own.mask
 
         def score(videos: VideoFeatures) -> Tensor:
@@ -194,6 +213,59 @@ class Encoder:
 
         return Query(path.name, global_vector(own)[0], score)
 
+    def __call__(self, batch: dict) -> dict:
+        """`table` for Ray: pickled rows in, a pickled table out."""
+        rows = [*chain.from_iterable(map(pickle.loads, batch["rows"]))]
+        return {"table": [pickle.dumps(self.table(rows))]}
 
-def _is_chinese(text: str) -> bool:
-    return any("\u4e00" <= character <= "\u9fff" for character in text)
+
+def pack(features: VideoFeatures) -> bytes:
+    """A safetensors file; half precision halves the index."""
+    named = {**vars(features), **features.extras}
+    tensors = {key: t.contiguous() for key, t in named.items() if isinstance(t, Tensor)}
+    return save({key: t.half() if t.is_floating_point() else t for key, t in tensors.items()})
+
+
+def unpack(files: Sequence[bytes]) -> VideoFeatures:
+    """The features of several rows, as the encoder made them but for half precision."""
+    parts = [load(file) for file in files]
+    named = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    named = {key: t.float() if t.is_floating_point() else t for key, t in named.items()}
+    return VideoFeatures(named.pop("video", None), named.pop("frames"), named.pop("mask"), named)
+
+
+def local(files: Sequence[Row], encoder: Encoder, seconds: float, workers: int) -> Tables:
+    """In this process: workers decode the next files while these are encoded."""
+    ahead: Iterator[list[Row]] = iter(())
+    with ThreadPoolExecutor(workers) as threads, DecodePool(workers) as pool:
+        for batch in [*batches(files, COMMIT), []]:
+            ready = ahead
+            ahead = threads.map(lambda file: read(pool, file, encoder.frames, seconds), batch)
+            if rows := [*chain.from_iterable(ready)]:
+                yield encoder.table(rows)
+
+
+def on_ray(files: Sequence[Row], encoder: Encoder, seconds: float, workers: int) -> Tables:
+    """The same by Ray Data, on this machine or the cluster that `RAY_ADDRESS` names, which sees the
+    files under the same paths.
+
+    A worker that is lost is replaced and its batch done again. Only this process writes, and only
+    whole tables: no row is lost or there twice.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    data: Any = ray.data.from_items([{"row": pickle.dumps(row)} for row in files])
+    # half a core each: on one machine decoders and encoders take turns
+    pool: dict[str, Any] = {"concurrency": workers, "num_cpus": 0.5}
+    data = data.map(Reader, fn_constructor_args=(encoder.frames, seconds), **pool)
+    pool |= {"batch_size": COMMIT, "num_gpus": int(encoder.device.type == "cuda")}
+    model = (*encoder.model, str(encoder.device))
+    data = data.map_batches(Encoder, fn_constructor_args=model, **pool)
+    for row in data.iter_rows() if files else ():
+        yield pickle.loads(row["table"])
+
+
+ENGINES = {"local": local, "ray": on_ray}

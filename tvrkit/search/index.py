@@ -1,7 +1,7 @@
 """The index of a folder of videos: built, kept current and searched.
 
-All there is lies in a LanceDB database: the table `segments`, and the table `card` of one row that
-says what it was made with. Its place is a folder, or the address of an object store.
+All there is lies in one table of a LanceDB database; what it was made with stands in its schema.
+Its place is a folder, or the address of an object store.
 """
 
 import contextlib
@@ -9,10 +9,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from functools import cached_property
-from itertools import chain, product
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,20 +20,22 @@ import lancedb
 import pandas as pd
 import pyarrow as pa
 from filelock import FileLock, Timeout
+from lancedb.index import IvfSq
 from tqdm import tqdm
 
 from tvrkit.files import ASSETS
 from tvrkit.search import query as queries
-from tvrkit.search import rows
-from tvrkit.search.clips import SECONDS, File, find
-from tvrkit.search.encoder import Encoder, Query
+from tvrkit.search.clips import SECONDS, Row, content, find
+from tvrkit.search.encoder import ENGINES, FACTS, FORMAT, Encoder, Query
+from tvrkit.search.query import SHORTLIST
 from tvrkit.settings import choose
 
-SEGMENTS, CARD = "segments", "card"
+SEGMENTS = "segments"
 KEPT = timedelta(minutes=10)  # a search under way may go on reading an old version so long
-FACTS = ["file", "path", "name", "size", "modified", "sha256", "status", "reason"]
 APPROXIMATE = 50_000  # rows from which on an approximate index pays; below, every vector is read
+PACK = 500  # tables after which they are packed, or else each costs more than the one before
 GROWTH = 4  # it is made anew when there are so many times the rows it was made of
+STATE = ["file", "size", "date"]
 STORE = {"client_retry_timeout": "30"}  # seconds that an object store may not answer
 FULL = "What was finished is kept: make room and run the same command again"
 
@@ -44,19 +45,27 @@ class Index:
 
     Attributes:
         place: folder or address.
-        card: what it was made with.
         table: LanceDB's table of segments.
     """
 
     def __init__(self, place: str, encoder: Encoder | None = None):
-        self.place, self._database = place, database(place)
-        if self._database is None:
+        self.place, self.table = place, opened(place)
+        if self.table is None:
             raise FileNotFoundError(f"no index at {place}: `tvrkit index` makes it")
-        self.card = json.loads(self._database.open_table(CARD).to_arrow()["card"][0].as_py())
-        self.table: Any = self._database.open_table(SEGMENTS)
+        if self.card.get("made", {}).get("format") != str(FORMAT):
+            raise ValueError(f"{place} is of another version of the kit: index anew elsewhere")
         if encoder is not None:
-            self.check(encoder)
-            self.encoder = encoder
+            self.encoder = self._own(encoder)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What it was made with, and the scores of unrelated queries: kept beside the vectors."""
+        return json.loads((self.table.schema.field("vector").metadata or {}).get(b"card", "{}"))
+
+    def note(self, **news: Any) -> None:
+        """Put this onto the card."""
+        text = json.dumps(self.card | news)
+        self.table.update_field_metadata({"path": "vector", "metadata": {"card": text}})
 
     @classmethod
     def open(cls, place: Path | str, encoder: Encoder | None = None) -> Self:
@@ -89,15 +98,15 @@ class Index:
         goes on.
 
         Only what is new or has changed is read: by size and time, then by hash. A file that was
-        moved keeps its rows, and so does a copy. Rows of files that are gone from `folder` are
-        removed; other folders may share the index.
+        touched or moved keeps its rows. Those of files that are gone from `folder`, or not the
+        same, are removed at once; other folders may share the index.
 
         Args:
             folder: any tree of video files.
             place: folder of the index, or the address of an object store.
             encoder: the model that describes the videos.
             seconds: of a segment.
-            engine: a key of `rows.ENGINES`.
+            engine: a key of `encoder.ENGINES`.
             workers: that decode.
             retry: read again what had failed.
 
@@ -106,28 +115,27 @@ class Index:
             ValueError: no video in it, or the index is of another model.
             OSError: another process builds this index, or the disk is full.
         """
-        place, folder = str(place), Path(folder)
-        run = rows.ENGINES[choose("engine", engine, rows.ENGINES)]
-        found = find(folder)
-        if not found and not database(place):
+        place, found = str(place), find(Path(folder))
+        run = ENGINES[choose("engine", engine, ENGINES)]
+        if seconds <= 0:
+            raise ValueError(f"seconds of a segment: expected more than 0, got {seconds:g}")
+        if not found and opened(place) is None:
             raise ValueError(f"{folder}: expected videos, such as .mp4 or .mkv, found none")
         with _building(place):
-            if not database(place):
+            if opened(place) is None:
                 _create(place, encoder)
             index = cls.open(place, encoder)
             before = index.table.version
-            unread, moved = index._changed(found, retry)
-            tables = chain(index._renamed(moved), run(unread, encoder, seconds, workers))
-            total = len(unread) + len(moved)
-            with tqdm(desc=f"indexing {folder}", total=total, unit="video") as bar:
-                for table in tables:
-                    index._put(table)
+            unread = index._sort_out(folder, found, retry)
+            with tqdm(desc=f"indexing {folder}", total=len(unread), unit="video") as bar:
+                for number, table in enumerate(run(unread, encoder, seconds, workers), 1):
+                    index.table.add(table, on_bad_vectors="null")
                     bar.update(table["segment"].to_pylist().count(0))
-            index._remove_gone(folder, found)
+                    if number % PACK == 0:
+                        index.settle()
             if index.table.version != before or "unrelated" not in index.card:
                 index.settle()
-                index.card["unrelated"] = index._unrelated()
-                _write_card(index._database, index.card)
+                index.note(unrelated=index._unrelated())
         return index
 
     @cached_property
@@ -138,123 +146,91 @@ class Index:
             FileNotFoundError: it is no longer there.
             ValueError: it is another one by now.
         """
-        encoder = Encoder(*self.card["model"])
-        self.check(encoder)
-        return encoder
+        return self._own(Encoder(*self.card["model"]))
 
-    def check(self, encoder: Encoder) -> None:
-        """ValueError where the index was made with another model."""
-        other = dict(encoder.card.items() - self.card["made"].items())
-        if other:
-            expected = {key: self.card["made"][key] for key in other}
+    def _own(self, encoder: Encoder) -> Encoder:
+        """The same; ValueError where the index was made with another model."""
+        made = self.card["made"]
+        if other := dict(encoder.card.items() - made.items()):
+            expected = {key: made[key] for key in other}
             what = f"is an index of another model: expected {expected}, got {other}"
             raise ValueError(f"{self.place} {what}")
+        return encoder
 
     def files(self) -> pd.DataFrame:
         """A row per file: path, status "ok" or "failed", reason, and what else is known of it."""
-        return self.table.search().where("segment = 0").select(FACTS).to_arrow().to_pandas()
+        return self.table.search().where("segment = 0").select([*FACTS]).to_arrow().to_pandas()
 
     def failures(self) -> pd.DataFrame:
-        """Path, status and reason of each file that gave no frames, or is damaged."""
-        files = self.files()
-        return files.loc[files["reason"] != "", ["path", "status", "reason"]]
+        """`files` that gave no frames, or are damaged."""
+        return self.files().query("reason != ''")
 
-    def _changed(self, found: Sequence[File], retry: bool) -> tuple[list[File], dict[File, str]]:
-        """Files that must be read; and those that were touched, moved or copied, with the key of a
-        file whose rows have their content."""
-        known = self.files()
-        whole = known[known["status"] == "ok"]
-        settled = (whole if retry else known).itertuples()
-        kept = {(row.file, row.size, row.modified) for row in settled}
-        keys = {file: rows.identity(file)["file"] for file in found}
-        stale = {key: f for f, key in keys.items() if (key, f.size, f.modified) not in kept}
-        # rows that are about to be replaced serve their own file only
-        held = {row.sha256: row.file for row in whole.itertuples() if row.file not in stale}
-        own = {(row.file, row.sha256) for row in whole.itertuples()}
-        sizes = {*whole["size"]}
-        unread, moved = [], {}
-        for key, file in stale.items():
-            content = file.sha256 if file.size in sizes else ""
-            if holder := key if (key, content) in own else held.get(content):
-                moved[file] = holder
-            else:
-                unread.append(file)
-        return unread, moved
-
-    def _renamed(self, moved: dict[File, str]) -> Iterator[pa.Table]:
-        """Rows that are there, under the name and time their files have now."""
-        for start in range(0, len(moved), rows.COMMIT):
-            batch = dict([*moved.items()][start : start + rows.COMMIT])
-            there = self.table.search().where(_named({*batch.values()})).to_arrow()
-            pairs = product(batch.items(), there.to_pylist())
-            made = [row | rows.identity(f) for (f, key), row in pairs if row["file"] == key]
-            yield pa.Table.from_pylist(made, there.schema)
-
-    def _put(self, table: pa.Table) -> None:
-        """Rows of whole files, in place of those the files had: in one step, or not at all."""
-        files = _named(set(table["file"].to_pylist()))
-        if self.table.count_rows(files) == 0:
-            self.table.add(table, on_bad_vectors="null")
-            return
-        merge = self.table.merge_insert(["file", "segment"])
-        merge = merge.when_matched_update_all().when_not_matched_insert_all()
-        merge.when_not_matched_by_source_delete(files).execute(table, on_bad_vectors="null")
-
-    def _remove_gone(self, folder: Path, found: Sequence[File]) -> None:
-        known, below = self.files(), os.fsencode(os.path.join(os.path.abspath(folder), ""))
-        gone = ~known["name"].isin({os.fsencode(file.path) for file in found})
-        gone &= known["name"].map(lambda name: name.startswith(below)).astype(bool)
-        if gone.any():
-            self.table.delete(_named(set(known.loc[gone, "file"])))
+    def _sort_out(self, folder: Path | str, found: list[Row], retry: bool) -> list[Row]:
+        """Give rows of files that were touched or moved the time and name these have now, remove
+        those of files that are gone or have changed; return what must be read."""
+        known = self.files().astype({"date": "int64"})
+        whole, hashes = known["status"] == "ok", known["sha256"]
+        settled = {*known[whole | (not retry)][STATE].itertuples(index=False, name=None)}
+        stale = {row["file"]: row for row in found if (*map(row.get, STATE),) not in settled}
+        below = os.fsencode(os.path.join(os.path.abspath(folder), ""))
+        inside = [name.startswith(below) for name in known["name"]]
+        gone = {*known["file"][inside]} - {row["file"] for row in found}
+        old = known["file"].isin(gone | stale.keys())
+        # of several files with the same content none is known by it
+        sole = known[old & whole & (hashes != "") & ~hashes.duplicated(keep=False)]
+        free, sizes, moved = {*sole["sha256"]}, {*sole["size"]}, {}
+        for key, row in stale.items():
+            if row["size"] in sizes and (same := content(row)) in free:
+                free.remove(same)
+                moved[key] = row | {"sha256": same}
+        kept = {"none", *(row["sha256"] for row in moved.values())}
+        if old.any():
+            listed = _among("file", known["file"][old])
+            self.table.delete(f"{listed} and not {_among('sha256', kept)}")
+        if renamed := [*moved.values()]:
+            kinds = pa.schema({name: FACTS[name] for name in renamed[0]})
+            merge = self.table.merge_insert("sha256").when_matched_update_all()
+            merge.execute(pa.Table.from_pylist(renamed, kinds))
+        return [row for key, row in stale.items() if key not in moved]
 
     def settle(self) -> None:
         """Pack what was written in pieces, and keep an approximate index of many vectors."""
         count, names = self.table.count_rows(), [one.name for one in self.table.list_indices()]
         indexed = sum(self.table.index_stats(name).num_indexed_rows for name in names)
         if count >= APPROXIMATE and count > GROWTH * indexed:
-            partitions = math.isqrt(count) // 2
-            self.table.create_index("cosine", index_type="IVF_SQ", num_partitions=partitions)
+            kind = IvfSq(distance_type="cosine", num_partitions=math.isqrt(count) // 2)
+            self.table.create_index("vector", config=kind)
         self.table.optimize(cleanup_older_than=KEPT)
 
     def _unrelated(self) -> dict[str, list[float]]:
-        """The best score here of each query of `unrelated_*.txt`, rising, by language; one that
-        needs a tagger which is not installed is left out."""
+        """The best score here of each query of `unrelated_*.txt`, by language; one that needs a
+        tagger which is not installed is left out."""
         found = {}
         for language in ("en", "zh"):
             lines = (ASSETS / f"unrelated_{language}.txt").read_text(encoding="utf-8").splitlines()
             with contextlib.suppress(ValueError):
-                hits = [self.search(line, k=1)["score"] for line in lines]
-                found[language] = sorted(float(best.max()) for best in hits if len(best))
+                found[language] = [float(s) for q in lines for s in self.search(q, k=1)["score"]]
         return found
 
     def search(
-        self,
-        query: str | Query,
-        k: int = 10,
-        where: str | None = None,
-        *,
-        shortlist: int = queries.SHORTLIST,
-        min_score: float = -math.inf,
-        prompts: str = "none",
+        self, query: str | Query, k: int = 10, where: str | None = None, shortlist: int = SHORTLIST
     ) -> pd.DataFrame:
         """The best segments for a query: the nearest `shortlist` by global vector, then scored
         exactly by the method.
 
-        Near-duplicates are one row, see `query.group`.
+        Near-duplicates are one row, see `query.ranked`.
 
         Args:
-            query: words; or what `encoder.video_query` or `encoder.image_query` return.
+            query: words; or what the encoder's `text_query` and `file_query` return.
             k: rows, at most.
             where: a filter in SQL over the columns, "duration < 60 and path like '%holiday%'".
             shortlist: segments that are scored exactly.
-            min_score: of a row.
-            prompts: a key of `encoder.PROMPTS`.
 
         Returns:
             DataFrame by falling score: score, unrelated (share of unrelated queries whose best
             score here is no lower: above 10 % it says "nothing matches"), path, start and end (s),
             copies (places of near-duplicates), and what else is known of the file. `attrs` has
-            `matches` (bool) and `notes`.
+            `query`, its `language`, `matches` (bool) and `notes`.
 
         Raises:
             ValueError: an unusable query, `k`, or filter.
@@ -262,20 +238,20 @@ class Index:
         if k < 1 or shortlist < k:
             raise ValueError(f"expected 1 <= k <= shortlist, got k {k}, shortlist {shortlist}")
         if isinstance(query, str):
-            query = self.encoder.text_query(query, prompts)
+            query = self.encoder.text_query(query)
         self.table.checkout_latest()
         near = queries.nearest(self.table, query, shortlist, where)
         found = queries.ranked(near, queries.scores(query, near), k)
-        found = found[found["score"] >= min_score].reset_index(drop=True)
-        background = self.card.get("unrelated", {}).get(query.language, [])
-        found["unrelated"] = [pd.Series(background).ge(score).mean() for score in found["score"]]
+        background = pd.Series(self.card.get("unrelated", {}).get(query.language, []), dtype=float)
+        found["unrelated"] = [background.ge(score).mean() for score in found["score"]]
         matches = bool(len(found)) and not found["unrelated"][0] > queries.NOTHING
-        found.attrs = {"query": query.label, "matches": matches, "notes": query.notes}
+        found.attrs = {"query": query.label, "language": query.language}
+        found.attrs |= {"matches": matches, "notes": query.notes}
         return found[queries.SHOWN]
 
 
-def database(place: str) -> Any:
-    """LanceDB's database of an index, None where there is none.
+def opened(place: str) -> Any:
+    """LanceDB's table of an index, None where there is none.
 
     Raises:
         OSError: the object store does not answer, or refuses.
@@ -283,10 +259,17 @@ def database(place: str) -> Any:
     if "://" not in place and not Path(place).is_dir():
         return None
     try:
-        found = lancedb.connect(place, storage_options=STORE)
-        return found if CARD in found.list_tables().tables else None
+        return lancedb.connect(place, storage_options=STORE).open_table(SEGMENTS)
     except (ValueError, RuntimeError) as error:
+        if "was not found" in str(error):
+            return None
         raise OSError(f"{place} cannot be reached: {_reason(error)}") from None
+
+
+def _create(place: str, encoder: Encoder) -> None:
+    card = json.dumps({"model": encoder.model, "made": encoder.card})
+    made = lancedb.connect(place, storage_options=STORE)
+    made.create_table(SEGMENTS, schema=encoder.columns({"card": card}))
 
 
 def _reason(error: Exception) -> str:
@@ -295,26 +278,12 @@ def _reason(error: Exception) -> str:
     return max(answers[-1]) if answers else re.split(r"\n|, /", str(error))[0]
 
 
-def _create(place: str, encoder: Encoder) -> None:
-    """An empty index; the card is written last: without it there is none."""
-    empty = lancedb.connect(place, storage_options=STORE)
-    columns = rows.schema(encoder.method.backbone.width)
-    empty.create_table(SEGMENTS, schema=columns, mode="overwrite")
-    _write_card(empty, {"model": encoder.model, "made": encoder.card})
-
-
-def _write_card(made: Any, card: dict) -> None:
-    made.create_table(CARD, [{"card": json.dumps(card)}], mode="overwrite")
-
-
 @contextlib.contextmanager
 def _building(place: str) -> Iterator[None]:
     """This process alone builds (an object store has no lock: there, see to it yourself), and a
     write that fails is one line."""
-    lock: Any = contextlib.nullcontext()
-    if "://" not in place:
-        Path(place).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(Path(place, ".lock"), timeout=0)
+    remote = "://" in place
+    lock: Any = contextlib.nullcontext() if remote else FileLock(f"{place}/.lock", timeout=0)
     try:
         with lock:
             yield
@@ -326,6 +295,6 @@ def _building(place: str) -> Iterator[None]:
         raise OSError(f"{place} could not be written: {_reason(error)}. {FULL}") from None
 
 
-def _named(keys: Collection[str]) -> str:
-    """A filter for these files; keys are letters and digits."""
-    return f"file in ({', '.join(repr(key) for key in sorted(keys))})"
+def _among(column: str, values: Iterable[str]) -> str:
+    """A filter; the values are letters and digits."""
+    return f"{column} in ({', '.join(map(repr, values))})"

@@ -1,22 +1,27 @@
-"""Two-stage search: the nearest segments by one vector, then the method's own score of each."""
+"""Two-stage search: the nearest segments by one vector, then the method's own score of each; and
+what was found as lines, as JSON and as a page."""
 
+import base64
+import json
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
+import jinja2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tvrkit.search import rows
-from tvrkit.search.encoder import Query
+from tvrkit import files
+from tvrkit.search.encoder import FACTS, SEEN, Query, unpack
 
 SHORTLIST = 200  # segments that are scored exactly
 LENGTHS = (10, 20, 50, 100, 200, 500)  # of the short list whose recall is measured
 PROBES = 100  # partitions of an approximate index that are looked into
 SAME = 0.98  # cosine of two segments' vectors from which on they show the same
 NOTHING = 0.1  # share of unrelated queries that may score as high as a match
-SHOWN = ["score", "unrelated", "path", "start", "end", "duration", "copies"]
-SHOWN += ["size", "date", "width", "height", "fps", "file", "segment", "name", "strip", "features"]
+UNRELATED = "nothing matches: unrelated queries score as high"
+SHOWN = ["score", "unrelated", "copies", *FACTS, *SEEN]
 
 
 def nearest(table: Any, query: Query, count: int, where: str | None = None) -> pa.Table:
@@ -25,22 +30,20 @@ def nearest(table: Any, query: Query, count: int, where: str | None = None) -> p
     Raises:
         ValueError: `where` is no filter.
     """
-    search = table.search(query.vector.numpy(), vector_column_name="vector")
+    search = table.search(query.vector.numpy(), vector_column_name="vector").with_row_id(True)
     search = search.distance_type("cosine").limit(count).nprobes(PROBES)
-    if where is None:
-        return search.to_arrow()
     try:  # in brackets, a second statement is an error and is not dropped in silence
-        return search.where(f"({where})", prefilter=True).to_arrow()
+        return (search if where is None else search.where(f"({where})")).to_arrow()
     except ValueError as error:
-        reason = " ".join(str(error).split()).removeprefix("Invalid input, ")[:300]
-        raise ValueError(f"filter {where!r}: {reason}") from None
+        reason = " ".join(str(error).split(", /")[0].split()).removeprefix("Invalid input, ")
+        raise ValueError(f"filter {where!r:.300}: {reason:.300}") from None
 
 
-def scores(query: Query, near: pa.Table) -> np.ndarray:
+def scores(query: Query, near: pa.Table | pa.RecordBatch) -> np.ndarray:
     """(N,) exact scores of rows."""
     if not len(near):
         return np.zeros(0, np.float32)
-    return query.score(rows.unpack(near["features"].to_pylist())).numpy()
+    return query.score(unpack(near["features"].to_pylist())).numpy()
 
 
 def ranked(near: pa.Table, exact: np.ndarray, k: int) -> pd.DataFrame:
@@ -50,21 +53,16 @@ def ranked(near: pa.Table, exact: np.ndarray, k: int) -> pd.DataFrame:
     Nearly the same: the cosine of their vectors reaches `SAME`, or they overlap in one video.
     """
     frame = near.to_pandas().assign(score=exact)
-    frame = frame.sort_values("score", ascending=False, kind="stable")
+    frame = frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
     vectors = np.array([*frame.pop("vector")])
     file, start, end = (frame[name].to_numpy() for name in ("file", "start", "end"))
-    copies: dict[int, list[str]] = {}  # by the row they are copies of
-    for row, path in enumerate(frame["path"]):
-        firsts = [*copies]
-        overlap = (
-            (file[firsts] == file[row]) & (start[firsts] < end[row]) & (start[row] < end[firsts])
-        )
-        same = np.flatnonzero((vectors[firsts] @ vectors[row] >= SAME) | overlap)
-        if len(same):
-            copies[firsts[same[0]]].append(f"{path} {start[row]:.1f} s")
-        elif len(firsts) < k:
-            copies[row] = []
-    return frame.iloc[[*copies]].assign(copies=[*copies.values()]).reset_index(drop=True)
+    overlap = (file[:, None] == file) & (start[:, None] < end) & (start < end[:, None])
+    same = overlap | (vectors @ vectors.T >= SAME)
+    frame["first"] = [row.argmax() for row in same]  # the best one that each is the same as
+    places = frame["path"] + frame["start"].map(" {:.1f} s".format).astype(str)
+    found = frame.drop_duplicates("first", ignore_index=True).head(k)
+    copies = [places[frame["first"] == first][1:].tolist() for first in found["first"]]
+    return found.assign(copies=copies)
 
 
 def shortlist_recall(
@@ -73,13 +71,60 @@ def shortlist_recall(
     """How much of the exhaustive ranking the short list keeps.
 
     Returns:
-        DataFrame by length: `recall@1` and `recall@k`, shares (%) of the exhaustive ranking's first
-        and first `k` segments that are in a short list of that length, mean over the queries.
+        DataFrame by length: `recall@1` and `recall@k`, shares (%) of the first and of the first `k`
+        of all segments, each scored exactly, that are in a short list of that length; mean over the
+        queries.
     """
     places = []
     for query in queries:
-        everything = nearest(table, query, table.count_rows())
-        places.append(np.argsort(-scores(query, everything), kind="stable")[:k])
-    found = np.stack(places)[..., None] < np.array(lengths)
+        everything = table.search().where("status = 'ok'").select(["features"]).with_row_id(True)
+        exact = [(batch["_rowid"], scores(query, batch)) for batch in everything.to_batches()]
+        rows, values = (np.concatenate(part) for part in zip(*exact, strict=True))
+        near = pd.Index(nearest(table, query, max(lengths))["_rowid"].to_numpy())
+        places.append(near.get_indexer(rows[np.argsort(-values, kind="stable")[:k]]))
+    found = (np.stack(places)[..., None] < np.array(lengths)) & (np.stack(places)[..., None] >= 0)
     recalls = {"recall@1": found[:, 0].mean(axis=0), f"recall@{k}": found.mean(axis=(0, 1))}
     return pd.DataFrame({"length": lengths} | {key: 100 * r for key, r in recalls.items()})
+
+
+def notes(found: pd.DataFrame) -> list[str]:
+    """What the searcher should know."""
+    if not len(found):
+        return [*found.attrs["notes"], "no segment passes the filter and the least score"]
+    return found.attrs["notes"] + [UNRELATED] * (not found.attrs["matches"])
+
+
+def to_lines(found: pd.DataFrame) -> str:
+    """A line for each hit; control characters of names are escaped."""
+    return "\n".join(
+        f"{hit.score:.3f}  {hit.start:.1f}-{hit.end:.1f} s  {shown(hit.path)}"
+        + (f"  (and {len(hit.copies)} near-duplicates)" if hit.copies else "")
+        for hit in found.itertuples()
+    )
+
+
+def shown(path: str) -> str:
+    """A path on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+
+
+def to_json(found: pd.DataFrame) -> str:
+    """One line: query, matches, notes and hits."""
+    told = found.drop(columns=["name", *SEEN])
+    hits = told.to_json(orient="records", date_format="iso", double_precision=6)
+    return json.dumps({**found.attrs, "hits": json.loads(hits)}, ensure_ascii=False)
+
+
+def render(found: list[pd.DataFrame], template: str = "search.html", **names) -> str:
+    """A page that needs no other file: film strips inside, links to the videos at their time.
+
+    Args:
+        found: tables of `Index.search`.
+        template: of `assets/`; "hits.html" is the part without the frame.
+        names: `served`, see the template.
+    """
+    folder = jinja2.FileSystemLoader(files.ASSETS)
+    environment = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True)
+    environment.filters |= {"base64": lambda data: base64.b64encode(data).decode(), "quote": quote}
+    searches = [(table.attrs["query"], notes(table), list(table.itertuples())) for table in found]
+    return environment.get_template(template).render(title="search", searches=searches, **names)
