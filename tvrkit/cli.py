@@ -135,11 +135,8 @@ def evaluate(
     from tvrkit.training.evaluate import evaluate
 
     options: dict[str, Any] = {"profile": profile, "run": run, "seed": seed, "device": device}
-    _print_numbers(
-        evaluate(
-            recipe, checkpoint, features=features, split=split, overrides=overrides or (), **options
-        )
-    )
+    options |= {"features": features, "split": split, "overrides": overrides or ()}
+    _print_numbers(evaluate(recipe, checkpoint, **options))
 
 
 @app.command()
@@ -156,8 +153,8 @@ def embed(
 
     chosen: dict[str, Any] = {"overrides": overrides or (), "splits": split or ()}
     card = embed(recipe, out, device=device, profile=profile, **chosen)
-    splits = ", ".join(card["splits"])
-    print(f"{out}  {splits}  {card['width']} wide, weights {card['weights'][:12]}")
+    about = f"{card['width']} wide, weights {card['weights'][:12]}"
+    print(out, ", ".join(card["splits"]), about, sep="  ")
 
 
 @app.command()

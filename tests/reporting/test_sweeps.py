@@ -316,6 +316,7 @@ def test_a_large_difference_is_told_and_main_effects_find_its_part(recipes):
 
 def test_results_without_runs_are_empty_and_without_the_reference_untested(recipes):
     assert sweeps.results("parts", "test").empty
+    assert sweeps.tally({"parts": sweeps.tests("parts", "test")}) == (0, 0, 0)
     assert sweeps.main_effects("parts", "test").empty
     write_run(sweeps.plan("parts", run="test", variants=["a"])[0], [1, 2])
     assert sweeps.tests("parts", "test").empty

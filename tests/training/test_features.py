@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tvrkit import files
 from tvrkit.training import runs
 from tvrkit.training.evaluate import embed, evaluate
 
@@ -78,6 +79,18 @@ def test_features_that_are_not_the_recipes_own_are_refused(folder, overrides, me
     wrong = [*FROZEN, f"data.features={folder}", *overrides]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         runs.ensure("clip4clip_shapes", profile="smoke", overrides=wrong, run="refused")
+
+
+@pytest.mark.parametrize("kind", ["videos", "texts"])
+def test_features_that_are_cut_off_are_refused_before_there_is_a_run(kind, folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    shard = other / f"test-{kind}-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"test-{kind}.*: expected row .*: make them again"):
+        evaluate(
+            "clip4clip_meanp_shapes", features=other, profile="smoke", overrides=SMALL, run="cut"
+        )
+    assert not files.run("cut").exists()
 
 
 def test_features_of_other_data_are_refused(folder, tmp_path):

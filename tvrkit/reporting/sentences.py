@@ -24,6 +24,7 @@ from tvrkit.training.runs import Run
 
 REFERENCE = "reference"
 TITLES = {"clip4clip": "CLIP4Clip", "dmae": "DMAE", "glscl": "GLSCL", "hmmc": "HMMC"}
+FALSE = "false negatives", "near-duplicate captions"  # or perhaps hard ones
 WAYS = {"t2v": "text to video", "v2t": "video to text"}
 MARK = re.compile(r"(<!-- reference: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -201,12 +202,13 @@ def mining(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
         "mined pairs that are one factor apart (%)",
         "pairs one factor apart that are mined (%)",
     ]
-    kinds = ["one factor apart", "near-duplicate caption"]
-    hard += [f"random pairs that are {kind} (%)" for kind in kinds]
+    hard += ["random pairs that are one factor apart (%)"]
+    false = [f"{kind} among the mined (%)" for kind in FALSE]
+    false += ["random pairs that are near-duplicate caption (%)"]
     return [
         f"{title(recipe)}: {_listed(numbers, ['mined pairs per caption'])}.",
         f"True hard negatives: {_listed(numbers, hard)}.",
-        f"False ones: {_listed(numbers, ['false negatives among the mined (%)'])}.",
+        f"False ones: {_listed(numbers, false)}.",
     ]
 
 

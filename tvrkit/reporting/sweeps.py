@@ -443,6 +443,6 @@ def tally(tests: Mapping[str, pd.DataFrame]) -> tuple[int, int, int]:
     """How many variants of all sweeps were tested; how many differ from their reference in some
     metric, these weights; and how many do as recipes."""
     every = pd.concat(tests.values(), keys=tests.keys())
-    differ = ~every[["weights", "recipe"]].isin(statistics.UNTOLD)
+    differ = ~every.reindex(columns=["weights", "recipe"]).isin(statistics.UNTOLD)
     variants = differ.groupby(level=[0, 1]).any()
     return len(variants), int(variants["weights"].sum()), int(variants["recipe"].sum())

@@ -50,7 +50,7 @@ def evaluate(
         ValueError: what `runs.ensure` and `weights.start` refuse, a checkpoint of another method,
             or one that is not what the finished run was made from.
     """
-    chosen = {"eval.split": split, "data.features": features}
+    chosen = {"eval.split": split, "data.features": features, "train.start_from": checkpoint}
     given = [f"{key}={json.dumps(str(value))}" for key, value in chosen.items() if value]
     given.append("train.epochs=0")
     options: dict[str, Any] = {"profile": profile, "run": run, "seed": seed, "device": device}
@@ -64,7 +64,6 @@ def evaluate(
     known = {field.name for field in fields(wanted.method)}
     found = {key: value for key, value in origin.settings.items() if key in known}
     shown = [f"method.{key}={yaml.safe_dump(value)}" for key, value in found.items()]
-    given += [f"train.start_from={json.dumps(str(checkpoint))}"]
     done = ensure(recipe, overrides=[*shown, *overrides, *given], **options)
     if done.card["weights"]["sha256"] != origin.sha256:
         raise ValueError(f"{done.folder} is of other weights than {checkpoint}: another run name")
