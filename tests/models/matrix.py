@@ -62,6 +62,21 @@ a run says so before it trains, and the notebooks leave it out.
 {}
 
 A head trains faster on features that were made once: see [performance.md](performance.md).
+
+## Random weights, real clips
+
+This says nothing about quality; it shows that files go the whole way. `videos.csv` has the
+columns `file` and `caption`:
+
+```sh
+tvrkit data prepare own videos.csv --videos videos --out data/real
+tvrkit evaluate zeroshot_msrvtt_b32 data.prepared=real backbone.pretrained=null --run real
+tvrkit score "a woman is doing yoga" videos/yoga.mp4 --run real/zeroshot_msrvtt_b32/seed0
+```
+
+With 18 clips from the web (mp4, avi, mkv) and all of ViT-B/32, the second command prints
+`weights: untrained` and R@1 5.6 in both directions, which is chance: one in 18.
+`tests/training/test_evaluate.py` does the same with the tiny backbone.
 """
 
 
