@@ -172,7 +172,7 @@ def pictures_of(path: Path, frames: int) -> list[bytes]:
     try:
         picture = ImageOps.exif_transpose(Image.open(path, formats=PICTURES)).convert("RGB")
     except Exception as error:  # a stranger's file: Pillow raises of many kinds
-        raise DecodeError(f"{path}: no picture: {error}") from None
+        raise DecodeError(f"{path}: no video by its name, no picture: {error}") from None
     picture.thumbnail((LARGEST, LARGEST))
     return [simplejpeg.encode_jpeg(np.asarray(picture), quality=95)]
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from tvrkit.files import ASSETS
 from tvrkit.search import query as queries
 from tvrkit.search.clips import SECONDS, Row, content, find
-from tvrkit.search.encoder import ENGINES, FACTS, FORMAT, Encoder, Query
+from tvrkit.search.encoder import ENGINES, FACTS, FORMAT, Encoder, Query, unpack
 from tvrkit.search.query import SHORTLIST
 from tvrkit.settings import choose
 
@@ -241,7 +241,8 @@ class Index:
             query = self.encoder.text_query(query)
         self.table.checkout_latest()
         near = queries.nearest(self.table, query, shortlist, where)
-        found = queries.ranked(near, queries.scores(query, near), k)
+        exact = query.score(unpack(near["features"].to_pylist())) if len(near) else ()
+        found = queries.ranked(near, exact, k)
         background = pd.Series(self.card.get("unrelated", {}).get(query.language, []), dtype=float)
         found["unrelated"] = [background.ge(score).mean() for score in found["score"]]
         matches = bool(len(found)) and not found["unrelated"][0] > queries.NOTHING

@@ -39,14 +39,7 @@ def nearest(table: Any, query: Query, count: int, where: str | None = None) -> p
         raise ValueError(f"filter {where!r:.300}: {reason:.300}") from None
 
 
-def scores(query: Query, near: pa.Table | pa.RecordBatch) -> np.ndarray:
-    """(N,) exact scores of rows."""
-    if not len(near):
-        return np.zeros(0, np.float32)
-    return query.score(unpack(near["features"].to_pylist())).numpy()
-
-
-def ranked(near: pa.Table, exact: np.ndarray, k: int) -> pd.DataFrame:
+def ranked(near: pa.Table, exact: Any, k: int) -> pd.DataFrame:
     """The best rows of a short list with its exact scores (N,), by falling score; `copies` are the
     places of rows that are nearly the same as a better one.
 
@@ -75,16 +68,20 @@ def shortlist_recall(
         of all segments, each scored exactly, that are in a short list of that length; mean over the
         queries.
     """
-    places = []
-    for query in queries:
-        everything = table.search().where("status = 'ok'").select(["features"]).with_row_id(True)
-        exact = [(batch["_rowid"], scores(query, batch)) for batch in everything.to_batches()]
-        rows, values = (np.concatenate(part) for part in zip(*exact, strict=True))
-        near = pd.Index(nearest(table, query, max(lengths))["_rowid"].to_numpy())
-        places.append(near.get_indexer(rows[np.argsort(-values, kind="stable")[:k]]))
-    found = (np.stack(places)[..., None] < np.array(lengths)) & (np.stack(places)[..., None] >= 0)
-    recalls = {"recall@1": found[:, 0].mean(axis=0), f"recall@{k}": found.mean(axis=(0, 1))}
-    return pd.DataFrame({"length": lengths} | {key: 100 * r for key, r in recalls.items()})
+    everything = table.search().where("status = 'ok'").select(["features"]).with_row_id(True)
+    exact, ids = [], []
+    for batch in everything.to_batches():
+        videos = unpack(batch["features"].to_pylist())
+        exact.append(np.stack([query.score(videos) for query in queries]))
+        ids.append(batch["_rowid"])
+    order = np.argsort(-np.concatenate(exact, axis=1), kind="stable")
+    best = np.concatenate(ids)[order[:, :k]]
+    near = [nearest(table, query, max(lengths))["_rowid"].to_numpy() for query in queries]
+    pairs = [*zip(best, near, strict=True)]
+    # (lengths, queries, k) percent
+    held = 100 * np.array([[np.isin(top, short[:n]) for top, short in pairs] for n in lengths])
+    recalls = {"recall@1": held[..., 0].mean(axis=1), f"recall@{k}": held.mean(axis=(1, 2))}
+    return pd.DataFrame({"length": lengths} | recalls)
 
 
 def notes(found: pd.DataFrame) -> list[str]:
