@@ -241,7 +241,7 @@ class Index:
             query = self.encoder.text_query(query)
         self.table.checkout_latest()
         near = queries.nearest(self.table, query, shortlist, where)
-        exact = query.score(unpack(near["features"].to_pylist())) if len(near) else ()
+        exact = query.score(unpack(near["features"].to_pylist())).numpy() if len(near) else ()
         found = queries.ranked(near, exact, k)
         background = pd.Series(self.card.get("unrelated", {}).get(query.language, []), dtype=float)
         found["unrelated"] = [background.ge(score).mean() for score in found["score"]]

@@ -72,7 +72,7 @@ def shortlist_recall(
     exact, ids = [], []
     for batch in everything.to_batches():
         videos = unpack(batch["features"].to_pylist())
-        exact.append(np.stack([query.score(videos) for query in queries]))
+        exact.append(np.stack([query.score(videos).numpy() for query in queries]))
         ids.append(batch["_rowid"])
     order = np.argsort(-np.concatenate(exact, axis=1), kind="stable")
     best = np.concatenate(ids)[order[:, :k]]
