@@ -400,7 +400,7 @@ def main() -> None:
         table, fallen = fuzz(
             count // (1 + len(ROWS)), seed, Path(folder), partial(print, flush=True)
         )
-    print(table.to_string())
+    print(pages.as_markdown(table.assign(tried=table.sum(axis=1)).reset_index(names="row")))
     total = int(table.to_numpy().sum())
     held = total - int(table[[OTHER, FELL]].to_numpy().sum())
     print(f"{total} mutated inputs, seed {seed}: {held} held")

@@ -229,6 +229,22 @@ def decode_all(path):
     return np.stack(frames), stamps
 
 
+def told(path):
+    """How many frames PyAV calls broken, and the levels of what FFmpeg says while it decodes them
+    all."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        with av.logging.Capture() as said, av.open(str(path)) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            broken = sum(frame.is_corrupt for frame in container.decode(video=0))
+    except av.error.FFmpegError:
+        broken = -1
+    finally:
+        av.logging.set_level(level)
+    return broken, [level for level, name, _ in said if name != "swscaler"]
+
+
 def expected(stamps, count):
     """Which of them are sampled: the middles of equal spans of time, as far as it is known."""
     chosen, rising = sample("uniform", len(stamps), count), stamps == sorted(set(stamps) - {None})

@@ -2,7 +2,8 @@
 FOLDER_OF_VIDEOS`.
 
 Prints what became of each kind of damage, the time, and whether every good file is whole in the
-store.
+store. `python -m tests.data.fuzz_decode --flipped 600` has made H.264 files with 1 to 16 flipped
+bits instead, and compares what is read of them with the full decode.
 """
 
 import argparse
@@ -55,10 +56,15 @@ DAMAGE = {
     "cut-out": _cut_out,
     "wrong-extension": lambda data, rng: data,
     "empty": lambda data, rng: data[:0],
+    "flip-few": lambda data, rng: _flip(
+        data, rng.integers(HEADER, len(data), size=rng.choice([1, 1, 2, 4, 16]))
+    ),
 }
 
+EVERY = tuple(DAMAGE)[:-1]  # the last is for `--flipped`
 
-def damaged_files(good, folder, count, seed, kinds=tuple(DAMAGE)):
+
+def damaged_files(good, folder, count, seed, kinds=EVERY):
     """`count` damaged copies, the kinds in turn; the kind begins the name."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, files = np.random.default_rng(seed), []
@@ -97,11 +103,11 @@ def damaged_stores(good, folder, count, seed):
 SOURCES = ("h264_closed.mp4", "h264_closed.mkv", "hevc_open.mp4", "mpeg4_b_frames.mp4")
 
 
-def attack_videos(folder, count, seed, kinds=tuple(DAMAGE)):
+def attack_videos(folder, count, seed, kinds=EVERY, sources=SOURCES):
     """(kind of damage, whether the file gave frames, whether a reason was given, what is wrong with
     that or "") of each damaged file: its frames are those of the full decode, or it has a
     reason."""
-    good = [codecs.make(name, folder) for name in SOURCES]
+    good = [codecs.make(name, folder) for name in sources]
     damaged = damaged_files(good, folder / "damaged", count, seed, kinds)
     settings = FrameSettings(codecs.SAMPLED)
     for path, (info, frames) in zip(damaged, codecs.by_kit(damaged, settings), strict=True):
@@ -130,13 +136,28 @@ def attack_stores(good, folder, count, seed):
         yield len(problems), wrong
 
 
+def flipped(count, seed):
+    """What became of H.264 files in mp4 with a few flipped bits."""
+    found = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        attack = attack_videos(Path(folder), count, seed, ["flip-few"], SOURCES[:1])
+        for _, _, reason, wrong in attack:
+            silent = "other frames" if wrong else "the frames of the full decode"
+            found["a reason" if reason else silent] += 1
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("videos", type=Path, help="folder of good videos")
+    parser.add_argument("videos", type=Path, nargs="?", help="folder of good videos")
+    parser.add_argument("--flipped", type=int, help="see above")
     parser.add_argument("--files", type=int, default=320)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=5.0)
     arguments = parser.parse_args()
+    if arguments.flipped:
+        print(dict(flipped(arguments.flipped, arguments.seed)))
+        return
     good = {
         name: path for name, path in find_videos(arguments.videos).items() if path.suffix != ".csv"
     }

@@ -32,7 +32,6 @@ try:
 except ImportError:  # there is no wheel of it for this machine
     decord = None
 
-DECORD_PIXELS = {"yuv420p", "yuvj420p"}
 # lists of files, addresses, text, stills
 REFUSED_FORMATS = {"hls", "dash", "concat", "sdp", "tty", "image2"}
 # types of NAL units: of a picture, and of one after which no frame refers to an earlier one
@@ -139,10 +138,7 @@ class Video:
         shown = [packet for packet in packets if not packet[1]] or packets
         self.clock = Clock.read([time for time, *_ in shown], base, fps)
         self.closed = all(proven for *_, proven in shown)
-        container, stream = _open(path)
-        with container:
-            first = next(_decoded(container, stream, []), None)
-        if first is None:
+        if (first := next(_decoded(path, []), None)) is None:
             raise Unreadable("no frame can be decoded" if packets else "no frames")
         self.width, self.height, self.pixels = first.width, first.height, first.format.name
         self.damage = self._cut_off(reached + 2 / fps, lasts)
@@ -181,7 +177,7 @@ def _doubt(video: Video, said: list[tuple]) -> str | None:
         "the header does not count the frames there are": video.promised != video.stored,
         "an edit list hides frames": len(video.clock.times) < video.stored,
         "open GOP or intra refresh: not every key frame stands alone": not video.closed,
-        f"the pixels are {video.pixels}": video.pixels not in DECORD_PIXELS,
+        f"the pixels are {video.pixels}": video.pixels != "yuv420p",
         "the frames are interlaced": video.interlaced,
         "the picture is to be turned": (video.turn != np.eye(2)).any(),
         "the file is damaged": bool(video.damage or _complaints(said, video)),
@@ -248,7 +244,7 @@ def _by_decord(video: Video, settings: FrameSettings) -> list[bytes]:
         pictures = map(av.VideoFrame.from_ndarray, reader.get_batch(batch).asnumpy())
         files += [_encode(picture, video, settings) for picture in pictures]
     if os.path.getsize(log):
-        raise Unreadable("it meets damage")
+        raise Unreadable("it complains")
     return files
 
 
@@ -262,12 +258,10 @@ def _by_counting(video: Video, settings: FrameSettings) -> tuple[Clock, list[byt
     for _ in range(2):
         wanted, stamps = clock.choose(settings), list[int | None]()
         files, lost = list[bytes](), list[int | None]()
-        container, stream = _open(video.path)
-        with container:
-            for position, frame in enumerate(_decoded(container, stream, lost)):
-                stamps.append(frame.pts)
-                if times := np.count_nonzero(wanted == position):
-                    files += [_encode(frame, video, settings)] * times
+        for position, frame in enumerate(_decoded(video.path, lost)):
+            stamps.append(frame.pts)
+            if times := np.count_nonzero(wanted == position):
+                files += [_encode(frame, video, settings)] * times
         if stamps != sorted(stamp for stamp in stamps if stamp is not None):
             stamps = [None for _ in stamps]
         clock = Clock.read(stamps, video.clock.base, video.clock.fps)
@@ -329,17 +323,19 @@ def _packets(container, *streams) -> Iterator:
         yield from (packet for packet in container.demux(*streams) if packet.size)
 
 
-def _decoded(container, stream, lost: list) -> Iterator:
+def _decoded(path: str, lost: list) -> Iterator:
     """The frames that can be decoded; broken packets and pictures are put into `lost`."""
-    for packet in itertools.chain(_packets(container, stream), [None]):
-        try:
-            # None has the decoder give what it holds back
-            for frame in stream.codec_context.decode(packet):
-                if frame.is_corrupt:
-                    lost.append(frame.pts)
-                yield frame
-        except av.error.FFmpegError:
-            lost.append(None)
+    container, stream = _open(path)
+    with container:
+        for packet in itertools.chain(_packets(container, stream), [None]):
+            try:
+                # None has the decoder give what it holds back
+                for frame in stream.codec_context.decode(packet):
+                    if frame.is_corrupt:
+                        lost.append(frame.pts)
+                    yield frame
+            except av.error.FFmpegError:
+                lost.append(None)
 
 
 def _is_proven(packet: av.Packet, stream: av.VideoStream, key: bool) -> bool:
@@ -390,6 +386,8 @@ def serve(connection: Connection, timeout: float) -> None:
     confine()
     av.logging.set_level(av.logging.WARNING)
     av.logging.set_skip_repeated(False)  # else the next file's first complaint may be left out
+    if decord:  # below INFO it conceals a part of a picture without a word
+        decord.logging.set_level(decord.logging.INFO)
     connection.send_bytes(READY)
     with tempfile.TemporaryFile() as log:  # what libraries say about broken files
         os.dup2(log.fileno(), sys.stderr.fileno())

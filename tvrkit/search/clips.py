@@ -22,6 +22,7 @@ from tvrkit.data.decoders import DecodeError, DecodePool, FrameSettings, Result
 from tvrkit.data.extract import VIDEO_SUFFIXES
 from tvrkit.data.prepare import SHORT_SIDE
 from tvrkit.data.sampling import sample
+from tvrkit.data.store import MAX_PIXELS
 from tvrkit.files import sha256
 
 Row = dict[str, Any]
@@ -161,7 +162,7 @@ def pictures_of(path: Path, frames: int) -> list[bytes]:
     and small.
 
     Raises:
-        DecodeError: it is neither, or a picture of more than 179 million pixels.
+        DecodeError: it is neither, or a picture of more than `MAX_PIXELS`.
     """
     if path.suffix.lower() in VIDEO_SUFFIXES:
         with DecodePool(1) as pool:
@@ -170,7 +171,11 @@ def pictures_of(path: Path, frames: int) -> list[bytes]:
             raise DecodeError(f"{path}: {info.reason}")
         return pictures
     try:
-        picture = ImageOps.exif_transpose(Image.open(path, formats=PICTURES)).convert("RGB")
+        with Image.open(path, formats=PICTURES) as opened:
+            if opened.width * opened.height > MAX_PIXELS:  # Pillow itself reads thrice as many
+                size = f"{opened.width} x {opened.height} pixels"
+                raise ValueError(f"{size}, expected at most {MAX_PIXELS:,}")
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
     except Exception as error:  # a stranger's file: Pillow raises of many kinds
         raise DecodeError(f"{path}: no video by its name, no picture: {error}") from None
     picture.thumbnail((LARGEST, LARGEST))
