@@ -3,11 +3,14 @@ how to go on."""
 
 import json
 import shutil
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.fakes import finished_run
 from tvrkit import cli
+from tvrkit.data.extract import NO_FILE
 from tvrkit.data.manifest import Manifest
 from tvrkit.training import runs
 
@@ -168,3 +171,11 @@ def test_report_verify_names_what_is_damaged_and_exits_1(tvrkit):
     assert code == 0
     assert "reports/index.html" in out
     assert "\x1b" not in out + err
+
+
+def test_ids_of_strangers_do_not_move_the_cursor(capsys):
+    """An id may hold C1 control characters and marks that turn text round: a terminal gets none."""
+    row = {"split": "test", "video_id": "a\x9b2Jb\u202e", "status": "failed", "reason": NO_FILE}
+    videos = pd.DataFrame([row | {"frames": 0, "requested": 4}])
+    cli._print_coverage(Manifest(Path("mine"), videos[:0], videos, {}))
+    assert r"missing 1: a\x9b2Jb\u202e" in capsys.readouterr().out

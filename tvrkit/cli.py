@@ -336,7 +336,7 @@ def index(
         if made.table.version != version:
             version = made.table.version
             for row in made.failures().itertuples():
-                print(f"{row.status} {shown(row.path)}: {row.reason}")
+                print(printable(f"{row.status} {shown(row.path)}: {row.reason}"))
             count = made.table.count_rows("status = 'ok'")
             print(f"{count:,} segments of {len(made.files()):,} files in {out}", flush=True)
         if watch is None:
@@ -476,7 +476,8 @@ def _print_coverage(made: Manifest) -> None:
         for kind in ("missing", "broken", "damaged", "too_short"):
             if ids := row[kind]:
                 more = f" ... all of them in {made.root}/videos.jsonl" if len(ids) > LISTED else ""
-                print(f"  {kind.replace('_', ' ')} {len(ids)}: {', '.join(ids[:LISTED])}{more}")
+                some = printable(", ".join(ids[:LISTED]))
+                print(f"  {kind.replace('_', ' ')} {len(ids)}: {some}{more}")
 
 
 @data_app.command("extract")
@@ -493,7 +494,7 @@ def data_extract(
     rows = extract_folder(folder, out, frames=frames, decoder=decoder, workers=workers)
     failed = rows[rows["status"] != "ok"]
     for file, reason in zip(failed["file"], failed["reason"], strict=True):
-        print(f"failed {file}: {reason}")
+        print(printable(f"failed {file}: {reason}"))
     print(f"{len(rows) - len(failed)} of {len(rows)} files in {out}")
 
 

@@ -263,6 +263,19 @@ def test_a_damaged_run_is_named_and_stops_nobody_else(home, name, content):
     assert [row["recipe"] for table in board("table") for row in rows(table)] == ["alpha"]
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"area": 1}', '{"area": {"mean": "<b>"}}', '{"area": {"mean": [1]}}']
+)
+def test_damaged_diagnostics_are_named_and_stop_nobody(home, content):
+    """They are no part of a run's hashes: notebooks write them later."""
+    index, _ = fill()
+    (index.parent / "alpha/seed0/diagnostics_04.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"alpha/seed0/diagnostics_04\.json.* left out"):
+        pages.write_index("mine")
+    numbers = rows(page(index.with_name("details.html"))("table")[1])
+    assert [row["number"] for row in numbers] == ["area", "nothing"]
+
+
 def test_a_leaderboard_cannot_be_edited(home):
     """R@1 of 99 in metrics.json, with or without its hash, and ranks of ones stand nowhere."""
     honest, edited, forged, ones = (finished_run(name) for name in ("a", "b", "c", "d"))

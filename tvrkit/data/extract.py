@@ -249,9 +249,8 @@ def find_videos(root: Path | str, ids: Iterable[str] | None = None) -> dict[str,
         raise FileNotFoundError(f"no folder of videos at {root}")
     walk = os.walk(root, onerror=lambda error: warnings.warn(str(error), stacklevel=3))
     paths = sorted(Path(folder, name) for folder, _, names in walk for name in names)
-    # links to nowhere have a row too
-    paths = [path for path in paths if path.is_file() or not path.exists()]
-    files = [path for path in paths if not _is_hidden(path, root)]
+    seen = [path for path in paths if not _is_hidden(path, root)]
+    files = [path for path in seen if path.is_file() or not path.exists()]  # links to nowhere, too
     if ids is None:
         return _name_all(files, root)
     files.sort(key=lambda file: file.suffix.lower() not in VIDEO_SUFFIXES)

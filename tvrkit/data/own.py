@@ -91,10 +91,8 @@ def prepare_own(
     captions = read_own(table, language)
     files = {row.video_id: videos / row.file for row in captions.itertuples()}
     if not any(file.is_file() for file in files.values()):
-        first = captions["file"][0]
-        raise FileNotFoundError(
-            f"none of the {len(files)} files of {table} is in {videos}, such as {first}"
-        )
+        none = f"none of the {len(files)} files of {table} is in {videos}"
+        raise FileNotFoundError(f"{none}, such as {captions['file'][0]}")
     rows = extract(files, out / manifest.STORE, settings, workers=workers)
     card = {"protocol": "own", "table_sha256": sha256(table)}
     return manifest.write(out, captions.drop(columns="file"), rows, card)

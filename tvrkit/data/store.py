@@ -205,15 +205,11 @@ class FrameStore:
             raise ValueError(f"{self.path}: {broken}: {error}") from None
 
     def _keys(self) -> Iterator[str]:
-        """Of frames."""
-        for key, _ in self._entries():
-            if bytes(key[:1]) != b"\0":
-                yield bytes(key).decode(errors="replace")
-
-    def _entries(self) -> Iterator[tuple]:
+        """Of frames; no more than there are entries: those of a damaged file may go in circles."""
         with self.begin() as transaction:
-            # no more than there are: those of a damaged file may go in circles
-            yield from islice(transaction.cursor(), _environment(self.path).stat()["entries"])
+            entries = islice(transaction.cursor(), _environment(self.path).stat()["entries"])
+            keys = (bytes(key) for key, _ in entries)
+            yield from (key.decode(errors="replace") for key in keys if key[:1] != b"\0")
 
     @contextmanager
     def begin(self) -> Iterator[lmdb.Transaction]:

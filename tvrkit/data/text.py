@@ -103,10 +103,9 @@ def _encode(captions: Sequence[str], tokenizer, max_words: int):
     if max_words < 2:
         expected = "max_words must leave room for SOT and EOT: expected 2 or more"
         raise ValueError(f"{expected}, got {max_words}")
-    for caption in captions:
-        if not isinstance(caption, str):
-            kind = type(caption).__name__
-            raise ValueError(f"expected captions as text, got {kind}: {caption!r}")
+    if odd := [caption for caption in captions if not isinstance(caption, str)]:
+        got = f"{type(odd[0]).__name__}: {files.shown(odd[0])}"
+        raise ValueError(f"expected captions as text, got {got}")
     longest = max_words * CHARACTERS_PER_TOKEN
     texts = [tokenizer.clean_fn(caption)[:longest] for caption in captions]
     encode = _encode_clip if isinstance(tokenizer, SimpleTokenizer) else _encode_hf
@@ -152,9 +151,8 @@ def _clip_pieces(tokenizer, word: str) -> list[tuple[int, Span]]:
 def _encode_hf(texts: list[str], tokenizer, max_words: int):
     """A Hugging Face fast tokenizer, which knows its offsets."""
     if tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
-        raise ValueError(
-            "expected a tokenizer that ends in EOT, got tokenizer_mode 'clips' or strip_sep_token"
-        )
+        got = "tokenizer_mode 'clips' or strip_sep_token"
+        raise ValueError(f"expected a tokenizer that ends in EOT, got {got}")
     inner = tokenizer.tokenizer
     if not inner.is_fast:
         raise ValueError(f"expected a fast tokenizer (it has offsets), got {type(inner).__name__}")
@@ -220,9 +218,8 @@ def _english_tagger():
         expected = f"expected one of {', '.join(ENGLISH_MODELS)} to be installed"
         raise ValueError(f"no English tagger: {expected}")
 
-    @cache  # with the first caption
-    def model():
-        return importlib.import_module(name).load(exclude=["parser", "ner", "lemmatizer"])
+    left_out = ["parser", "ner", "lemmatizer"]
+    model = cache(lambda: importlib.import_module(name).load(exclude=left_out))  # when first used
 
     def tag(captions):
         for document in model().pipe(captions, batch_size=256):
@@ -250,13 +247,13 @@ def _chinese_tagger():
 
     def tag(captions):
         for caption in captions:
-            position, spans = 0, []
-            for word, flag in jieba.posseg.cut(caption):
-                end = position + len(word)
-                if flag.startswith(CONTENT_FLAGS) and word not in CHINESE_STOP_WORDS:
-                    spans.append((position, end))
-                position = end
-            yield spans
+            words = [*jieba.posseg.cut(caption)]
+            ends = accumulate(len(word) for word, _ in words)
+            yield [
+                (end - len(word), end)
+                for (word, flag), end in zip(words, ends, strict=True)
+                if flag.startswith(CONTENT_FLAGS) and word not in CHINESE_STOP_WORDS
+            ]
 
     return "jieba.posseg", jieba.__version__, tag
 
