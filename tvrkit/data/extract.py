@@ -148,9 +148,8 @@ class _Builder:
         with self.writing() as environment, pool:
             self.check_space(list(new.values()), pool)
             done, title = len(files) - len(new), f"extracting {self.store.name}"
-            entries = iter(
-                tqdm(self.read(new, pool), title, len(files), unit="video", initial=done)
-            )
+            bar = tqdm(self.read(new, pool), title, len(files), unit="video", initial=done)
+            entries = iter(bar)
             while batch := list(islice(entries, COMMIT)):
                 _commit(environment, batch)
         os.replace(self.partial, self.store)

@@ -107,10 +107,9 @@ def tags(split: Split) -> list[str]:
     """
     captions = split.captions
     if "tags" not in captions:
-        raise ValueError(
-            f"data.captions is 'tagged', but {split.frames.path.parent.name} has no tags: "
-            "expected 'one' or 'all', or a data set prepared with a column `tags`"
-        )
+        without = f"data.captions is 'tagged', but {split.frames.path.parent.name} has no tags"
+        expected = "expected 'one' or 'all', or a data set prepared with a column `tags`"
+        raise ValueError(f"{without}: {expected}")
     return captions["tags"].where(captions["tags"] != "", captions["caption"]).tolist()
 
 

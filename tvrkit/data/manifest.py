@@ -150,9 +150,8 @@ class Manifest:
         captioned = self.videos[self.videos["video_id"].isin(captions["video_id"])]
         good = captioned[captioned["status"] == "ok"]
         if good.empty:
-            raise ValueError(
-                f"{self.root}: no video of split {name!r} has frames and a caption in {language!r}"
-            )
+            none = f"no video of split {name!r} has frames and a caption in {language!r}"
+            raise ValueError(f"{self.root}: {none}")
         captions = captions[captions["video_id"].isin(good["video_id"])].reset_index(drop=True)
         owner = pd.Index(good["video_id"]).get_indexer(captions["video_id"]).astype(np.int64)
         missing = captioned.loc[captioned["status"] != "ok", "video_id"].tolist()

@@ -58,9 +58,8 @@ def read_own(path: Path, language: str = "en") -> pd.DataFrame:
     table["video_id"] = [make_id("__".join(PurePosixPath(file).parts)) for file in table["file"]]
     in_two = table.groupby("video_id")[["split", "file"]].nunique().gt(1).any(axis=1)
     if in_two.any():
-        raise ValueError(
-            f"{path.name}: {in_two.idxmax()}: expected a video in one split, under one path"
-        )
+        expected = "expected a video in one split, under one path"
+        raise ValueError(f"{path.name}: {in_two.idxmax()}: {expected}")
     number = table.groupby(["video_id", "language"]).cumcount().astype(str)
     return table.assign(caption_id=table["video_id"] + "-" + table["language"] + number)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from hashlib import sha256
 from itertools import count, islice, takewhile
 from multiprocessing import get_context
@@ -93,15 +94,12 @@ class FrameStore:
 
     def __init__(self, path: Path | str, hashes: Mapping[str, str] | None = None):
         self.path, self.hashes = Path(path), hashes
-        self._layout: str | None = None
 
-    @property
+    @cached_property
     def layout(self) -> str:
         """Name of the key layout, by what the first key looks like: "kit" `id/000012`, or "hmmc"
         `id_12`."""
-        if self._layout is None:
-            self._layout = "kit" if KEYS["kit"].fullmatch(next(self._keys(), "")) else "hmmc"
-        return self._layout
+        return "kit" if KEYS["kit"].fullmatch(next(self._keys(), "")) else "hmmc"
 
     @property
     def settings(self) -> dict:

@@ -235,9 +235,8 @@ def load_jieba():
         import jieba
         import jieba.posseg
     except ImportError:
-        raise ValueError(
-            "Chinese captions need jieba, which is not installed: pip install 'tvrkit[zh]'"
-        ) from None
+        needed = "Chinese captions need jieba, which is not installed: pip install 'tvrkit[zh]'"
+        raise ValueError(needed) from None
     jieba.setLogLevel(logging.WARNING)
     return jieba
 
