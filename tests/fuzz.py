@@ -8,7 +8,8 @@ refused   an error of one line
 noticed   it has a reason in its row, or is left out with one
 same      it was read, and what was read is what there was before the damage
 untold    it is another whole input now, and nothing in it says so: a coded picture or a word with
-          other bits, in a format without checksums. What was read is what stands there
+          other bits, in a format without checksums, or a run that was sealed again. What was read
+          is what stands there
 OTHER     it was read as something else, though something in it, or a hash, could have told
 FELL      a traceback, several lines, the process ended or hung, or something else was lost
 
@@ -56,6 +57,7 @@ from tvrkit.data.store import FrameStore
 from tvrkit.models import checkpoints, official
 from tvrkit.reporting import pages
 from tvrkit.training import runs
+from tvrkit.training.card import write_card
 
 LIMIT = 60  # seconds for one input
 CAREFUL = "crccheck+bitstream+buffer+careful"
@@ -260,9 +262,13 @@ def weights(folder: Path):
 
 
 def run_folders(folder: Path):
-    """Finished runs: one is damaged, the other must stand in the table."""
+    """Finished runs: one is damaged, and in every third case sealed again, as its maker could; the
+    other must stand in the table."""
     os.environ["TVRKIT_HOME"] = str(folder)
     honest, other = finished_run("honest"), finished_run("other", skill=9.0)
+    files.write_text(other.folder / "curve.csv", "epoch,split,score\n0,val,1.0\n1,val,2.0\n")
+    files.write_json(other.folder / "diagnostics_04.json", {"area": {"mean": 0.5, "low": None}})
+    write_card(other.folder, other.card)
     saved = folder / "saved"
     shutil.copytree(other.folder, saved)
     scores = {run.recipe: run.metrics["t2v R@1"] for run in (honest, other)}
@@ -272,9 +278,14 @@ def run_folders(folder: Path):
         shutil.rmtree(other.folder)
         shutil.copytree(saved, other.folder)
         damage(other.folder / names[number % len(names)], chance)
+        if number % 3 == 0:
+            with contextlib.suppress(Exception):  # what is damaged too much stays so
+                card = json.loads((other.folder / "run.json").read_text())
+                write_card(other.folder, card)
         noted = io.StringIO()
         with warnings.catch_warnings(), contextlib.redirect_stderr(noted):
             warnings.simplefilter("ignore")
+            pages.write_index("mine")
             pages.write_leaderboard()
             found = {run.recipe: run.metrics["t2v R@1"] for run in runs.find("mine")}
         if found.get("honest") != scores["honest"]:
@@ -283,7 +294,9 @@ def run_folders(folder: Path):
         if "other" not in found:
             return one_line(runs.Run(other.folder).damage()) and NOTICED
         every = runs.Run(other.folder).damage(every=True, redraw=True)
-        return NOTICED if every else SAME if found == scores else FELL
+        if every or found != scores:
+            return NOTICED if every else FELL
+        return SAME if number % 3 else UNTOLD
 
     return attack
 

@@ -245,6 +245,9 @@ def test_what_is_not_finished_is_named_and_in_no_table(home):
         ("run.json", b"[]"),
         ("run.json", b"\xff"),
         ("config.yaml", b"recipe: [\n"),
+        ("diagnostics_04.json", b"{"),
+        ("diagnostics_04.json", b'{"area": 1}'),
+        ("diagnostics_04.json", b'{"area": {"mean": "<b>"}}'),
     ],
 )
 def test_a_damaged_run_is_named_and_stops_nobody_else(home, name, content):
@@ -263,17 +266,30 @@ def test_a_damaged_run_is_named_and_stops_nobody_else(home, name, content):
     assert [row["recipe"] for table in board("table") for row in rows(table)] == ["alpha"]
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"area": 1}', '{"area": {"mean": "<b>"}}', '{"area": {"mean": [1]}}']
-)
-def test_damaged_diagnostics_are_named_and_stop_nobody(home, content):
-    """They are no part of a run's hashes: notebooks write them later."""
-    index, _ = fill()
-    (index.parent / "alpha/seed0/diagnostics_04.json").write_text(content)
-    with pytest.warns(UserWarning, match=r"alpha/seed0/diagnostics_04\.json.* left out"):
-        pages.write_index("mine")
-    numbers = rows(page(index.with_name("details.html"))("table")[1])
-    assert [row["number"] for row in numbers] == ["area", "nothing"]
+SHOWN = {"seed": "x", "parameters": "<b>", "train_seconds": None, "device": 7, "selection": []}
+CURVES = {
+    "empty": "",
+    "no rows": "epoch,score\n",
+    "no epoch": "a\n1\n",
+    "words": "epoch,x\n0,<b>\n",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* is damaged and left out")
+@pytest.mark.parametrize("name", [*SHOWN, *CURVES, "t2v R@1 low", "ties", "missing"])
+def test_a_run_that_was_sealed_with_anything_stops_nobody_else(home, name):
+    """Whoever can write a run card can write the hashes of what he made up."""
+    finished_run("alpha")
+    run = finished_run("beta")
+    if name in CURVES:
+        (run.folder / "curve.csv").write_text(CURVES[name])
+    elif name not in SHOWN:
+        rest = {key: value for key, value in run.metrics.items() if key != name}
+        files.write_json(run.folder / "metrics.json", rest)
+    write_card(run.folder, run.card | ({name: SHOWN[name]} if name in SHOWN else {}))
+    assert "beta/seed0: " in page(pages.write_index("mine")).find("ul").text
+    board = page(pages.write_leaderboard())
+    assert [row["recipe"] for table in board("table") for row in rows(table)] == ["alpha"]
 
 
 def test_a_leaderboard_cannot_be_edited(home):

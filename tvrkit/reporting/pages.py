@@ -9,10 +9,8 @@ import itertools
 import os
 import re
 import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 from urllib.parse import quote
 
 import jinja2
@@ -20,7 +18,6 @@ import pandas as pd
 from markupsafe import Markup
 
 from tvrkit import figures, files
-from tvrkit.data.records import checked
 from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.reporting import claims, signs, targets
@@ -32,7 +29,6 @@ NUMBERED = "[0-9][0-9]_*"  # what a notebook leaves begins with its number
 FEW = ["t2v R@1", "t2v 95 %", "v2t R@1", "v2t 95 %", "rsum", "seeds"]
 OF_RUN = ["recipe", *FEW, "training, s"]
 OF_ALL = ["recipe", "run", *FEW]
-Measured = dict[Literal["mean", "low", "high"], float | None]
 Tables = list[tuple[str, pd.DataFrame]]  # (what all rows share, texts and links)
 
 
@@ -186,12 +182,7 @@ def _diagnostics(runs: Sequence[Run]) -> Tables:
     numbers: dict[str, dict[str, dict]] = {}
     for run in runs:
         for file in sorted(run.folder.glob("diagnostics_*.json")):
-            try:
-                measured = checked(files.read_json(file), dict[str, Measured], file.name)
-            except ValueError as error:  # a notebook's, and in no hash of the run
-                warnings.warn(f"{file} is damaged and left out: {error}", stacklevel=2)
-                continue
-            for title, value in measured.items():
+            for title, value in files.read_json(file).items():
                 numbers.setdefault(title, {})[f"{run.recipe}, seed {run.seed}"] = value
     rows = [{"number": title, **_written(row)} for title, row in numbers.items()]
     columns = ["number", *sorted({column for row in numbers.values() for column in row})]

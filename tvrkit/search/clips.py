@@ -173,8 +173,7 @@ def pictures_of(path: Path, frames: int) -> list[bytes]:
     try:
         with Image.open(path, formats=PICTURES) as opened:
             if opened.width * opened.height > MAX_PIXELS:  # Pillow itself reads thrice as many
-                size = f"{opened.width} x {opened.height} pixels"
-                raise ValueError(f"{size}, expected at most {MAX_PIXELS:,}")
+                raise ValueError(f"expected at most {MAX_PIXELS:,} pixels, got {opened.size}")
             picture = ImageOps.exif_transpose(opened).convert("RGB")
     except Exception as error:  # a stranger's file: Pillow raises of many kinds
         raise DecodeError(f"{path}: no video by its name, no picture: {error}") from None

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from tvrkit import files
 from tvrkit.data import loader, processes
 from tvrkit.data.manifest import Manifest, Split
+from tvrkit.data.records import checked
 from tvrkit.evaluation.evaluate import (
     FACTORS,
     NO_FACTORS,
@@ -106,14 +107,29 @@ class Run:
             there = [name for name in self.card["artefacts"] if (self.folder / name).exists()]
             for name in there if every else ["config.yaml"]:
                 self.artefact(name)
-            files.check_name("recipe", self.recipe)
-            choose("split", self.metrics["split"], self.card["data"]["counts"])
+            self._check_shown()
             if redraw and self.card["versions"]["numpy"] == np.__version__:  # others draw others
                 resamples = self.config.eval.bootstrap
                 _compare(self.metrics, intervals(self.ranks, self.clusters, resamples))
         except Exception as error:  # whatever a stranger's file raises: it must stop nobody else
             return str(error) if isinstance(error, ValueError | OSError) else repr(error)
         return ""
+
+    def _check_shown(self) -> None:
+        """What tables and pages read of it is there: whoever seals a run can leave out what he
+        likes, and notebooks add to it later."""
+        card, metrics, data = self.card, self.metrics, self.card["data"]
+        split = choose("split", metrics["split"], data["counts"])
+        texts = [card["selection"], card["device"], files.check_name("recipe", self.recipe)]
+        texts += [data["protocol"], data["split_hash"][split], metrics["language"], metrics["ties"]]
+        numbers = [card[name] for name in ("seed", "parameters", "train_seconds", "peak_memory_mb")]
+        numbers += [metrics[f"{way} R@1 {end}"] for way in DIRECTIONS for end in ("low", "high")]
+        shown, kind = (texts + metrics["missing"], numbers), tuple[list[str], list[float]]
+        checked(shown, kind, "run.json and metrics.json")
+        if "curve.csv" in card["artefacts"]:
+            self.curve.drop(columns="split", errors="ignore").astype(float)["epoch"].iloc[-1]
+        for path in self.folder.glob("diagnostics_*.json"):
+            checked(files.read_json(path), dict[str, dict[str, float | None]], path.name)
 
     @cached_property
     def config(self) -> Config:
