@@ -260,7 +260,8 @@ def test_a_damaged_run_is_named_and_stops_nobody_else(home, name, content):
     damaged = next(paragraph for paragraph in index("p") if "Damaged" in paragraph.text)
     listed = [item.text for item in damaged.find_next("ul")("li")]
     assert len(listed) == 2
-    assert f"beta/seed0: {name}" in listed[0].replace(str(home), "")
+    told = listed[0].replace(f"{files.run('mine/ablations/margin/0.1')}/beta/seed0/", "")
+    assert f"beta/seed0: {name}" in told.replace(str(home), "")
     assert index.find("b") is None
     board = page(pages.write_leaderboard())
     assert [row["recipe"] for table in board("table") for row in rows(table)] == ["alpha"]
