@@ -62,7 +62,7 @@ def test_finetuning_starts_from_pretraining(tmp_path):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (make_glscl("another"), "expected weights of backbone another, got small"),
+        (make_glscl("another"), "expected weights of backbone another, got small: name theirs in"),
         (make_hmmc(), "expected weights of method hmmc, got glscl"),
         (make_glscl(queries=5), r"queries\.both\.weight: expected shape \(5, 64\), got \(3, 64\)"),
         (make_glscl(shared_queries=False), r"missing keys \(2\): queries"),

@@ -71,8 +71,11 @@ def test_zero_shot_from_features_is_zero_shot_from_frames(folder):
         (["data.max_words=20"], "expected max_words 20, got 32"),
         (["backbone.pretrained=null"], "expected weights"),
         (["data.features=nowhere"], "features nowhere: the folder is not there"),
-        (["train.freeze_backbone=false"], "frozen backbone.*train.freeze_backbone=false"),
-        (["data.keyword_masking=true"], r"unchanged inputs: \['data.keyword_masking'\]"),
+        (
+            ["train.freeze_backbone=false"],
+            "expected frozen towers.*: change .*train.freeze_backbone=false",
+        ),
+        (["data.keyword_masking=true"], r"as they are: change \['data.keyword_masking'\]"),
     ],
 )
 def test_features_that_are_not_the_recipes_own_are_refused(folder, overrides, message):

@@ -129,7 +129,7 @@ def check(metadata: Mapping[str, str], identity: Mapping[str, str], path: Path) 
     """ValueError where a file's metadata say another thing than `identity`."""
     for key, value in identity.items():
         if metadata.get(key) != value and (key in metadata or key != "preprocessing"):
-            got = str(metadata.get(key))[:300]
+            got = f"{metadata.get(key)!s:.300}: name theirs in the recipe"
             raise ValueError(f"{path}: expected weights of {key} {value}, got {got}")
 
 

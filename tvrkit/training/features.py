@@ -56,7 +56,7 @@ def check(method: Method, config: Config, splits: Sequence[Split]) -> None:
     }
     named = [name for name, on in changing.items() if on and train.epochs]
     if named:
-        raise ValueError(f"data.features are for a frozen backbone and unchanged inputs: {named}")
+        raise ValueError(f"features: expected frozen towers, inputs as they are: change {named}")
     own = identity(method, config)
     for split in splits:
         found = Features(data.features or "", split.name)
