@@ -5,7 +5,8 @@
 For each method, features of ViT-B/32's size that are there (32 words, 12 frames, width 512), as
 many captions as videos, captions in batches of 128. Each is measured in a process of its own:
 processor seconds of scoring and of all that is read off the scores (2,000 resamples), and the most
-memory that is not a file's, above that of the features. The last column continues the largest two.
+memory that is not a file's, above that of the features. The last column continues the largest two,
+by the square of the number at least.
 """
 
 import math
@@ -71,7 +72,7 @@ def row(name: str, counts: list[int]) -> str:
     cells = [f"{a:.1f} + {b:.1f} s, {mb:.0f} MB" for a, b, mb in found]
     (a, b), near = (sum(each[:2]) for each in found[-2:]), counts[-2:]
     power = math.log(b / a) / math.log(near[1] / near[0])
-    hours = b * (FAR / near[1]) ** power / 3600
+    hours = b * (FAR / near[1]) ** max(power, 2) / 3600
     return f"| {name} | {' | '.join(cells)} | {power:.1f} | {hours:.2f} h |"
 
 

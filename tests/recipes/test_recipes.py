@@ -183,3 +183,61 @@ def test_zero_shot_stands_for_five_backbones_on_each_data_set_and_for_one_that_r
     kinds = {name.split("_")[-1] for name in english}
     assert (len(english), kinds) == (30, {"b32", "b16", "b", "l", "siglip2"})
     assert {*ZERO_SHOT} - {*english} == {"zeroshot_vatex_zh_siglip2"}
+
+
+CARD = 80  # GB of one GPU
+NEEDS = re.compile(r"^# One GPU needs about (\d+) GB \(`tvrkit train (\w+) --dry-run`\)\.$", re.M)
+TRAINED = [
+    name
+    for name in recipes.recipe_names()
+    if (made := recipes.load_recipe(name)).train.epochs and not made.data.prepared.startswith("sh")
+]
+
+
+def memory_matters(name):
+    """What the memory of a training step depends on."""
+    made = recipes.load_recipe(name)
+    rows = min(made.train.chunk_size or made.train.batch_size, made.train.batch_size)
+    shape = made.backbone.name, made.data.max_words, made.data.max_frames, rows
+    return repr((made.method, *shape, made.train.precision, made.train.recompute))
+
+
+def estimate(name):
+    from tvrkit.training import bench
+
+    return round(sum(bench.needs(recipes.load_recipe(name)).values()))
+
+
+def said(name):
+    return NEEDS.findall((files.RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def test_every_trained_recipe_says_what_it_needs_and_fits_one_card():
+    """What the headers say is counted by `python -m tests.recipes.test_recipes`; it needs the
+    configuration of XLM-R, see `tvrkit.models.hub`."""
+    known = {}
+    for name in TRAINED:
+        ((size, own),) = said(name)
+        assert own == name
+        assert int(size) <= CARD, name
+        assert known.setdefault(memory_matters(name), size) == size, name
+        assert recipes.load_recipe(name).train.precision == "bf16", name
+    assert len(TRAINED) == 29
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clip4clip_msrvtt_pe_b", "glscl_didemo"])  # those that need most
+def test_what_a_header_says_is_the_estimate(name):
+    assert said(name) == [(str(estimate(name)), name)]
+
+
+if __name__ == "__main__":  # write what each recipe needs, or each that is named, into its header
+    counted = {}
+    for name in sys.argv[1:] or TRAINED:
+        key = memory_matters(name)
+        counted[key] = counted.get(key) or estimate(name)
+        line = f"# One GPU needs about {counted[key]} GB (`tvrkit train {name} --dry-run`)."
+        path = files.RECIPES / f"{name}.yaml"
+        text = NEEDS.sub("", path.read_text(encoding="utf-8")).replace("\n\n", "\n")
+        files.write_text(path, text.replace("\ndata:", f"\n{line}\ndata:", 1))
+        print(name, counted[key], flush=True)

@@ -209,8 +209,7 @@ def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dic
     places = _places(jobs, device)
     bar = tqdm(total=len(distinct), initial=len(distinct) - len(waiting), unit="run", desc="sweep")
     with bar, ThreadPoolExecutor(jobs) as pool:
-        given = (jobs, device, places, processes)
-        done = {pool.submit(_train, task, *given): task for task in waiting}
+        done = {pool.submit(_train, run, jobs, device, places, processes): run for run in waiting}
         try:
             for future in as_completed(done):
                 bar.update()
@@ -253,11 +252,10 @@ def _train(
     quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
     process = subprocess.Popen(command(task, device), env=environment, stdout=quiet, stderr=pipe)
     processes.append(process)
-    lines = process.communicate()[1].decode(errors="replace").strip().splitlines()
+    said = process.communicate()[1].decode(errors="replace").strip()
     places.put(place)
-    if process.returncode == 0:
-        return None
-    return lines[-1] if lines else f"ended with code {process.returncode}"
+    reason = said or f"ended with code {process.returncode}"
+    return reason.splitlines()[-1] if process.returncode else None
 
 
 def command(task: Task, device: str) -> list[str]:

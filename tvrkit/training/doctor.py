@@ -23,10 +23,9 @@ def examine(seconds: float = SECONDS) -> Iterator[tuple[str, str]]:
     """Name and finding of each part, as it is found; a part that fails says why, and the others
     go on."""
     gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    named = [*map(torch.cuda.get_device_name, gpus)] or ["no GPU that torch can see"]
     checks: dict[str, Callable[[], str]] = {
-        "devices": lambda: "; ".join(
-            [f"cpu: {cpu_name()}", *map(torch.cuda.get_device_name, gpus)]
-        ),
+        "devices": lambda: "; ".join([f"cpu: {cpu_name()}", *named]),
         "versions": lambda: ", ".join(f"{name} {found}" for name, found in versions().items()),
         "weights": lambda: f"{create_backbone(BackboneConfig(TINY)).name} reads",
         "decoders": lambda: ", ".join(filter(importlib.util.find_spec, DECODERS)) or "FAILS: none",
