@@ -2,6 +2,7 @@
 recipe needs before it starts."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,17 +111,18 @@ def needs(config: Config) -> dict[str, float]:
     """Memory of a recipe's training step on one process, in GB, before anything is read.
 
     Parameters with gradients and both moments are counted in float32; what both encoders keep for
-    the backward pass is measured on two and on four rows that hold no numbers, and grows with the
+    the backward pass is measured on two and on four rows, videos without numbers, and grows with the
     rows that a process encodes at a time. Left out: the loss, the workspace of the kernels, and
     what `train.recompute` saves; of a recipe that trains nothing, all but the weights.
     """
     plain = replace(config.train, recompute=False, compile=False)
     random = replace(config, backbone=replace(config.backbone, pretrained=None), train=plain)
-    method = build_method(random).to("meta").train()
+    method = build_method(random).train()
     if not config.train.epochs:
         return {"weights": sum(p.numel() * 4 for p in method.parameters()) / 1e9}
     rows = min(config.train.chunk_size or config.train.batch_size, config.train.batch_size)
-    two, four = (_kept(method, config, count) for count in (2, 4))
+    hollow = deepcopy(method).to("meta")  # for the videos: text towers look into their masks
+    two, four = (_kept(method, hollow, config, count) for count in (2, 4))
     # measured under autocast: 0.52 to 0.56, as the residuals stay in float32; a GPU's LayerNorm too
     share = 0.6 if config.train.precision == "bf16" else 1.0
     size = sum(p.numel() * (16 if p.requires_grad else 4) for p in method.parameters())
@@ -130,11 +132,12 @@ def needs(config: Config) -> dict[str, float]:
     }
 
 
-def _kept(method: Method, config: Config, rows: int) -> int:
-    """Bytes that both encoders keep for the backward pass, besides their weights."""
-    device = next(method.parameters()).device
-    batch, kept = random_batch(method, config, rows, device), dict[int, int]()
-    owned = {p.untyped_storage()._cdata for p in method.parameters()}
+def _kept(method: Method, hollow: Method, config: Config, rows: int) -> int:
+    """Bytes that both encoders, the second that of `hollow`, keep for the backward pass besides
+    their weights."""
+    batch, kept = random_batch(method, config, rows, torch.device("cpu")), dict[int, int]()
+    every, there = [*method.parameters(), *hollow.parameters()], next(hollow.parameters()).device
+    owned = {p.untyped_storage()._cdata for p in every}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -143,6 +146,6 @@ def _kept(method: Method, config: Config, rows: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = method.encode_text(batch), method.encode_video(batch)
+        features = method.encode_text(batch), hollow.encode_video(batch.to(there))
     del features  # until here: a storage that is freed gives its number away
     return sum(kept.values())
