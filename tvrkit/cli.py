@@ -201,7 +201,7 @@ def _print_numbers(done: Run) -> None:
 def sweep(
     names: Annotated[list[str] | None, Argument(help="of recipes/sweeps.yaml, or all")] = None,
     jobs: Annotated[
-        int, Option(help="runs at a time: each on a GPU of its own, or sharing the cores")
+        int, Option(min=1, help="runs at a time: each on a GPU of its own, or sharing the cores")
     ] = 1,
     run: RunName = "cli",
     profile: ProfileName = None,

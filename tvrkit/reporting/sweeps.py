@@ -198,8 +198,6 @@ def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dic
     Raises:
         ValueError: a variant's settings are wrong; nothing is trained then.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs: expected at least 1, got {jobs}")
     distinct = {task.folder: task for task in tasks}.values()  # equal variants are run once
     waiting = [task for task in distinct if not task.finished]
     for config in {task.config.data.prepared: task.config for task in waiting}.values():

@@ -111,9 +111,9 @@ def needs(config: Config) -> dict[str, float]:
     """Memory of a recipe's training step on one process, in GB, before anything is read.
 
     Parameters with gradients and both moments are counted in float32; what both encoders keep for
-    the backward pass is measured on two and on four rows, videos without numbers, and grows with the
-    rows that a process encodes at a time. Left out: the loss, the workspace of the kernels, and
-    what `train.recompute` saves; of a recipe that trains nothing, all but the weights.
+    the backward pass is measured on two and on four rows, whose videos hold no numbers, and grows
+    with the rows that a process encodes at a time. Left out: the loss, the workspace of the
+    kernels, and what `train.recompute` saves; of a recipe that trains nothing, all but the weights.
     """
     plain = replace(config.train, recompute=False, compile=False)
     random = replace(config, backbone=replace(config.backbone, pretrained=None), train=plain)
