@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 PROFILES = LAYOUTS if os.environ.get("TVRKIT_LAYOUTS") == "all" else ["msrvtt"]
 TINY = ["backbone.name=tvrkit-tiny", "backbone.pretrained=tvrkit", "train.workers=0"]
-TINY += ["train.batch_size=4", "eval.bootstrap=50"]
+TINY += ["train.batch_size=4", "train.precision=fp32", "eval.bootstrap=50"]
 CLIPS = ("video9770.mp4", "mmaction2_test.avi", "video9771.mp4", "flipping_a_pancake.mkv")
 NO_TRUTH = "no truth on record for this data set: "
 WITHOUT_TRUTH = {"01_data_preparation": 2, "03_evaluation": 2, "05_attention_maps": 1}
