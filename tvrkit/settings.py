@@ -176,19 +176,6 @@ class Config:
     eval: EvalConfig
 
 
-Notebook = Literal[
-    "01_data_preparation",
-    "02_training",
-    "03_evaluation",
-    "04_hard_negatives",
-    "05_attention_maps",
-    "06_ablations",
-    "07_pretraining",
-    "08_paper_vs_code",
-    "09_efficiency",
-]
-
-
 @settings
 class Profile:
     """What `tvrkit reproduce` runs.
@@ -201,7 +188,7 @@ class Profile:
         overrides: what makes the profile small or large, over every recipe.
     """
 
-    notebooks: list[Notebook]
+    notebooks: list[str]
     recipes: list[str]
     inspect: list[str]
     seeds: list[NonNegativeInt]

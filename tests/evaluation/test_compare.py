@@ -31,43 +31,18 @@ KEY = [
 ORACLE = Path(os.environ.get("TVRKIT_RESULTS", ROOT.parent / "shared" / "RESULTS.md"))
 
 
-def test_table():
-    perfect, poor = ranked([1] * 40), ranked([40] * 40)
-    table = compare.table({"perfect": perfect, "poor": poor})
-    assert table[["method", "direction"]].to_numpy().tolist() == [
-        ["perfect", "t2v"],
-        ["perfect", "v2t"],
-        ["poor", "t2v"],
-        ["poor", "v2t"],
-    ]
-    first = table.iloc[0]
-    assert first["R@1"] == "100.0 [100.0, 100.0]"
-    assert first["MdR"] == "1.0 [1.0, 1.0]"
-    assert table.iloc[2]["R@10"] == "0.0 [0.0, 0.0]"
-    assert first["rsum"].startswith(f"{perfect.metrics['rsum']:.1f} [")
-    assert (table["queries"] == 40).all()
-    assert list(table.columns[-4:]) == ["split", "selection", "ties", "complete"]
-
-
-def test_table_has_a_column_of_its_own_for_each_post_processing():
-    table = compare.table({"a": ranked([1, 2, 3], postprocess=["dsl"])})
-    assert {"R@1", "dsl R@1", "dsl rsum"} <= set(table.columns)
-
-
 def test_only_results_on_the_same_queries_are_compared():
     five, tied = ranked([1, 2, 3, 4, 5]), ranked([1, 2, 3, 4, 5])
     with pytest.raises(
-        ValueError, match="a and b are not of the same queries: 5 and 4 caption_ids"
+        ValueError, match="a 0 and b 0 are not of the same queries: 5 and 4 caption_ids"
     ):
-        compare.table({"a": five, "b": ranked([1, 2, 3, 4])})
+        compare.pairwise({"a": [five], "b": [ranked([1, 2, 3, 4])]})
     renamed = replace(tied, video_ids=tied.video_ids[::-1])
     with pytest.raises(ValueError, match="not of the same queries: 5 and 5 video_ids"):
         compare.pairwise({"a": [five], "b": [renamed]})
     tied.metrics["ties"] = "optimistic"
     with pytest.raises(ValueError, match="count ties differently: pessimistic and optimistic"):
-        compare.table({"a": five, "b": tied})
-    with pytest.raises(ValueError, match="one evaluation or more"):
-        compare.table({})
+        compare.pairwise({"a": [five], "b": [tied]})
     with pytest.raises(ValueError, match="two evaluations or more, got 1"):
         compare.pairwise({"a": [five]})
 
@@ -136,21 +111,6 @@ def test_recipes_are_compared_over_their_seeds():
         assert table[f"holm_{about}"].tolist() == pytest.approx(statistics.holm(p_values).tolist())
 
 
-def test_a_table_over_seeds_has_mean_and_deviation():
-    seeds = [ranked([1] * n + [3] * (40 - n)) for n in (20, 22, 24)]
-    row = compare.over_seeds({"dmae": seeds}).loc["dmae", "t2v"]
-    assert row["R@1"] == "55.0 ± 5.0"
-    assert row["R@1 of each seed"] == "50.0  55.0  60.0"
-    assert compare.over_seeds({"dmae": seeds[:1]}).loc[("dmae", "t2v"), "R@1"] == "50.0"
-
-
-def test_agreement_is_counted_query_by_query():
-    runs = {"a": ranked([1, 1, 2, 4]), "b": ranked([1, 3, 4, 1], 1)}
-    assert compare.agreement(runs).loc["a", "b"] == 50
-    assert (np.diag(compare.agreement(runs)) == 100).all()
-    assert compare.agreement(runs, k=3).loc["b", "a"] == 50
-
-
 def test_verdicts_between_runs():
     rng = np.random.default_rng(1)
     base = np.where(np.arange(500) < 225, 1, rng.integers(2, 60, 500))
@@ -158,65 +118,13 @@ def test_verdicts_between_runs():
     point[[*range(10), *range(225, 240)]] = [2] * 10 + [1] * 15
     ten[[*range(20), *range(225, 295)]] = [2] * 20 + [1] * 70
     runs = {"base": [ranked(base)], "one point": [ranked(point, 1)], "ten points": [ranked(ten, 2)]}
-    table = compare.pairwise(runs, metrics=["t2v R@1"]).set_index(["a", "b"])
+    table = compare.pairwise(runs).query("metric == 't2v R@1'").set_index(["a", "b"])
     assert table.loc[("base", "one point"), ["weights", "effect"]].tolist() == ["can't tell", -5]
     assert table.loc[("base", "ten points"), ["weights", "effect"]].tolist() == ["worse", -50]
     assert table.loc[("one point", "ten points"), "weights"] == "worse"
     assert (table["holm_weights"] >= table["p_weights"]).all()
     assert (table["low"] <= table["difference"]).all()
     assert (table["difference"] <= table["high"]).all()
-
-
-CARD = {"protocol": "msrvtt/1k-A", "partial": False, "mismatches": []}
-
-
-@pytest.fixture(scope="module")
-def ours():
-    return {"mine": ("ViT-B/32", from_scores(np.eye(6), range(6), postprocess=["dsl"]))}
-
-
-def test_only_rows_of_the_same_protocol_and_language(ours):
-    table = compare.beside_published(ours, CARD, "en")
-    theirs = table[~table.trust.str.startswith("ours")]
-    raw = pd.read_csv(files.PACKAGE.parent / "data" / compare.PUBLISHED, keep_default_na=False)
-    expected = raw[
-        (raw.dataset == "msrvtt") & (raw.protocol == "msrvtt/1k-A") & (raw.language == "en")
-    ]
-    assert len(theirs) == len(expected) > 20
-    assert sorted(theirs["R@1"]) == sorted(expected["R@1"].astype(float))
-    assert not theirs.method.str.startswith("HMMC").any()  # its source names no protocol
-    assert set(theirs.trust) == {"seen", "second-hand"}
-
-
-def test_ours_are_there_raw_and_post_processed_in_rows_of_their_own(ours):
-    table = compare.beside_published(ours, CARD, "en").query("trust == 'ours'")
-    assert table[["direction", "postprocess", "R@1"]].to_numpy().tolist() == [
-        ["t2v", "raw", 100.0],
-        ["t2v", "dsl", 100.0],
-        ["v2t", "raw", 100.0],
-        ["v2t", "dsl", 100.0],
-    ]
-    assert set(table.source) == {"this run"}
-
-
-@pytest.mark.parametrize("broken", [{"partial": True}, {"mismatches": ["test: 999 videos"]}])
-def test_ours_on_part_of_the_set_is_labelled(ours, broken):
-    table = compare.beside_published(ours, CARD | broken, "en")
-    assert set(table.trust) == {"seen", "second-hand", "ours, not comparable"}
-    backbone, whole = ours["mine"]
-    missing = replace(whole, metrics=whole.metrics | {"complete": False})
-    table = compare.beside_published({"mine": (backbone, missing)}, CARD, "en")
-    assert "ours" not in set(table.trust)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "language"),
-    [("shapes", "en"), ("msrvtt/full", "en"), ("msrvtt/1k-A", "zh"), ("", "en")],
-)
-def test_nothing_stands_beside_ours_where_nothing_is_published(ours, protocol, language):
-    if protocol == "":  # there are such rows, and they are nobody's
-        assert (compare.published_results().query("language == @language").protocol == "").any()
-    assert len(compare.beside_published(ours, CARD | {"protocol": protocol}, language)) == 0
 
 
 def test_no_file_is_one_clear_line(monkeypatch, tmp_path):

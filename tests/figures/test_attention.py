@@ -51,21 +51,6 @@ def test_word_frame_map_shows_scores_and_best_frames(frames, rng):
         figures.word_frame_map(scores, ["a", "red"], frames, label="cosine")
 
 
-def test_heat_map_writes_only_the_values_one_can_be_sure_of(rng):
-    values = rng.random((2, 3))
-    sure = np.array([[True, False, False], [False, False, True]])
-    figure = figures.heat_map(
-        values, ["concept 1", "concept 2"], ["a", "red", "dot"], label="lift", annotate=sure
-    )
-    ax, bar = figure.axes
-    np.testing.assert_array_equal(ax.images[0].get_array(), values)
-    written = {text.get_position(): text.get_text() for text in ax.texts}
-    assert written == {(0, 0): f"{values[0, 0]:.2g}", (2, 1): f"{values[1, 2]:.2g}"}
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "red", "dot"]
-    assert bar.get_ylabel() == "lift"
-    assert not list(figures.heat_map(values, ["1", "2"], list("abc"), label="").axes[0].texts)
-
-
 def test_patch_attention_lies_over_the_whole_frame_on_one_scale(frames, rng):
     attention = rng.random((5, 4, 4))
     figure = figures.patch_attention_overlay(frames, attention, [f"frame {i}" for i in range(5)])

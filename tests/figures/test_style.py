@@ -43,12 +43,6 @@ def chinese_font(path):
     return str(path)
 
 
-def test_characters_that_no_font_has_are_boxes_and_one_hint(font_manager, frames):
-    with pytest.warns(UserWarning, match="install fonts-noto-cjk") as caught:
-        figures.film_strip(frames, "a 红 dot, 圆")
-    assert len(caught) == 1
-
-
 def test_a_font_installed_after_matplotlib_looked_is_found(font_manager, frames, tmp_path):
     fonts = [chinese_font(tmp_path / "new.ttf"), str(tmp_path / "gone.ttf")]
     font_manager.setattr(style, "findSystemFonts", lambda: fonts)

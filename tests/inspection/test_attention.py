@@ -260,16 +260,6 @@ def test_mean_cosine_is_that_of_all_pairs():
     assert inspection.mean_cosine(np.eye(3)[None]) == pytest.approx(0)
 
 
-def test_attention_lift_is_one_where_attention_is_even():
-    tokens = [(1, (0, 1)), (2, (2, 5)), (3, (6, 9)), (4, (9, 12))]
-    even, one = np.full(6, 0.1), np.array([0.5, 0, 0.25, 0, 0.25, 0])
-    lift = inspection.attention_lift(np.stack([even, one]), tokens, [(2, 5)])
-    np.testing.assert_allclose(
-        lift, [1, 2]
-    )  # half of the words' attention on a quarter of their tokens
-    assert np.isnan(inspection.attention_lift([even], tokens, [(20, 25)])).all()
-
-
 def test_object_pixels_are_where_the_objects_are():
     scene = Scene(**FIRST | {"size": "large", "motion": "still", "then": ""})
     near = render(scene, [""], [1])

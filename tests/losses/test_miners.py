@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tvrkit.losses.miners import margin_excess, margin_negatives, random_negatives, top_k_negatives
+from tvrkit.losses.miners import margin_excess, margin_negatives, top_k_negatives
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def positives():
     return torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 2, 3, 3, 3, 4]), 6).bool()
 
 
-@pytest.mark.parametrize("miner", [margin_negatives, top_k_negatives, random_negatives])
+@pytest.mark.parametrize("miner", [margin_negatives, top_k_negatives])
 def test_never_a_positive_and_no_gradient(miner, scores, positives):
     mined = miner(scores.requires_grad_(), positives)
     assert mined.dtype == torch.bool
@@ -64,12 +64,3 @@ def test_top_k_takes_the_most_similar(scores, positives):
     for row, picked, positive in zip(scores, mined, positives, strict=True):
         assert row[picked].min() > row[~picked & ~positive].max()
     assert torch.equal(top_k_negatives(scores, positives, k=50), ~positives)
-
-
-def test_random_is_seeded_and_uniform_in_number(scores, positives):
-    first, again = (
-        random_negatives(scores, positives, k=3, generator=torch.Generator().manual_seed(4))
-        for _ in range(2)
-    )
-    assert torch.equal(first, again)
-    assert (first.sum(1) == 3).all()

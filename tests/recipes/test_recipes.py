@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from tvrkit import files, recipes
 
@@ -95,15 +94,6 @@ def test_unknown_recipe_and_profile_list_the_choices():
         ValueError, match=r"unknown profile 'fast': expected one of activitynet, .*quick, reference"
     ):
         recipes.load_recipe("clip4clip_shapes", profile="fast")
-
-
-def test_a_profile_with_an_unknown_notebook_lists_the_choices(tmp_path, monkeypatch):
-    broken = {"notebooks": ["6_ablations"], "recipes": ["dmae_shapes"], "inspect": [], "seeds": [0]}
-    (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"mine": broken}))
-    monkeypatch.setattr(files, "RECIPES", tmp_path)
-    expected = r"profile mine\.notebooks\.0: .*'06_ablations', .*got '6_ablations'"
-    with pytest.raises(ValueError, match=expected):
-        recipes.load_profile("mine")
 
 
 def test_own_overrides_win_over_the_profile():

@@ -103,3 +103,10 @@ def test_only_what_stands_between_marks_is_made_anew(methods):
     assert "old" not in made
     assert made.count("\n- ") == 3
     assert sentences.filled(made, "mine") == made
+
+
+def test_a_run_without_sweeps_has_no_variants(methods):
+    *_, last = sentences.ablations("mine")
+    assert last.startswith(
+        "Of 0 variants 0 differ from their reference as recipes, 0 as the weights"
+    )

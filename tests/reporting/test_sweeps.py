@@ -76,7 +76,6 @@ def write_run(task, ranks, seconds=10.0, counts=3, found=0):
     ends = {"t2v R@1 low": 0.0, "t2v R@1 high": 100.0, "v2t R@1 low": 0.0, "v2t R@1 high": 0.0}
     card = {"seed": task.seed, "train_seconds": seconds, "peak_memory_mb": 700, "torch_threads": 1}
     files.write_json(task.folder / "metrics.json", metrics | ends)
-    files.write_json(task.folder / "sweep.json", {"jobs": 2})
     card |= {"recipe": task.recipe, "selection": "last", "device": "CPU", "parameters": 9}
     write_card(task.folder, {**card, "data": {**DATA, "videos": counts}})
 
@@ -264,7 +263,6 @@ def test_results_are_means_over_seeds_and_paired_with_the_reference(recipes):
         assert table["t2v R@1 sd"][variant] == pytest.approx(np.std(values, ddof=1))
         assert table["t2v R@1 low"][variant] < np.mean(values) < table["t2v R@1 high"][variant]
     assert (table["seconds"] == 10.5).all()
-    assert set(table["jobs"]) == {"2"}
     tests = sweeps.tests("parts", "test").set_index("metric", append=True)
     assert set(tests.index.get_level_values(0)) == {"a", "b"}
     assert set(tests.index.get_level_values(1)) == {*compare.TESTED}
@@ -308,13 +306,10 @@ def test_a_large_difference_is_told_and_main_effects_find_its_part(recipes):
     assert parts["weights"].to_dict() == {"a": "better", "b": "can't tell"}
     assert set(parts["recipe"]) == {"one seed"}
     assert parts["difference"]["a"] == pytest.approx(100 * 40 / 60)
-    tests = {name: sweeps.tests(name, "test") for name in ("parts", "layers")}
-    assert sweeps.tally(tests) == (3 + 1, 2 + 1, 0)  # "layers" has one of them again
 
 
 def test_results_without_runs_are_empty_and_without_the_reference_untested(recipes):
     assert sweeps.results("parts", "test").empty
-    assert sweeps.tally({"parts": sweeps.tests("parts", "test")}) == (0, 0, 0)
     assert sweeps.main_effects("parts", "test").empty
     write_run(sweeps.plan("parts", run="test", variants=["a"])[0], [1, 2])
     assert sweeps.tests("parts", "test").empty
@@ -350,28 +345,16 @@ def test_runs_that_differ_in_more_than_their_variants_are_refused(recipes, varia
         sweeps.results("parts", "test")
 
 
-@pytest.mark.parametrize(("name", "variants"), [("parts", ["a-b", "a", "b"]), ("layers", None)])
-def test_the_figure_shows_the_table(recipes, name, variants):
-    for task in sweeps.plan(name, run="test", variants=variants or ()):
+def test_the_figure_shows_what_each_variant_gains_over_the_reference(recipes):
+    for task in sweeps.plan("parts", run="test", variants=["a-b", "a", "b"]):
         write_run(task, ([1] * (3 + len(task.variant)) + [2] * 7)[:10])
-    table, by_name = sweeps.results(name, "test"), variants is not None
-    axes, other = sweeps.figure(name, "test").axes
-    points = axes.lines[0].get_xydata()
-    assert points[:, 0 if by_name else 1].tolist() == table["t2v R@1"].tolist()
-    assert points[:, 1 if by_name else 0].tolist() == ([0, 1, 2] if by_name else [1, 4])
-    assert other.lines[0].get_xydata()[:, 0 if by_name else 1].tolist() == [0] * len(table)
-    reference = table["t2v R@1"][sweeps.load(name).reference]
-    assert axes.lines[-1].get_xydata().tolist() == [[reference, 0] if by_name else [4, reference]]
-
-
-def test_the_overview_names_the_command_for_what_is_missing(recipes):
-    write_run(sweeps.plan("layers", run="test")[0], [1, 2])
-    rest = sweeps.overview("test", "smoke")["to train the rest"]
-    assert rest["layers"] == "tvrkit sweep layers --run test --profile smoke"
-    write_run(sweeps.plan("layers", run="test")[1], [1, 2])
-    table = sweeps.overview("test")
-    assert table["to train the rest"]["layers"] == ""
-    assert table[["runs there", "planned"]].loc["layers"].tolist() == [2, 2]
+    tests = sweeps.tests("parts", "test").query("metric == 't2v R@1'")
+    figure = sweeps.figure("parts", "test")
+    dots = [line.get_xydata().tolist() for line in figure.axes[0].lines]
+    dots = [point for point, *others in filter(None, dots) if not others]
+    assert dots[:2] == [[-20, 0], [-20, 1]]
+    assert tests["difference"].tolist() == [-20, -20]
+    assert figure.get_suptitle() == sweeps.load("parts").question
 
 
 def test_a_table_as_a_reader_sees_it(recipes):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.fakes import finished_run
+from tvrkit.evaluation import compare
 from tvrkit.reporting import tables
 from tvrkit.training import runs
 
@@ -15,8 +16,8 @@ def test_one_seed_has_the_numbers_of_its_metrics(home):
     run = finished_run("alpha", skill=2)
     (row,) = tables.results([run]).to_dict("records")
     for way in ("t2v", "v2t"):
-        assert {key: row[f"{way} {key}"] for key in tables.METRICS} == {
-            k: run.metrics[f"{way} {k}"] for k in tables.METRICS
+        assert {key: row[f"{way} {key}"] for key in compare.METRICS} == {
+            k: run.metrics[f"{way} {k}"] for k in compare.METRICS
         }
         assert [row[f"{way} R@1 low"], row[f"{way} R@1 high"]] == [
             run.metrics[f"{way} R@1 {end}"] for end in ("low", "high")

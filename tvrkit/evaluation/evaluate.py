@@ -110,8 +110,8 @@ class Evaluation:
         counts = {f"{direction} queries": len(ranks[direction]) for direction in DIRECTIONS}
         rules = {"ties": settings.ties, "v2t_convention": V2T_CONVENTION}
         labels |= {**counts, "videos": len(video_ids), **rules} | metrics
-        found = cls(similarity, *ids, owner, families, ranks, labels, NO_FACTORS)
-        return replace(found, factors=factors.swapped_counts(found, truth)) if truth else found
+        whole = cls(similarity, *ids, owner, families, ranks, labels, NO_FACTORS)
+        return replace(whole, factors=factors.swapped_counts(whole, truth)) if truth else whole
 
     @property
     def clusters(self) -> dict[str, np.ndarray]:
@@ -229,10 +229,10 @@ def intervals(ranks: dict, labels: dict, resamples: int) -> dict[str, float]:
     for way in DIRECTIONS:
         samples |= _prefixed(way, bootstrap_metrics(ranks[way], labels[way], resamples=resamples))
     samples["rsum"] = np.sum([samples[name] for name in ranking.RSUM], axis=0)
-    found: dict[str, float] = {}
+    bounds: dict[str, float] = {}
     for name, values in samples.items():
-        found[f"{name} low"], found[f"{name} high"] = interval(values)
-    return found
+        bounds[f"{name} low"], bounds[f"{name} high"] = interval(values)
+    return bounds
 
 
 def _prefixed(prefix: str, values: dict) -> dict:
@@ -280,8 +280,8 @@ def evaluate(
     options: dict = {"banks": banks, "truth": factors.truth_of(split.root), **labels}
 
     def read_off() -> Evaluation:
-        found = Evaluation.from_similarity(similarity, *ids, config.eval, **options)
-        return replace(found, similarity=similarity[:0])
+        evaluation = Evaluation.from_similarity(similarity, *ids, config.eval, **options)
+        return replace(evaluation, similarity=similarity[:0])
 
     return replace(processes.from_main(read_off), similarity=similarity)
 

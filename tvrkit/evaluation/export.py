@@ -52,4 +52,4 @@ def write_trec(evaluation: Evaluation, folder: Path, tag: str) -> None:
 
 def _words(ids) -> np.ndarray:
     """Ids without blanks, which part the columns."""
-    return np.array([re.sub(r"[\s%]", lambda found: quote(found[0]), name) for name in ids])
+    return np.array([re.sub(r"[\s%]", lambda match: quote(match[0]), name) for name in ids])

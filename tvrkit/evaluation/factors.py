@@ -36,8 +36,8 @@ def ceilings(caption_ids, video_ids, truth: Truth) -> dict[str, float]:
     fitting = (truth.relevance(caption_ids, video_ids) == 1).sum(axis=1)
     scenes = truth.factors.loc[list(video_ids)].agg("|".join, axis=1)
     same = scenes.map(scenes.value_counts())
-    found = {"t2v": 100 * (1 / fitting).mean(), "v2t": 100 * (1 / same).mean()}
-    return {f"{way} R@1 ceiling": float(value) for way, value in found.items()}
+    recall = {"t2v": 100 * (1 / fitting).mean(), "v2t": 100 * (1 / same).mean()}
+    return {f"{way} R@1 ceiling": float(value) for way, value in recall.items()}
 
 
 def swapped_pairs(evaluation, truth: Truth) -> pd.DataFrame:

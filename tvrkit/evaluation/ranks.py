@@ -195,8 +195,8 @@ def ndcg(similarity, relevance, *, k: int | None = None) -> np.ndarray:
         if bad.any():
             query = rows.start + int(bad.argmax())
             raise ValueError(f"query {query}: NaN, negative or no relevance")
-        found = np.take_along_axis(gain, np.lexsort((gain, -block))[:, :k], 1) @ discount
-        values[rows] = found / (-np.sort(-gain, axis=1)[:, :k] @ discount)
+        gained = np.take_along_axis(gain, np.lexsort((gain, -block))[:, :k], 1) @ discount
+        values[rows] = gained / (-np.sort(-gain, axis=1)[:, :k] @ discount)
     return values
 
 

@@ -54,16 +54,16 @@ def bootstrap_metrics(
     return dict(zip(names, np.concatenate(blocks, axis=1), strict=True))
 
 
-def interval(samples, *, alpha: float = ALPHA) -> list[float]:
-    """[low, high], the percentile interval of bootstrap samples that covers 1 - `alpha`.
+def interval(samples) -> list[float]:
+    """[low, high], the percentile interval of bootstrap samples that covers 1 - `ALPHA`.
 
     A recall of exactly 0 or 100 gets no width: resampling can't show what no query did.
     """
-    return [float(bound) for bound in np.quantile(samples, [alpha / 2, 1 - alpha / 2])]
+    return [float(bound) for bound in np.quantile(samples, [ALPHA / 2, 1 - ALPHA / 2])]
 
 
 def ratio_interval(
-    over, under, clusters=None, *, alpha: float = ALPHA, resamples: int = 2000, seed: int = 0
+    over, under, clusters=None, *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
     """sum(over) / sum(under) and its percentile bootstrap interval (low, high), clusters resampled.
 
@@ -85,11 +85,11 @@ def ratio_interval(
     sums = np.stack([np.bincount(labels, over), np.bincount(labels, under)], axis=1)
     drawn = np.concatenate([draw @ sums for draw in _draws(len(sums), len(sums), resamples, seed)])
     drawn = drawn[drawn[:, 1] > 0]
-    low, high = interval(drawn[:, 0] / drawn[:, 1], alpha=alpha)
+    low, high = interval(drawn[:, 0] / drawn[:, 1])
     return float(over.sum() / under.sum()), low, high
 
 
-def paired_test(a, b, sizes, *, point: float = 1.0, alpha: float = ALPHA) -> dict:
+def paired_test(a, b, sizes, *, point: float = 1.0) -> dict:
     """Is a better than b? From what each cluster of queries earns in each seed of both.
 
     Two questions, two p-values. About these *weights*: would swapping the two sides' answers at
@@ -107,7 +107,6 @@ def paired_test(a, b, sizes, *, point: float = 1.0, alpha: float = ALPHA) -> dic
         b: (S_b, C) int, of the same clusters.
         sizes: (C,) how much of the test set each cluster is.
         point: percentage points that a credit is worth.
-        alpha: 1 - the coverage of the interval.
 
     Returns:
         `difference` a - b in points; `low`, `high`, its interval, over clusters and, where both
@@ -126,7 +125,7 @@ def paired_test(a, b, sizes, *, point: float = 1.0, alpha: float = ALPHA) -> dic
     error = point * np.sqrt(sum(parts))
     degrees = sum(parts) ** 2 / max(np.square(parts) @ (1 / np.array(freedom)), 1e-300)
     difference = point * float(gain.sum())
-    reach = float(stats.t.ppf(1 - alpha / 2, max(degrees, 1)) * error)
+    reach = float(stats.t.ppf(1 - ALPHA / 2, max(degrees, 1)) * error)
     row = {"difference": difference, "low": difference - reach, "high": difference + reach}
     p_recipe = np.nan
     if seeds > 1:
@@ -136,12 +135,12 @@ def paired_test(a, b, sizes, *, point: float = 1.0, alpha: float = ALPHA) -> dic
     return row | about | {"p_weights": p_weights, "p_recipe": p_recipe}
 
 
-def verdict(difference: float, p_value: float, alpha: float = ALPHA) -> str:
-    """The word for it: "better", "worse", or "can't tell" where `p_value` is not below `alpha`;
+def verdict(difference: float, p_value: float) -> str:
+    """The word for it: "better", "worse", or "can't tell" where `p_value` is not below `ALPHA`;
     "one seed" where it is NaN."""
     if np.isnan(p_value):
         return ONE_SEED
-    if p_value >= alpha:
+    if p_value >= ALPHA:
         return CANNOT_TELL
     return "better" if difference > 0 else "worse"
 
@@ -179,11 +178,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted[np.argsort(order)]
 
 
-def with_verdicts(table: pd.DataFrame, alpha: float = ALPHA) -> pd.DataFrame:
+def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """A table of `paired_test`s with verdicts in words, adjusted over all of its rows (Holm).
 
     A table is what a reader sees together: whoever reads all of its rows is misled with a chance of
-    at most `alpha`. Rows that were not tested (difference NaN) get no verdict and do not count.
+    at most `ALPHA`. Rows that were not tested (difference NaN) get no verdict and do not count.
 
     Returns:
         The table with, for "weights" and "recipe", `holm_<it>` and the verdict `<it>`.
@@ -196,7 +195,7 @@ def with_verdicts(table: pd.DataFrame, alpha: float = ALPHA) -> pd.DataFrame:
         known = ~np.isnan(adjusted)
         adjusted[known] = holm(adjusted[known])
         rows = zip(table["difference"], adjusted, tested, strict=True)
-        words = [verdict(gap, p, alpha) if told else np.nan for gap, p, told in rows]
+        words = [verdict(gap, p) if is_tested else np.nan for gap, p, is_tested in rows]
         table = table.assign(**{f"holm_{about}": adjusted, about: words})
     return table
 

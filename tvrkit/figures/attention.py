@@ -91,34 +91,6 @@ def word_frame_map(
 
 
 @styled
-def heat_map(
-    values: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    label: str,
-    annotate: np.ndarray | None = None,
-) -> Figure:
-    """Values (R, C) as colours on one scale; written into the cells where `annotate` (R, C)."""
-    values = np.asarray(values, float)
-    size = (min(WIDTH, 0.62 * len(columns) + 2.4), 0.32 * len(rows) + 1.3)
-    figure = Figure(figsize=size, layout="constrained")
-    ax = figure.subplots()
-    image = ax.imshow(values, cmap="cividis", aspect="auto")
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
-    look: Options = {"ha": "center", "va": "center", "fontsize": 9}
-    for row, column in np.argwhere(np.zeros(values.shape) if annotate is None else annotate):
-        value = values[row, column]
-        ax.text(column, row, f"{value:.2g}", color="white" if value < middle else INK, **look)
-    ax.set_yticks(range(len(rows)), rows)
-    turn: Options = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    ax.set_xticks(range(len(columns)), columns, **(turn if max(map(len, columns)) > 3 else {}))
-    ax.grid(visible=False)
-    figure.colorbar(image, ax=ax, label=label, fraction=0.05)
-    return figure
-
-
-@styled
 def patch_attention_overlay(
     frames: np.ndarray, attention: np.ndarray, labels: Sequence[str]
 ) -> Figure:

@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from tvrkit.figures.style import INK, NEUTRAL, RIGHT, WIDTH, WRONG, Options, colours, styled
 
-Lines = Mapping[str, np.ndarray]
-RANK_BINS = {"1": 1, "2-5": 2, "6-10": 6, "11-50": 11, "> 50": 51}  # where each begins
-POINTS: Options = {"fmt": "o", "color": RIGHT, "markersize": 7, "markerfacecolor": "white"}
+Lines = Mapping[str, Any]  # name -> array
 VERDICTS = (
     ("the recipes differ", INK, INK),
     ("these weights do, of the recipes one can't tell", INK, "white"),
@@ -24,6 +23,7 @@ MINED: Options = {"marker": "X", "linestyle": ":", "color": WRONG}
 QUERY: Options = {"marker": "*", "color": INK}
 DASHED: Options = {"linestyle": "--", "color": NEUTRAL, "linewidth": 1}
 
+FEW = 12  # places on an axis that are all marked
 CROWDED = 60  # letters of labels that still fit side by side
 
 
@@ -40,49 +40,12 @@ def _set_log(ax: Axes, name: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _draw_lines(
-    ax: Axes, x: Sequence | np.ndarray, lines: Lines, bands: Lines | None, markers: str
-) -> None:
+def _draw_lines(ax: Axes, x: Sequence | np.ndarray, lines: Lines, markers: str) -> None:
     for (name, colour), marker in zip(colours(lines).items(), cycle(markers), strict=False):
-        ax.plot(x, lines[name], marker=marker, label=name, color=colour)
-        if bands:
-            ax.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
-
-
-@styled
-def loss_curve(steps: np.ndarray, losses: Lines, rates: Lines) -> Figure:
-    """Losses and, on a logarithmic axis of their own, learning rates: name -> (S,) over steps."""
-    figure, axes = _axes(WIDTH, columns=2)
-    for ax, lines, label in zip(axes, (losses, rates), ("loss", "learning rate"), strict=True):
-        _draw_lines(ax, steps, lines, None, ",")
-        ax.set(xlabel="step", ylabel=label)
-        ax.legend()
-    _set_log(axes[1], "y")
-    return figure
-
-
-@styled
-def recall_curve(
-    x: Sequence,
-    recalls: Lines,
-    *,
-    xlabel: str,
-    ylabel: str,
-    bands: Lines | None = None,
-    chance: Sequence | None = None,
-) -> Figure:
-    """Recall (%) over epochs or K: name -> (X,), with bands (2, X) and chance (X,), dashed."""
-    figure, (ax,) = _axes()
-    _draw_lines(ax, x, recalls, bands, "o")
-    if chance is not None:
-        ax.plot(x, chance, label="chance", **DASHED)
-    if xlabel == "K":
-        _set_log(ax, "x")
-    ax.set_xticks(x, [f"{value:g}" for value in x])
-    ax.minorticks_off()
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-    ax.legend()
-    return figure
+        values, *ends = np.atleast_2d(np.asarray(lines[name], float).T)
+        ax.plot(x, values, marker=marker, label=name, color=colour)
+        if ends:
+            ax.fill_between(x, *ends, color=colour, alpha=0.15, linewidth=0)
 
 
 @styled
@@ -97,21 +60,36 @@ def panels(draws: Mapping[str, Callable[[Axes], None]], *, height: float = 3.6) 
 
 @styled
 def curves(
-    x: Sequence, panels: Mapping[str, tuple[Lines, Lines]], *, xlabel: str | Sequence[str]
+    x: Sequence | np.ndarray,
+    panels: Mapping[str, Lines],
+    *,
+    xlabel: str,
+    chance: Sequence | None = None,
+    log: bool = False,
 ) -> Figure:
-    """A panel per quantity, named by its y axis: (name -> (X,), name -> its band (2, X)).
+    """A panel per quantity, named by its y axis, which has 0 on it.
 
-    One label of the x axes, or one for each. One legend below, where all panels have the same
-    lines, else one in each.
+    One legend below, where several panels have the same lines, else one in each.
+
+    Args:
+        x: (X,) values, all of them marked where there are few.
+        panels: label -> name of a line -> (X,), or (X, 3) with the ends of its band; where NaN is,
+            a line is broken.
+        chance: (X,), a dashed line.
+        log: the x axis is logarithmic.
     """
-    figure, axes = _axes(WIDTH, columns=len(panels))
-    labels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
-    for ax, label, (ylabel, (lines, bands)) in zip(axes, labels, panels.items(), strict=True):
-        _draw_lines(ax, x, lines, bands, "os^Dv")
-        ax.set(xlabel=label, ylabel=ylabel, xlim=axes[0].get_xlim())
-        if np.issubdtype(np.asarray(x).dtype, np.integer):
-            ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
-    if len({tuple(lines) for lines, _ in panels.values()}) == 1:
+    figure, axes = _axes(WIDTH if len(panels) > 1 else 7.0, columns=len(panels))
+    for ax, (ylabel, lines) in zip(axes, panels.items(), strict=True):
+        _draw_lines(ax, x, lines, "os^Dv" if len(x) <= FEW else ",")
+        if chance is not None:
+            ax.plot(x, chance, label="chance", **DASHED)
+        if log:
+            _set_log(ax, "x")
+        if len(x) <= FEW:
+            ax.set_xticks(x, [f"{value:g}" for value in x])
+            ax.minorticks_off()
+        ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(min(0, ax.get_ylim()[0]), None))
+    if len(axes) > 1 and len({tuple(lines) for lines in panels.values()}) == 1:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     else:
         for ax in axes:
@@ -130,15 +108,13 @@ def interval_curves(
         panels: quantity -> label of its y axis; one without rows is left out.
     """
     places, names = sorted(table[x].unique()), table[by].unique()
-    drawn: dict[str, tuple[Lines, Lines]] = {}
-    for quantity, label in panels.items():
-        if quantity not in set(table["quantity"]):
-            continue
-        rows = table[table["quantity"] == quantity].pivot(index=x, columns=by).reindex(places)
-        bands = {
-            name: rows[["low", "high"]].xs(name, axis=1, level=1).to_numpy().T for name in names
-        }
-        drawn[label] = dict(rows["value"][names].items()), bands
+    measured = [quantity for quantity in panels if quantity in set(table["quantity"])]
+    grid = pd.MultiIndex.from_product([measured, names, places])
+    rows = table.set_index(["quantity", by, x])[["value", "low", "high"]].reindex(grid)
+    drawn = {
+        panels[quantity]: {name: rows.loc[quantity, name].to_numpy() for name in names}
+        for quantity in measured
+    }
     return curves(places, drawn, xlabel=xlabel, **options)
 
 
@@ -209,14 +185,6 @@ def factor_bars(tables: Mapping[str, pd.DataFrame], **options) -> Figure:
     return bars(factors, values, **axes, chance=50, **options)
 
 
-def rank_histogram(ranks: Lines) -> Figure:
-    """Share of queries (%) whose right answer has rank 1, 2-5, 6-10, 11-50 or more: name -> (N,)
-    from 1."""
-    edges = [*RANK_BINS.values(), np.inf]
-    shares = {name: 100 * np.histogram(row, edges)[0] / len(row) for name, row in ranks.items()}
-    return bars(list(RANK_BINS), shares, xlabel="rank of the right answer", ylabel="queries (%)")
-
-
 @styled
 def histogram(values: Lines, bins: int | Sequence[float], *, xlabel: str, ylabel: str) -> Figure:
     """Shares (%) of each named set of values over common bins, as outlines that may overlap."""
@@ -262,50 +230,6 @@ def forest_plot(tests: pd.DataFrame, *, xlabel: str) -> Figure:
     where: Options = {"loc": "outside lower center", "ncols": 3}
     what = f"{xlabel}; numbers: p of these weights / of the recipe, adjusted"
     figure.legend(*axes[0].get_legend_handles_labels(), title=what, **where)
-    return figure
-
-
-@styled
-def ablation(
-    names: Sequence[str],
-    panels: Mapping[str, np.ndarray],
-    *,
-    reference: str,
-    x: Sequence | None = None,
-    xlabel: str = "",
-    log: bool = False,
-) -> Figure:
-    """Values and intervals of variants, a panel per quantity: by name, or as a line over `x`.
-
-    The reference is filled, its value a dashed line. A logarithmic axis is linear below the
-    smallest value above 0.
-
-    Args:
-        names: of N variants.
-        panels: label -> (N, 3) float: value, low, high.
-    """
-    figure, axes = _axes(WIDTH, max(3.2, 0.36 * len(names) + 1.2), columns=len(panels))
-    row = list(names).index(reference) if reference in names else None
-    places = np.arange(len(names)) if x is None else np.asarray(x, float)
-    for ax, (label, values) in zip(axes, panels.items(), strict=True):
-        value, reach = values[:, 0], np.abs(values[:, 1:].T - values[:, 0])
-        look: Options = {**POINTS, "capsize": 3, "linewidth": 1.5}
-        if x is None:
-            points = (value, places)
-            ax.errorbar(*points, xerr=reach, **look)
-            ax.set_yticks(places, names if ax is axes[0] else [""] * len(names))
-            ax.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
-        else:
-            points = (places, value)
-            ax.errorbar(*points, yerr=reach, **look | {"fmt": "o-"})
-            if log:
-                ax.set_xscale("symlog", linthresh=places[places > 0].min())
-            ax.set_xticks(places, [f"{place:g}" for place in places])
-            ax.minorticks_off()
-            ax.set(xlabel=xlabel, ylabel=label)
-        if row is not None:
-            (ax.axvline if x is None else ax.axhline)(value[row], zorder=0, **DASHED)
-            ax.plot(*np.array(points)[:, row], "o", color=RIGHT, markersize=7, zorder=3)
     return figure
 
 

@@ -5,9 +5,8 @@ label or a position says too. Figures are built without pyplot, so none stays op
 """
 
 import textwrap
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ STYLE = matplotlib.rc_params_from_file(LOOK, use_default_template=False)
 WIDTH = 10.0  # inches: the text width of a notebook page
 TITLE = 82  # characters of a bold title of 12 points on one line of that width
 LINE = 105  # characters of 11 points on one line of that width
-MISSING_GLYPH = "missing from font"  # of Matplotlib's warning
-HINT = "no installed font has these characters, boxes stand for them: install fonts-noto-cjk"
 
 
 @cache
@@ -47,27 +44,12 @@ def font_families() -> list[str]:
     return [latin, *(name for name in chinese if name in installed)]
 
 
-@contextmanager
-def _font_hint() -> Iterator[None]:
-    """One warning that says what to install, in place of Matplotlib's for each missing glyph."""
-    with warnings.catch_warnings(record=True) as caught:
-        yield
-    for warning in caught:
-        if MISSING_GLYPH not in str(warning.message):
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-    if any(MISSING_GLYPH in str(warning.message) for warning in caught):
-        warnings.warn(HINT, stacklevel=4)
-        warnings.filterwarnings("ignore", f".*{MISSING_GLYPH}")  # again whenever it is drawn
-
-
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """The function in this style; it takes `title` too: what the figure shows, in bold above it."""
 
     @wraps(draw)
     def draw_styled(*args, title: str = "", **options) -> Figure:
-        with matplotlib.rc_context({**STYLE, "font.family": font_families()}), _font_hint():
+        with matplotlib.rc_context({**STYLE, "font.family": font_families()}):
             figure = draw(*args, **options)
             if title:
                 _add_title(figure, title)

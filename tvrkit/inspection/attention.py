@@ -299,27 +299,6 @@ def mean_cosine(vectors) -> np.ndarray:
     return ((unit.sum(axis=1) ** 2).sum(axis=1) - count) / (count * (count - 1))
 
 
-def attention_lift(
-    attention, tokens: Sequence[tuple[int, Span]], spans: Sequence[Span]
-) -> np.ndarray:
-    """How much more attention some words get than an even spread over the caption's words would
-    give them.
-
-    Args:
-        attention: (Q, L) float >= 0.
-        tokens: (column, span) of the caption's tokens, see `tvrkit.data.text.token_spans`.
-        spans: of the words.
-
-    Returns:
-        (Q,) float, 1 = even; NaN where none of the words was kept.
-    """
-    inside = overlapping([span for _, span in tokens], spans)
-    attention = np.asarray(attention, float)[:, [column for column, _ in tokens]]
-    if not inside.any():
-        return np.full(len(attention), np.nan)
-    return attention[:, inside].sum(axis=1) / attention.sum(axis=1) / inside.mean()
-
-
 def attention_on(attention, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Share (%) of patch attention (N, g, g) on pixels (N, H, W) bool, and those pixels' share of
     the area, (N,).

@@ -7,6 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from tvrkit import files
+from tvrkit.evaluation.statistics import ratio_interval
 
 Interval = tuple[float, float, float]  # value, low, high
 BOUNDS = ["mean", "low", "high"]
@@ -30,34 +31,27 @@ def auc(scores, truth) -> float:
     return float(test.statistic / (truth.sum() * (~truth).sum()))
 
 
-def mean_interval(values, clusters=None, *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of the values that are not NaN and its 95 % percentile bootstrap interval (low, high).
+def mean_interval(values, clusters=None) -> Interval:
+    """Mean of the values that are not NaN and its 95 % interval, see `statistics.ratio_interval`.
 
     Args:
         values: (N,) float.
-        clusters: (N,) labels; values of one label (captions of one video) are averaged first and
-            drawn together.
-        resamples: bootstrap samples.
-        seed: of the draws.
+        clusters: (N,) labels; values of one label (captions of one video) are drawn together.
 
     Returns:
         All NaN where there are fewer than two such values, or clusters.
     """
-    values = np.asarray(values, float)
-    if clusters is not None:
-        values = pd.Series(values).groupby(np.asarray(clusters)).mean().to_numpy()
-    values = values[~np.isnan(values)]
-    mean = float(values.mean()) if len(values) > 1 else float("nan")
-    if len(values) < 2 or np.ptp(values) == 0:
-        return mean, mean, mean
-    options = {"n_resamples": resamples, "method": "percentile", "rng": np.random.default_rng(seed)}
-    bounds = stats.bootstrap((values,), np.mean, **options).confidence_interval
-    return mean, float(bounds.low), float(bounds.high)
+    values = pd.Series(np.asarray(values, float)).dropna()
+    labels = values.index if clusters is None else np.asarray(clusters)[values.index]
+    if len(np.unique(labels)) < 2:
+        return np.nan, np.nan, np.nan
+    return ratio_interval(values, np.ones(len(values)), labels)
 
 
 def format_interval(interval, form: str = "{:.3g}") -> str:
-    """A value and its interval as "1.2 [0.9, 1.5]"; "unknown" where the value is NaN."""
-    return "unknown" if np.isnan(interval[0]) else f"{form} [{form}, {form}]".format(*interval)
+    """A value and, where it is known, its interval as "1.2 [0.9, 1.5]"; "unknown" for NaN."""
+    known = form if np.isnan(interval[1]) else f"{form} [{form}, {form}]"
+    return "unknown" if np.isnan(interval[0]) else known.format(*interval)
 
 
 class Diagnostics(dict[str, Interval]):

@@ -19,7 +19,7 @@ from tvrkit.evaluation.statistics import ratio_interval
 from tvrkit.inspection.attention import EncodedSplit
 from tvrkit.inspection.diagnostics import Interval
 from tvrkit.losses.contrastive import neg_nce
-from tvrkit.losses.miners import margin_negatives, random_negatives, top_k_negatives
+from tvrkit.losses.miners import margin_negatives, top_k_negatives
 
 Masks = Mapping[str, np.ndarray]
 BLOCK = 256  # captions compared with all others at a time
@@ -59,17 +59,13 @@ def caption_likeness(captions: Sequence[str], video_of_caption, *, size: int = 3
     return np.concatenate(best).clip(0, 1)
 
 
-def mined_sets(
-    similarity: np.ndarray, match: np.ndarray, *, seed: int = 0
-) -> dict[str, np.ndarray]:
+def mined_sets(similarity: np.ndarray, match: np.ndarray) -> dict[str, np.ndarray]:
     """What each miner of `tvrkit.losses.miners` mines of (N_t, N_v) scores: "margin" NegNCE's set
-    with margin 0, the others as many per text as that has on average."""
+    with margin 0, "top_k" as many per text as that has on average."""
     pair = torch.from_numpy(similarity), torch.from_numpy(match)
     margin = margin_negatives(*pair)
     count = max(1, round(int(margin.sum()) / len(match)))
-    top_k = top_k_negatives(*pair, k=count)
-    random = random_negatives(*pair, k=count, generator=torch.Generator().manual_seed(seed))
-    return {"margin": margin.numpy(), "top_k": top_k.numpy(), "random": random.numpy()}
+    return {"margin": margin.numpy(), "top_k": top_k_negatives(*pair, k=count).numpy()}
 
 
 def hardest_queries(

@@ -2,14 +2,12 @@
 the words that it guesses."""
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from tvrkit.data.loader import TrainData, train_loader
@@ -42,26 +40,6 @@ def key_numbers(pushed: int, size: int) -> np.ndarray:
     """
     last = pushed - 1 - (pushed - 1 - np.arange(size)) % size
     return np.where(last < 0, -1, last)
-
-
-def momentum_path(weights: Tensor, momentum: float) -> tuple[Tensor, np.ndarray]:
-    """Where a momentum encoder is after T steps, and how far behind it has been.
-
-    slow <- m slow + (1 - m) fast, before each step.
-
-    Args:
-        weights: (T + 1, ...) of the encoder, before the first step and after each.
-        momentum: m.
-
-    Returns:
-        The slow weight, and (T,) its distance to the encoder after each step, as a share of the
-        way that the encoder has gone from its start.
-    """
-    slow, gaps = weights[0], []
-    for before, after in pairwise(weights):
-        slow = momentum * slow + (1 - momentum) * before
-        gaps.append(float((after - slow).norm() / (after - weights[0]).norm()))
-    return slow, np.array(gaps)
 
 
 def queued_keys(

@@ -1,17 +1,11 @@
 """Scored on the truth of shapes: kinds of pairs, swapped factors, contradicting words, pixels."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from tvrkit.data.manifest import Split
-from tvrkit.evaluation.statistics import ALPHA
-from tvrkit.inspection.attention import attention_lift, overlapping, word_spans
-from tvrkit.inspection.diagnostics import Diagnostics, auc
+from tvrkit.inspection.attention import overlapping, word_spans
 from tvrkit.inspection.negatives import LIKE, caption_likeness
-from tvrkit.shapes.scenes import FACTORS
 from tvrkit.shapes.truth import Truth
 
 # of 255: shapes' objects are coloured or white, everything else is nearly grey and dim
@@ -60,51 +54,3 @@ def partial_captions(truth: Truth, caption_ids: pd.Series) -> tuple[np.ndarray, 
     whole = truth.captions.partial_of.loc[caption_ids].to_numpy()
     rows = np.flatnonzero(pd.notna(whole))
     return rows, pd.Index(caption_ids).get_indexer(whole[rows])
-
-
-def concept_preferences(
-    truth: Truth, caption_ids, attention, tokens
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """Which factor's words each of Q concepts prefers, `attention_lift` on average over captions.
-
-    Args:
-        caption_ids: of N captions.
-        attention: (N, Q, L) float >= 0.
-        tokens: N rows of (column, span), see `tvrkit.data.text.token_spans`.
-
-    Returns:
-        (Q, factors) means, and bool where they differ from 1 (t tests, Bonferroni).
-    """
-    lifts: dict[str, list] = {factor: [] for factor in FACTORS}
-    for name, weights, places in zip(caption_ids, attention, tokens, strict=True):
-        for factor, spans in pd.DataFrame(truth.attribute_words(name)).groupby(2):
-            lifts[factor].append(attention_lift(weights, places, spans.to_numpy()))
-    lifts = {factor: rows for factor, rows in lifts.items() if len(rows) > 1}
-    means = pd.DataFrame({factor: np.nanmean(rows, axis=0) for factor, rows in lifts.items()})
-    p = [stats.ttest_1samp(rows, 1, axis=0, nan_policy="omit").pvalue for rows in lifts.values()]
-    return means, np.transpose(p) * means.size < ALPHA
-
-
-def frame_quality(
-    weights: Mapping[str, Sequence[np.ndarray]], shows: Sequence[np.ndarray], top: int
-) -> Diagnostics:
-    """Do frames that show the scene get the weight?
-
-    Args:
-        weights: name -> (F_i,) float for each of N videos; the first are those of the score.
-        shows: (F_i,) bool each, the informative frames.
-        top: how many frames of the highest weight to look at.
-
-    Returns:
-        AUC by name, and the share (%) of the top frames that is informative, also above chance.
-    """
-    numbers, scored = Diagnostics(), next(iter(weights.values()))
-    for name, rows in weights.items():
-        areas = [auc(*pair) for pair in zip(rows, shows, strict=True)]
-        numbers.add("frame AUC" if rows is scored else f"{name} AUC", areas)
-    pairs = zip(scored, shows, strict=True)
-    hits = np.array([100 * np.mean(shown[np.argsort(-row)[:top]]) for row, shown in pairs])
-    numbers.add(f"top-{top} frames informative (%)", hits)
-    above = hits - [100 * np.mean(shown) for shown in shows]
-    numbers.add(f"top-{top} frames informative, above chance (points)", above)
-    return numbers

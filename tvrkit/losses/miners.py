@@ -56,19 +56,3 @@ def top_k_negatives(similarity: Tensor, positives: Tensor, *, k: int = 5) -> Ten
     candidates = similarity.masked_fill(positives, -torch.inf)
     best = candidates.topk(min(k, candidates.shape[1]), dim=1).indices
     return torch.zeros_like(positives).scatter(1, best, True) & ~positives
-
-
-@torch.no_grad()
-def random_negatives(
-    similarity: Tensor, positives: Tensor, *, k: int = 5, generator: torch.Generator | None = None
-) -> Tensor:
-    """`k` negatives of every text drawn uniformly: the baseline a miner has to beat.
-
-    Args:
-        similarity: (N_t, N_v) float; only its shape and device matter.
-        positives: (N_t, N_v) bool.
-        k: negatives per text.
-        generator: source of randomness on the device of `similarity`.
-    """
-    noise = torch.rand(similarity.shape, generator=generator, device=similarity.device)
-    return top_k_negatives(noise, positives, k=k)

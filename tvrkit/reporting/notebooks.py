@@ -81,8 +81,8 @@ def plan(profile: str, run: str, device: str = "cpu", overrides: Sequence[str] =
     for notebook in settings.notebooks:
         for recipe, seed in repeated.get(notebook, [(baseline, first)]):
             part = f"{run}/{recipe}/seed{seed}" if notebook in repeated else run
-            of = recipe, seed, profile, run, device, [*overrides]
-            tasks.append(Task(notebook, files.run(part), *of))
+            arguments = recipe, seed, profile, run, device, [*overrides]
+            tasks.append(Task(notebook, files.run(part), *arguments))
     return tasks
 
 
@@ -176,7 +176,8 @@ def origin(task: Task) -> dict:
     reads."""
     names, root = needed(task), files.run(task.run)
     recipes, given = names + TRAINED_INSIDE.get(task.notebook, []), (task.overrides, task.profile)
-    sources = [task.source] + [files.RECIPES / "sweeps.yaml"] * (task.notebook == ABLATIONS)
+    sources = [task.source, *files.notebooks().glob("*.py")]
+    sources += [files.RECIPES / "sweeps.yaml"] * (task.notebook == ABLATIONS)
     read = [f"{name}/seed*" for name in names] if task.notebook > TRAINING else []
     read += ["ablations/**"] * (task.notebook == ABLATIONS)
     cards = [card for folder in read for card in sorted(root.glob(f"{folder}/run.json"))]

@@ -14,14 +14,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from tvrkit import figures, files
 from tvrkit.evaluation.evaluate import AS_GIVEN
-from tvrkit.evaluation.ranks import DIRECTIONS
+from tvrkit.inspection.diagnostics import format_interval
 from tvrkit.reporting import claims, signs, targets
-from tvrkit.reporting.tables import interval, number, protocol_of, results
+from tvrkit.reporting.tables import cells, protocol_of, results
 from tvrkit.training.runs import Run, sound
 
 ABSENT = "–"
@@ -149,22 +150,15 @@ def _row(row: dict, page: Path, section: str) -> dict[str, str]:
     """One row; what a sub-run's folders say beyond the section stands beside the recipe."""
     run, _, inner = row["name"].partition("/")
     variant = inner.removeprefix(section).strip("/")
-    shown = {"recipe": f"{row['recipe']} · {variant}" if variant else row["recipe"]}
-    if row["selection"] in AS_GIVEN:
-        shown["recipe"] += f" ({row['selection']})"
-    shown["run"] = _link(run, files.run(run) / "index.html", page)
-    for way in DIRECTIONS:
-        shown[f"{way} R@1"] = number(row[f"{way} R@1"], 1, row[f"{way} R@1 sd"])
-        shown[f"{way} 95 %"] = interval(row[f"{way} R@1 low"], row[f"{way} R@1 high"])
-        shown |= {f"{way} {m}": number(row[f"{way} {m}"]) for m in ("R@5", "R@10", "MdR", "MnR")}
-    shown |= {"rsum": number(row["rsum"], 1, row["rsum sd"]), "seeds": str(row["seeds"])}
-    shown |= {"training, s": number(row["seconds"], 0), "memory, MB": number(row["memory_mb"], 0)}
-    shown |= {"parameters": number(row["parameters"], 0), "epoch kept": row["selection"]}
-    cards = [_link(f"seed {run.seed}", run.folder / "run.json", page) for run in row["runs"]]
-    made = [file for run in row["runs"] for file in sorted(run.folder.glob(f"{NUMBERED}.html"))]
+    recipe = f"{row['recipe']} · {variant}" if variant else row["recipe"]
+    given = f" ({row['selection']})" if row["selection"] in AS_GIVEN else ""
+    head = {"recipe": recipe + given, "run": _link(run, files.run(run) / "index.html", page)}
+    folders = [run.folder for run in row["runs"]]
+    made = [file for folder in folders for file in sorted(folder.glob(f"{NUMBERED}.html"))]
     links = [_link(file.stem[:2], file, page) for file in made]
-    shown |= {"device": row["device"], "run cards": Markup(" ").join(cards)}
-    return shown | {"notebooks": Markup(" ").join(links) or ABSENT}
+    cards = [_link(f"seed {run.seed}", run.folder / "run.json", page) for run in row["runs"]]
+    tail = {"run cards": Markup(" ").join(cards), "notebooks": Markup(" ").join(links) or ABSENT}
+    return head | cells(row) | tail
 
 
 def _address(target: Path, page: Path) -> str:
@@ -179,15 +173,15 @@ def _link(text: str, target: Path, page: Path) -> Markup:
 
 def _diagnostics(runs: Sequence[Run]) -> Tables:
     """What notebooks 04 and 05 measured against the truth: a row per number, a column per run."""
-    numbers: dict[str, dict[str, dict]] = {}
+    shown: dict[str, dict[str, str]] = {}
     for run in runs:
         for file in sorted(run.folder.glob("diagnostics_*.json")):
-            for title, value in files.read_json(file).items():
-                numbers.setdefault(title, {})[f"{run.recipe}, seed {run.seed}"] = value
-    rows = [{"number": title, **_written(row)} for title, row in numbers.items()]
-    columns = ["number", *sorted({column for row in numbers.values() for column in row})]
+            for title, ends in files.read_json(file).items():
+                text = format_interval(np.array([*ends.values()], float))
+                shown.setdefault(title, {})[f"{run.recipe}, seed {run.seed}"] = text
+    table = pd.DataFrame(shown).T.sort_index(axis=1).rename_axis("number").reset_index()
     label = f"Mean and 95 % interval; {ABSENT}: the method has no such number"
-    return [(label, pd.DataFrame(rows, columns=columns).fillna(ABSENT))] if rows else []
+    return [(label, table.fillna(ABSENT))] if shown else []
 
 
 def _signs(runs: Sequence[Run]) -> Tables:
@@ -197,17 +191,6 @@ def _signs(runs: Sequence[Run]) -> Tables:
     return [
         (name, table.round(3).reset_index().astype(str)) for name, table in tables if len(table)
     ]
-
-
-def _written(row: dict[str, dict]) -> dict[str, str]:
-    """Digits by the largest mean: shares and areas up to 1 get three, percentages one."""
-    frame = pd.DataFrame(row, index=["mean", "low", "high"]).T.astype(float).dropna(subset="mean")
-    digits = 3 if (frame["mean"].abs() <= 1).all() else 1
-    return {
-        each.Index: f"{each.mean:.{digits}f}"
-        + ("" if pd.isna(each.low) else f" {interval(each.low, each.high, digits)}")
-        for each in frame.itertuples()
-    }
 
 
 def _claims_figure(tested: pd.DataFrame, root: Path) -> str | None:
@@ -232,23 +215,17 @@ def _not_shown(root: Path) -> dict[str, list[str]]:
     return lists
 
 
-def _by_notebook(root: Path, pattern: str) -> dict[str, dict[str, list[tuple[str, str]]]]:
-    """{notebook: {recipe, or "" for the run's own: [(label, link)]}} of the files that notebooks
-    left.
-
-    A figure's label is its name, a page's the seed it was made with.
-    """
-    pages = {page.stem[:2]: page.stem for page in sorted(root.rglob(f"{NUMBERED}.html"))}
-    paths = [*root.glob(pattern), *root.glob(f"*/seed*/{pattern}")]
-    left: dict[str, dict[str, list[tuple[str, str]]]] = {}
-    for path in sorted(paths, key=lambda path: (path.stem[:2], str(path))):
+def _by_notebook(root: Path, pattern: str) -> list[dict[str, str]]:
+    """The files that notebooks left: notebook, recipe ("" for the run's own), label (name of a
+    figure, seed), link."""
+    names = {page.stem[:2]: page.stem.replace("_", " ") for page in root.rglob(f"{NUMBERED}.html")}
+    left = []
+    for path in sorted([*root.glob(pattern), *root.glob(f"*/seed*/{pattern}")]):
         recipe, _, inner = path.relative_to(root).as_posix().rpartition("/seed")
-        seed = f"seed {inner.split('/')[0]}" if recipe else ""
         name = "" if path.suffix == ".html" else path.stem.replace("_", " ")
-        label = " · ".join(filter(None, [name, seed])) or "open"
-        notebook = pages.get(path.stem[:2], path.stem[:2]).replace("_", " ")
-        labels = left.setdefault(notebook, {}).setdefault(recipe, [])
-        labels.append((label, _address(path, root)))
+        label = " · ".join(filter(None, [name, recipe and f"seed {inner.split('/')[0]}"]))
+        about = {"notebook": names.get(path.stem[:2], path.stem[:2]), "recipe": recipe}
+        left.append(about | {"label": label or "open", "link": _address(path, root)})
     return left
 
 

@@ -5,7 +5,6 @@
 reports/reference: a new run changes the sentences by itself.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from tvrkit import files
 from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.factors import per_factor_accuracy
+from tvrkit.inspection.diagnostics import format_interval
 from tvrkit.reporting import pages, signs, sweeps, tables, targets
 from tvrkit.reporting.tables import interval, number
 from tvrkit.training.runs import Run
@@ -38,11 +38,11 @@ def title(recipe: str) -> str:
 def trained(run: str, given: bool = False) -> dict[str, list[Run]]:
     """The run's own recipes that were trained, by seed, best rsum first; with `given` those, too,
     whose weights were scored as they are."""
-    found: dict[str, list[Run]] = {}
+    by_recipe: dict[str, list[Run]] = {}
     for each in pages.sections(run).get("", []):
         if given or each.card["selection"] not in AS_GIVEN:
-            found.setdefault(each.recipe, []).append(each)
-    return dict(sorted(found.items(), key=lambda item: -tables.summary(item[1])["rsum"]))
+            by_recipe.setdefault(each.recipe, []).append(each)
+    return dict(sorted(by_recipe.items(), key=lambda item: -tables.summary(item[1])["rsum"]))
 
 
 def results(run: str) -> str:
@@ -50,29 +50,25 @@ def results(run: str) -> str:
     told: Markdown."""
     recipes = trained(run)
     first = next(iter(recipes.values()))[0]
-    shown = {title(recipe): _accuracy(tables.summary(seeds)) for recipe, seeds in recipes.items()}
     alone = [each for each in pages.sections(run)[""] if each.card["selection"] == "zero-shot"]
-    if alone:
-        shown["backbone alone, not trained on videos"] = _accuracy(tables.summary(alone))
-    shown["chance"] = _accuracy({f"{way} R@1": 100 / first.metrics["videos"] for way in WAYS})
-    shown["ceiling: a perfect reader, who guesses where several fit"] = _accuracy(
-        {f"{way} R@1": first.metrics[f"{way} R@1 ceiling"] for way in WAYS}
-    )
-    made = [pd.DataFrame(shown).T.rename_axis("test split, raw scores"), factors(recipes)]
+    named = {title(recipe): seeds for recipe, seeds in recipes.items()}
+    named |= {"backbone alone, not trained on videos": alone} if alone else {}
+    table = pd.DataFrame({name: _accuracy(seeds) for name, seeds in named.items()}).T
+    known = [number(first.metrics[f"{way} R@1 ceiling"]) for way in WAYS]
+    table.loc["chance"] = [number(100 / first.metrics["videos"])] * 2 + [pages.ABSENT]
+    table.loc["ceiling: a perfect reader, who guesses where several fit"] = [*known, pages.ABSENT]
+    made = [table.rename_axis("test split, raw scores"), factors(recipes)]
     parts = [pages.as_markdown(table.reset_index()) for table in made if len(table)]
     return "\n\n".join([*parts, _verdicts(recipes), control(run), absent(run)])
 
 
-def _accuracy(row: dict) -> dict[str, str]:
-    """Cells of R@1 both ways and rsum, as far as they are known."""
-    cells = {}
-    for way in WAYS:
-        cell = number(row[f"{way} R@1"], 1, row.get(f"{way} R@1 sd", np.nan))
-        if f"{way} R@1 low" in row:
-            cell += " " + interval(row[f"{way} R@1 low"], row[f"{way} R@1 high"])
-        cells[f"{WAYS[way]}, R@1"] = cell
-    rsum = number(row["rsum"], 1, row["rsum sd"]) if "rsum" in row else pages.ABSENT
-    return cells | {"rsum": rsum}
+def _accuracy(seeds: Sequence[Run]) -> dict[str, str]:
+    """Cells of R@1 both ways and rsum."""
+    cells = tables.cells(tables.summary(seeds))
+    accuracy = {
+        f"{WAYS[way]}, R@1": f"{cells[f'{way} R@1']} {cells[f'{way} 95 %']}" for way in WAYS
+    }
+    return accuracy | {"rsum": cells["rsum"]}
 
 
 def factors(recipes: dict[str, list[Run]]) -> pd.DataFrame:
@@ -117,18 +113,16 @@ def evaluation(run: str) -> list[str]:
     """Notebook 03 in sentences."""
     recipes = trained(run) or trained(run, given=True)
     metrics = next(iter(recipes.values()))[0].metrics
-    numbers = {
-        way: ", ".join(
-            f"{title(recipe)} {_accuracy(tables.summary(seeds))[f'{long}, R@1']}"
-            for recipe, seeds in recipes.items()
-        )
-        for way, long in WAYS.items()
-    }
+    accuracy = {title(recipe): _accuracy(seeds) for recipe, seeds in recipes.items()}
+    numbers = "; ".join(
+        f"{way}: " + ", ".join(f"{name} {row[f'{way}, R@1']}" for name, row in accuracy.items())
+        for way in WAYS.values()
+    )
     bounds = f"chance is {100 / metrics['videos']:.1f}"
     if ceiling := metrics.get("t2v R@1 ceiling"):
         bounds += f", a perfect reader reaches {ceiling:.1f} text to video"
     return [
-        f"R@1 text to video: {numbers['t2v']}; video to text: {numbers['v2t']}; {bounds}.",
+        f"R@1 {numbers}; {bounds}.",
         _verdicts(recipes) if len(recipes) > 1 else "One recipe: nothing to compare.",
         _blind(recipes),
         *targets.sentences(run),
@@ -182,17 +176,19 @@ def training(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
 
 def _diagnostics(run: str, number: str, recipe: str, seed: int) -> dict[str, dict]:
     path = files.run(run) / recipe / f"seed{seed}" / f"diagnostics_{number}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return files.read_json(path) if path.exists() else {}
 
 
 def _listed(numbers: dict[str, dict], names: Sequence[str], digits: int = 1) -> str:
     """Numbers by title, with intervals, of those that were measured."""
-    known = {name: numbers[name] for name in names if numbers.get(name, {}).get("mean") is not None}
-    listed = [
-        f"{name} {row['mean']:.{digits}f} {interval(row['low'], row['high'], digits)}"
-        for name, row in known.items()
+    ends = {name: np.array([*numbers[name].values()], float) for name in names if name in numbers}
+    form = f"{{:.{digits}f}}"
+    known = [
+        f"{name} {format_interval(each, form)}"
+        for name, each in ends.items()
+        if not np.isnan(each[0])
     ]
-    return "; ".join(listed) or "not measured"
+    return "; ".join(known) or "not measured"
 
 
 def mining(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
@@ -230,17 +226,17 @@ def attention(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]
 
 def control(run: str) -> str:
     """The sweep `time` in a sentence: whether time can be seen in this world, and by whom."""
-    told = []
+    shares = []
     for variant, seeds in sweeps.finished("time", run).items():
         accuracy = per_factor_accuracy([*seeds.values()]).set_index("factor")
         if "direction" in accuracy.index:
             row = accuracy.loc["direction"]
-            told.append(f"{variant} {row.accuracy:.0f} % [{row.low:.0f}, {row.high:.0f}]")
-    if not told:
+            shares.append(f"{variant} {row.accuracy:.0f} % [{row.low:.0f}, {row.high:.0f}]")
+    if not shares:
         return "The control, whether time matters here (sweep `time`), was not run."
     return (
         "Control: of a video and the same played backwards, CLIP4Clip scores the right one higher "
-        f"in this share of pairs (chance 50 %): {', '.join(told)}."
+        f"in this share of pairs (chance 50 %): {', '.join(shares)}."
     )
 
 
@@ -264,7 +260,9 @@ def ablations(run: str) -> list[str]:
         f"{tables.verdicts(rows, 'weights')})"
         for part, rows in (parts.groupby(level=0, sort=False) if len(parts) else ())
     ]
-    tested, weights, recipes = sweeps.tally(tests)
+    every = pd.concat(tests)
+    certain = ~every.reindex(columns=["weights", "recipe"]).isin(statistics.UNTOLD)
+    differs = certain.groupby(level=[0, 1]).any()
     differ = [
         f"{name} {row.Index} {row.metric} {row.difference:+.1f}"
         for name, table in tests.items()
@@ -274,7 +272,8 @@ def ablations(run: str) -> list[str]:
     return [
         control(run),
         f"DMAE with each part minus without it, {'; '.join(lines) or 'nothing to compare yet'}.",
-        f"Of {tested} variants {recipes} differ from their reference as recipes, {weights} as the "
+        f"Of {len(differs)} variants {differs['recipe'].sum()} differ from their reference as "
+        f"recipes, {differs['weights'].sum()} as the "
         f"weights that were trained. As recipes: {', '.join(differ) or 'none'}.",
     ]
 

@@ -2,8 +2,7 @@
 reference.
 
 `recipes/sweeps.yaml` says which. The runs of a variant are in
-reports/<run>/ablations/<sweep>/<variant>/, each with a sweep.json beside its run.json that says
-among how many at a time it was started. Variants of several sweeps with equal settings are one:
+reports/<run>/ablations/<sweep>/<variant>/. Variants of several sweeps with equal settings are one:
 they share the folder of the first of them in the file.
 """
 
@@ -12,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -35,16 +34,7 @@ from tvrkit.training import runs
 from tvrkit.training.runs import Run
 
 POLL = 0.1  # seconds between looks at processes that were told to end
-FORMATS = {  # of a table's columns: the title that a reader sees, and how a value is written
-    "t2v R@1": ("t2v R@1", "{:.1f}"),
-    "t2v R@1 sd": ("sd", "± {:.1f}"),
-    "v2t R@1": ("v2t R@1", "{:.1f}"),
-    "rsum": ("rsum", "{:.0f}"),
-    "seconds": ("time (s)", "{:.0f}"),
-    "memory_mb": ("memory (MB)", "{:.0f}"),
-    "threads": ("threads", "{}"),
-    "jobs": ("jobs", "{}"),
-}
+COST = ["training, s", "memory, MB"]
 
 
 @settings
@@ -62,7 +52,6 @@ class Sweep:
         variants: name -> overrides.
         parts: name -> overrides that take it out; a variant for each combination of parts, its name
             theirs joined by "-".
-        log: the values are shown on a logarithmic axis.
         seeds: of each variant.
     """
 
@@ -74,7 +63,6 @@ class Sweep:
     values: list[int | float] = field(default_factory=list)
     variants: dict[str, list[str]] = field(default_factory=dict)
     parts: dict[str, list[str]] = field(default_factory=dict)
-    log: bool = False
     seeds: list[int] = field(default_factory=list)
 
     @property
@@ -244,7 +232,6 @@ def _train(
 ) -> str | None:
     """Why the run failed, in a line, or None."""
     place = places.get()
-    files.write_json(task.folder / "sweep.json", {"jobs": jobs})
     threads = str(max(1, torch.get_num_threads() // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1", **place}
     quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
@@ -323,27 +310,13 @@ def _without(part: str, variant: str) -> str:
 
 
 def results(name: str, run: str) -> pd.DataFrame:
-    """One row per variant with finished runs: accuracy, and what it cost.
-
-    Returns:
-        DataFrame, index variant: `tables.summary`, threads, jobs (runs at a time, while it was
-        timed).
+    """`tables.summary` of each variant with finished runs, index variant.
 
     Raises:
         ValueError: as `finished`.
     """
-    rows = {}
-    for variant, seeds in finished(name, run).items():
-        notes = [files.read_json(each.folder / "sweep.json") for each in seeds.values()]
-        rows[variant] = tables.summary([*seeds.values()]) | {
-            "threads": _listed(each.card["torch_threads"] for each in seeds.values()),
-            "jobs": _listed(note["jobs"] for note in notes),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
-
-
-def _listed(values: Iterable) -> str:
-    return " ".join(sorted({str(value) for value in values}))
+    done = {each: tables.summary([*seeds.values()]) for each, seeds in finished(name, run).items()}
+    return pd.DataFrame.from_dict(done, orient="index").rename_axis("variant")
 
 
 def tests(name: str, run: str) -> pd.DataFrame:
@@ -388,57 +361,27 @@ def paired_tests(sides: Mapping[Any, tuple[list, list]]) -> pd.DataFrame:
     return statistics.with_verdicts(table).reset_index("metric")
 
 
-def overview(run: str, profile: str | None = None) -> pd.DataFrame:
-    """What has been trained of each sweep: recipe, runs there, planned, and the command for the
-    rest."""
-    rows = []
-    for name, sweep in load_all().items():
-        tasks = plan(name, run=run, profile=profile)
-        done = sum(len(seeds) for seeds in finished(name, run).values())
-        rest = "" if done >= len(tasks) else training_command(name, run, profile)
-        rows.append((name, sweep.recipe, done, len(tasks), rest))
-    columns = ["sweep", "recipe", "runs there", "planned", "to train the rest"]
-    return pd.DataFrame(rows, columns=columns).set_index("sweep")
-
-
 def training_command(name: str, run: str, profile: str | None = None) -> str:
     """What trains a sweep, as it is typed."""
     return f"tvrkit sweep {name} --run {run}" + (f" --profile {profile}" if profile else "")
 
 
 def shown(name: str, run: str) -> pd.DataFrame:
-    """`results` and `tests` as a reader sees them: digits, signs and short titles."""
+    """`results` and `tests` as a reader sees them: what a variant reaches, by how much that differs
+    from the reference, and what it costs."""
     accuracy, tested = results(name, run), tests(name, run)
-    columns = {
-        title: accuracy[column].astype(object).map(form.format, na_action="ignore")
-        for column, (title, form) in FORMATS.items()
-    }
+    compared: dict[str, pd.Series] = {}
     for metric, rows in tested.groupby("metric", sort=False) if len(tested) else ():
-        columns[f"{metric}, difference"] = rows.apply(tables.difference, axis=1)
+        compared[f"{metric}, difference"] = rows.apply(tables.difference, axis=1)
     for about in ("recipe", "weights") if len(tested) else ():
-        columns[about] = tested.groupby(level=0).apply(tables.verdicts, about)
-    order = [title for title, _ in FORMATS.values()]
-    order[4:4] = [column for column in columns if column not in order]
-    table = pd.DataFrame(columns, accuracy.index, dtype=object)
-    return table[order].fillna("").rename_axis("variant")
+        compared[about] = tested.groupby(level=0).apply(tables.verdicts, about)
+    texts = pd.DataFrame(list(map(tables.cells, accuracy.to_dict("records"))), accuracy.index)
+    table = texts.join(pd.DataFrame(compared, dtype=object))
+    return table[["t2v R@1", "v2t R@1", "rsum", *compared, *COST]].fillna("")
 
 
 def figure(name: str, run: str) -> Figure:
-    """`results` of a sweep as a figure: R@1 of its variants both ways, with intervals."""
-    sweep, table = load(name), results(name, run)
-    axis = {"x": table.index.astype(float), "xlabel": sweep.key} if sweep.key else {}
-    axis |= {"reference": sweep.reference, "log": sweep.log, "title": sweep.question}
-    panels = {}
-    for way, title in (("t2v", "text to video"), ("v2t", "video to text")):
-        columns = [f"{way} R@1{end}" for end in ("", " low", " high")]
-        panels[f"{title}, R@1 (%)"] = table[columns].to_numpy()
-    return figures.ablation(list(table.index), panels, **axis)
-
-
-def tally(tests: Mapping[str, pd.DataFrame]) -> tuple[int, int, int]:
-    """How many variants of all sweeps were tested; how many differ from their reference in some
-    metric, these weights; and how many do as recipes."""
-    every = pd.concat(tests.values(), keys=tests.keys())
-    differ = ~every.reindex(columns=["weights", "recipe"]).isin(statistics.UNTOLD)
-    variants = differ.groupby(level=[0, 1]).any()
-    return len(variants), int(variants["weights"].sum()), int(variants["recipe"].sum())
+    """`tests` of a sweep as a figure: what each variant gains over the reference."""
+    sweep = load(name)
+    minus = f"difference to {sweep.reference} (points)"
+    return figures.forest_plot(tests(name, run), xlabel=minus, title=sweep.question)

@@ -6,6 +6,7 @@ Runs stand in one table only where they share a protocol (`protocol_of`).
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,7 @@ from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.training.runs import Run, find
 
-METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
-MEANS = [*(f"{direction} {metric}" for direction in DIRECTIONS for metric in METRICS), "rsum"]
+MEANS = [*(f"{way} {metric}" for way in DIRECTIONS for metric in compare.METRICS), "rsum"]
 
 
 def run_name(run: Run) -> str:
@@ -62,8 +62,7 @@ def comparable(run: str, first: Run, seeds: Sequence[int]) -> dict[str, list[Run
 def results(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per recipe of each run folder, best text-to-video R@1 first.
 
-    Columns: name (`run_name`), recipe, selection, runs (its seeds, by seed), those of `summary`,
-    parameters, device.
+    Columns: name (`run_name`), recipe, runs (its seeds, by seed), and those of `summary`.
 
     Raises:
         ValueError: the runs are of several protocols.
@@ -74,34 +73,45 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
         groups.setdefault((run_name(run), run.recipe, run.card["selection"]), []).append(run)
-    rows = []
-    for (name, recipe, selection), seeds in sorted(groups.items()):
-        row = {"name": name, "recipe": recipe, "selection": selection, "runs": seeds}
-        devices = ", ".join(dict.fromkeys(run.card["device"] for run in seeds))
-        row |= {"parameters": seeds[0].card["parameters"], "device": devices}
-        rows.append(row | summary(seeds))
+    rows = [
+        {"name": name, "recipe": recipe, "runs": seeds} | summary(seeds)
+        for (name, recipe, _), seeds in sorted(groups.items())
+    ]
     order = {"by": "t2v R@1", "ascending": False, "kind": "stable", "ignore_index": True}
     return pd.DataFrame(rows).sort_values(**order)
 
 
-def summary(seeds: Sequence[Run]) -> dict[str, float]:
+def summary(seeds: Sequence[Run]) -> dict[str, Any]:
     """What the runs of one recipe say together.
 
     Returns:
         seeds (their number); the mean of each metric ("t2v R@1", ..., "rsum"); "t2v R@1 sd",
         "v2t R@1 sd" and "rsum sd" (sample standard deviation over seeds, NaN for one);
         "t2v R@1 low" and "... high", and of v2t (95 % interval: test videos resampled, all seeds
-        pooled); seconds (training, mean), memory_mb (largest).
+        pooled); seconds (training, mean), memory_mb (largest), parameters, selection, device.
     """
-    metrics, cards = [run.metrics for run in seeds], [run.card for run in seeds]
-    row: dict[str, float] = {"seeds": len(seeds)}
-    row |= {name: float(np.mean([each[name] for each in metrics])) for name in MEANS}
-    for name in ("t2v R@1", "v2t R@1", "rsum"):
-        row[f"{name} sd"] = float(pd.Series([each[name] for each in metrics]).std())
+    metrics = pd.DataFrame([run.metrics for run in seeds])
+    cards = pd.DataFrame([run.card for run in seeds])
+    row: dict[str, Any] = {"seeds": len(seeds), **metrics[MEANS].mean()}
+    row |= metrics[["t2v R@1", "v2t R@1", "rsum"]].std().add_suffix(" sd").to_dict()
     for way in DIRECTIONS:
         row[f"{way} R@1 low"], row[f"{way} R@1 high"] = _interval(seeds, way)
-    row["seconds"] = float(np.mean([card["train_seconds"] for card in cards]))
-    return row | {"memory_mb": max(card["peak_memory_mb"] for card in cards)}
+    row |= {"seconds": cards["train_seconds"].mean(), "memory_mb": cards["peak_memory_mb"].max()}
+    row |= cards.loc[0, ["parameters", "selection"]].to_dict()
+    return row | {"device": ", ".join(cards["device"].unique())}
+
+
+def cells(row: dict) -> dict[str, str]:
+    """A `summary` as a reader sees it."""
+    shown = {}
+    for way in DIRECTIONS:
+        shown[f"{way} R@1"] = number(row[f"{way} R@1"], 1, row[f"{way} R@1 sd"])
+        shown[f"{way} 95 %"] = interval(row[f"{way} R@1 low"], row[f"{way} R@1 high"])
+        shown |= {f"{way} {m}": number(row[f"{way} {m}"]) for m in compare.METRICS[1:]}
+    shown |= {"rsum": number(row["rsum"], 1, row["rsum sd"]), "seeds": str(row["seeds"])}
+    shown |= {"training, s": number(row["seconds"], 0), "memory, MB": number(row["memory_mb"], 0)}
+    shown |= {"parameters": number(row["parameters"], 0), "epoch kept": row["selection"]}
+    return shown | {"device": row["device"]}
 
 
 def _interval(seeds: Sequence[Run], direction: str) -> list[float]:

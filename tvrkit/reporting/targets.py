@@ -4,7 +4,7 @@ import pandas as pd
 
 from tvrkit.evaluation.compare import published_results
 from tvrkit.reporting import tables
-from tvrkit.reporting.tables import interval, number
+from tvrkit.reporting.tables import number
 from tvrkit.training.runs import Run, find
 
 COLUMNS = ["recipe", "metric", "ours", "published", "verdict", "source"]
@@ -30,11 +30,13 @@ def table(run: str) -> pd.DataFrame:
     for recipe in dict.fromkeys(each.recipe for each in done):
         seeds = [each for each in done if each.recipe == recipe]
         ours = tables.summary(seeds)
+        cells = tables.cells(ours)
         for row in (row for row in known if recipe in row["recipes"].split()):
-            name, source = f"{row['direction']} R@1", f"{row['source']} ({row['trust']})"
-            ends = ours[f"{name} low"], ours[f"{name} high"]
-            said = "; ".join([verdict(*ends, row["R@1"]), *_doubts(seeds[0], row)])
-            shown = f"{number(ours[name], 1, ours[f'{name} sd'])} {interval(*ends)}"
+            way, source = row["direction"], f"{row['source']} ({row['trust']})"
+            name, interval = f"{way} R@1", cells[f"{way} 95 %"]
+            where = verdict(ours[f"{name} low"], ours[f"{name} high"], row["R@1"])
+            said = "; ".join([where, *_doubts(seeds[0], row)])
+            shown = f"{cells[name]} {interval}"
             rows.append((recipe, name, shown, number(row["R@1"]), said, source))
     return pd.DataFrame(rows, columns=COLUMNS)
 

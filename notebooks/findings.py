@@ -1,15 +1,17 @@
 """Where released code parts from its paper: one small function a finding, which measures both.
 
+Notebook 08 shows them; they are no part of the package, which computes what the papers mean.
 `stated` is the table of all; `FINDINGS` holds by number what measures them, and `table` measures
-all on one `Case`. What a setting of the
-kit reproduces is measured through that setting; where the kit has only the repair, the function
-imitates what the released code does. Settings that `fidelity` sets are named behind it.
+all on one `Case`. What a setting of the kit reproduces is measured through that setting; where the
+kit has only the repair, the function imitates what the released code does. Settings that `fidelity`
+sets are named behind it.
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, wraps
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvrkit import files
 from tvrkit.data.augmentation import AUGMENTATIONS
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, positives, uniform
 from tvrkit.data.text import KeywordMasker, Tagger, token_spans, tokenise
@@ -36,7 +37,7 @@ from tvrkit.settings import EvalConfig, TrainConfig
 from tvrkit.training.optim import BertAdam, build_optimizer, parameter_groups
 
 BLOCK, PART = 16, 8  # released TPM-CL computes blocks of 16 pairs in parts of 8
-TABLE = files.ASSETS / "findings.csv"
+TABLE = Path(__file__).with_name("findings.csv")
 BLUE_SHIFT = (0.4578275 - 0.40821073) / 0.27577711  # green's mean for blue's, in deviations
 Values = Sequence[float | int | str]  # released, corrected
 
@@ -112,7 +113,7 @@ def finding(number: int, released: Any = "released", corrected: Any = "corrected
 
 
 def stated() -> pd.DataFrame:
-    """`assets/findings.csv`, all findings by number: `where` (the method or its part), `what` (the
+    """`findings.csv`, all findings by number: `where` (the method or its part), `what` (the
     quantity), `released` and `corrected` (empty where they are measured), `keyword` (what chooses
     between both, or where the kit's repair is), `source` (repository at a commit, file and line or
     function)."""

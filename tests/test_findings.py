@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from notebooks import findings
 from tvrkit.data.batch import TextVideoBatch
 from tvrkit.data.text import Tagger, tokenise
-from tvrkit.inspection import findings
 from tvrkit.models import METHODS
 from tvrkit.models.backbone import create_backbone
 from tvrkit.settings import BackboneConfig
