@@ -105,7 +105,7 @@ def test_a_stop_is_saved_at_the_end_of_its_step(tmp_path, whole, number):
     lines = []
     with pytest.raises(KeyboardInterrupt):
         trainer(kind=Stopped).fit(tmp_path, lambda state: {}, lines.append)
-    assert lines == ["stopped at step 1, saved"]
+    assert lines == ["stopped at step 1, saved: the same command goes on"]
     resumed = trainer()
     resumed.fit(tmp_path, lambda state: {"score": 1.0}, lines.append)
     assert lines[1] == "resumed at epoch 1, step 2"

@@ -210,7 +210,7 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         if any(processes.collect([self.stop_asked()])):
             self._save()
-            self.report(f"stopped at step {self.state.step}, saved")
+            self.report(f"stopped at step {self.state.step}, saved: the same command goes on")
             raise KeyboardInterrupt
 
     def _save_if_due(self) -> None:
