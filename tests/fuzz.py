@@ -292,7 +292,7 @@ def run_folders(folder: Path):
             return FELL
         # without its card a run is not finished, and said to be so by `pages.write_index`
         if "other" not in found:
-            return one_line(runs.Run(other.folder).damage()) and NOTICED
+            return NOTICED if one_line(runs.Run(other.folder).damage()) else FELL
         every = runs.Run(other.folder).damage(every=True, redraw=True)
         if every or found != scores:
             return NOTICED if every else FELL

@@ -272,6 +272,7 @@ CURVES = {
     "empty": "",
     "no rows": "epoch,score\n",
     "no epoch": "a\n1\n",
+    "ragged": "a,b\n1\n1,2,3\n",
     "words": "epoch,x\n0,<b>\n",
 }
 

@@ -112,7 +112,8 @@ class Run:
                 resamples = self.config.eval.bootstrap
                 _compare(self.metrics, intervals(self.ranks, self.clusters, resamples))
         except Exception as error:  # whatever a stranger's file raises: it must stop nobody else
-            return str(error) if isinstance(error, ValueError | OSError) else repr(error)
+            told = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+            return " ".join(told.split())  # pandas ends its lines
         return ""
 
     def _check_shown(self) -> None:
@@ -124,8 +125,7 @@ class Run:
         texts += [data["protocol"], data["split_hash"][split], metrics["language"], metrics["ties"]]
         numbers = [card[name] for name in ("seed", "parameters", "train_seconds", "peak_memory_mb")]
         numbers += [metrics[f"{way} R@1 {end}"] for way in DIRECTIONS for end in ("low", "high")]
-        shown, kind = (texts + metrics["missing"], numbers), tuple[list[str], list[float]]
-        checked(shown, kind, "run.json and metrics.json")
+        checked((texts + metrics["missing"], numbers), tuple[list[str], list[float]], "run.json")
         if "curve.csv" in card["artefacts"]:
             self.curve.drop(columns="split", errors="ignore").astype(float)["epoch"].iloc[-1]
         for path in self.folder.glob("diagnostics_*.json"):
