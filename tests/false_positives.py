@@ -1,13 +1,13 @@
 """How often is a recipe called better that is not? `python -m tests.false_positives` prints it.
 
 Two recipes of equal skill are trained with some seeds each and tested on some videos, over again.
-What they find is drawn from a latent score of each query,
+What they find is drawn from a latent score of each of the run's queries,
 
     found = video + recipe x video + seed + rest > threshold,
 
 whose parts have the spread that the committed reference run shows: how often the runs of two
 recipes, and two seeds of one, agree on a query, and how much R@1 moves between seeds beyond that.
-Counted are false verdicts of `statistics.sign_flip_test` on the pooled seeds (about the weights),
+Queries are grouped in the run's families of videos, as the tests group them. Counted are false verdicts of `statistics.sign_flip_test` on the pooled seeds (about the weights),
 of Welch's t test on one number a seed, and of `statistics.paired_test` (seeds and videos).
 """
 
@@ -25,14 +25,13 @@ from tvrkit.training.runs import Run
 
 ROOT = Path(__file__).parents[1] / "reports" / "reference"
 SEEDS = (2, 3, 4, 5, 6, 8)
-VIDEOS, CAPTIONS, WORLDS = 400, 4, 600
+WORLDS = 600
 
 
 def groups(root: Path = ROOT) -> list[list[Run]]:
-    """Runs of one recipe that differ in their seed alone; DMAE as released finds nothing."""
-    folders = {card.parents[1] for card in root.rglob("seed*/run.json")}
-    kept = (folder for folder in sorted(folders) if "released/dmae" not in str(folder))
-    runs = ([Run(path.parent) for path in folder.glob("seed*/run.json")] for folder in kept)
+    """Runs of one recipe that differ in their seed alone."""
+    folders = sorted({card.parents[1] for card in root.rglob("seed*/run.json")})
+    runs = ([Run(path.parent) for path in folder.glob("seed*/run.json")] for folder in folders)
     return [group for group in runs if len(group) > 1]
 
 
@@ -71,27 +70,27 @@ def estimated(runs: list[list[Run]], main: list[list[Run]]) -> dict[str, float]:
     return spread | {"seed": seed_variance(runs, "t2v R@1") ** 0.5 / slope, "R@1": 100 * rate}
 
 
-def world(spread: dict[str, float], seeds: int, shift: float, rng) -> list[np.ndarray]:
-    """Hits of two recipes, (seeds, VIDEOS) int each; the first is better by `shift` of the
-    score."""
+def world(spread: dict[str, float], cluster: np.ndarray, seeds: int, shift: float, rng) -> list:
+    """Hits of two recipes by cluster, (seeds, C) int each; the first is better by `shift` of the
+    score. `cluster` (Q,) int: of each query."""
 
     def draw(name, *shape):
         return spread[name] * rng.normal(size=shape)
 
-    cut, video, found = stats.norm.ppf(spread["R@1"] / 100), draw("video", VIDEOS, CAPTIONS), []
+    cut, video, found = stats.norm.ppf(spread["R@1"] / 100), draw("video", len(cluster)), []
     for better in (shift, 0.0):
-        score = video + draw("recipe x video", VIDEOS, CAPTIONS) + draw("seed", seeds, 1, 1)
-        score = score + draw("rest", seeds, VIDEOS, CAPTIONS) + better
-        found.append((score > -cut).sum(-1))
+        score = video + draw("recipe x video", len(cluster)) + draw("seed", seeds, 1)
+        score = score + draw("rest", seeds, len(cluster)) + better
+        found.append(np.array([np.bincount(cluster, hits) for hits in score > -cut]))
     return found
 
 
-def told(spread: dict[str, float], seeds: int, shift: float = 0.0, worlds: int = WORLDS) -> dict:
+def told(spread, cluster, seeds: int, shift: float = 0.0, worlds: int = WORLDS) -> dict:
     """Share (%) of worlds in which each test tells two recipes apart at 5 %."""
-    rng, sizes = np.random.default_rng(seeds), np.full(VIDEOS, CAPTIONS)
+    rng, sizes = np.random.default_rng(seeds), np.bincount(cluster)
     p_values = []
     for _ in range(worlds):
-        a, b = world(spread, seeds, shift, rng)
+        a, b = (hits.astype(np.int64) for hits in world(spread, cluster, seeds, shift, rng))
         test = statistics.paired_test(a, b, sizes)
         welch = stats.ttest_ind(a.sum(1), b.sum(1), equal_var=False).pvalue
         p_values.append((test["p_weights"], welch, test["p_recipe"]))
@@ -106,9 +105,9 @@ def table(worlds: int = WORLDS) -> tuple[dict[str, float], pd.DataFrame]:
     main = [group for group in runs if group[0].folder.parents[1] == ROOT]
     spread = estimated(runs, main)
     slope = stats.norm.pdf(stats.norm.ppf(spread["R@1"] / 100))
-    rows = {}
+    cluster, rows = main[0][0].clusters["t2v"], {}
     for seeds, (kind, points) in product(SEEDS, (("false", 0.0), ("3 points found", 3.0))):
-        share = told(spread, seeds, points / 100 / slope, worlds)
+        share = told(spread, cluster, seeds, points / 100 / slope, worlds)
         rows.setdefault(seeds, {}).update({f"{kind}: {name}": x for name, x in share.items()})
     return spread, pd.DataFrame(rows).T.rename_axis("seeds")
 

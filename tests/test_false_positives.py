@@ -16,9 +16,10 @@ def test_latent_correlation_is_found_again():
 
 def test_a_large_difference_is_told_and_luck_of_seeds_fools_only_the_weights():
     spread = {"video": 0.8, "recipe x video": 0.3, "rest": 0.4, "seed": 0.3, "R@1": 40.0}
-    found = false_positives.told(spread, 6, shift=2.0, worlds=20)
+    cluster = np.arange(1600) // 4
+    found = false_positives.told(spread, cluster, 6, shift=2.0, worlds=20)
     assert set(found.values()) == {100.0}
-    false = false_positives.told(spread, 3, worlds=100)
+    false = false_positives.told(spread, cluster, 3, worlds=100)
     assert false["weights (sign flip)"] > 30
     assert false["recipe (seeds and videos)"] <= 10
 
