@@ -267,7 +267,8 @@ def run_folders(folder: Path):
     os.environ["TVRKIT_HOME"] = str(folder)
     honest, other = finished_run("honest"), finished_run("other", skill=9.0)
     files.write_text(other.folder / "curve.csv", "epoch,split,score\n0,val,1.0\n1,val,2.0\n")
-    files.write_json(other.folder / "diagnostics_04.json", {"area": {"mean": 0.5, "low": None}})
+    area = {"mean": 0.5, "low": None, "high": 0.75}
+    files.write_json(other.folder / "diagnostics_04.json", {"area": area})
     write_card(other.folder, other.card)
     saved = folder / "saved"
     shutil.copytree(other.folder, saved)

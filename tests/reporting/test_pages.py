@@ -248,6 +248,7 @@ def test_what_is_not_finished_is_named_and_in_no_table(home):
         ("diagnostics_04.json", b"{"),
         ("diagnostics_04.json", b'{"area": 1}'),
         ("diagnostics_04.json", b'{"area": {"mean": "<b>"}}'),
+        ("diagnostics_04.json", b'{"area": {"mean": 0.5, "low": 1.5}}'),
     ],
 )
 def test_a_damaged_run_is_named_and_stops_nobody_else(home, name, content):

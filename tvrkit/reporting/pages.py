@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from tvrkit import figures, files
 from tvrkit.evaluation.evaluate import AS_GIVEN
-from tvrkit.inspection.diagnostics import format_interval
+from tvrkit.inspection.diagnostics import BOUNDS, format_interval
 from tvrkit.reporting import claims, signs, targets
 from tvrkit.reporting.tables import cells, protocol_of, results
 from tvrkit.training.runs import Run, sound
@@ -177,7 +177,7 @@ def _diagnostics(runs: Sequence[Run]) -> Tables:
     for run in runs:
         for file in sorted(run.folder.glob("diagnostics_*.json")):
             for title, ends in files.read_json(file).items():
-                text = format_interval(np.array([*ends.values()], float))
+                text = format_interval(np.array([ends[end] for end in BOUNDS], float))
                 shown.setdefault(title, {})[f"{run.recipe}, seed {run.seed}"] = text
     table = pd.DataFrame(shown).T.sort_index(axis=1).rename_axis("number").reset_index()
     label = f"Mean and 95 % interval; {ABSENT}: the method has no such number"

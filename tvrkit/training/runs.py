@@ -129,7 +129,11 @@ class Run:
         if "curve.csv" in card["artefacts"]:
             self.curve.drop(columns="split", errors="ignore").astype(float)["epoch"].iloc[-1]
         for path in self.folder.glob("diagnostics_*.json"):
-            checked(files.read_json(path), dict[str, dict[str, float | None]], path.name)
+            kind = dict[str, dict[str, float | None]]
+            for title, ends in checked(files.read_json(path), kind, path.name).items():
+                if {*ends} != {"mean", "low", "high"}:
+                    got = ", ".join(ends)
+                    raise ValueError(f"{path.name}: {title}: expected mean, low, high, got {got}")
 
     @cached_property
     def config(self) -> Config:
