@@ -7,8 +7,9 @@ What they find is drawn from a latent score of each of the run's queries,
 
 whose parts have the spread that the committed reference run shows: how often the runs of two
 recipes, and two seeds of one, agree on a query, and how much R@1 moves between seeds beyond that.
-Queries are grouped in the run's families of videos, as the tests group them. Counted are false verdicts of `statistics.sign_flip_test` on the pooled seeds (about the weights),
-of Welch's t test on one number a seed, and of `statistics.paired_test` (seeds and videos).
+Queries are grouped in the run's families of videos, as the tests group them. Counted are false
+verdicts of `statistics.sign_flip_test` on the pooled seeds (about the weights), of Welch's t test
+on one number a seed, and of `statistics.paired_test` (seeds and videos).
 """
 
 from __future__ import annotations
