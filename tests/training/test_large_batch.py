@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models.small_methods import make_backbone, make_batch
 from tests.training.toy import batch_of, trainer
-from tvrkit.models import METHODS
+from tvrkit.losses import contrastive
+from tvrkit.models import METHODS, similarity
 from tvrkit.settings import TrainConfig
 from tvrkit.training.large_batch import backward, backward_in_chunks, gradient
 
@@ -84,3 +87,41 @@ def test_chunks_replay_dropout():
     first, again = kept[:2], kept[2:]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not first[0].all()
+
+
+READ = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for: numbers that are read, and shapes that depend on
+    them."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = "index" in name and isinstance(args[1], (list, tuple))
+        by_mask = by_mask and any(at is not None and at.dtype == torch.bool for at in args[1])
+        if name in READ or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "hmmc-pretrain"])
+def test_a_step_on_a_gpu_waits_for_nothing_and_computes_the_same(name, monkeypatch):
+    """The GPU is faked: what may be read there is what the modules are told."""
+    found = []
+    for is_gpu in (False, True):
+        for module in (similarity, contrastive):
+            monkeypatch.setattr(module, "readable", lambda tensor, is_gpu=is_gpu: not is_gpu)
+        method = METHODS[name](make_backbone(), METHODS[name].Settings(**SIZES[name])).train()
+        with Waits() as waits:
+            parts, broken = backward(method, make_batch())
+            clip_grad_norm_(method.parameters(), 1.0)
+        gradients = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+        found.append(parts | gradients)
+    assert waits.found == []
+    assert not (broken >= 0).any()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)

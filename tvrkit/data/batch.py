@@ -162,6 +162,12 @@ def inner_words(mask: Tensor) -> Tensor:
     return inner
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether its numbers can be looked at for nothing: on a GPU that waits for all it has to do,
+    so a training step there looks at none."""
+    return not tensor.is_cuda
+
+
 def positives(video_index: Tensor) -> Tensor:
     """(B, B) bool, True where text i and video j show the same video.
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tvrkit.data.batch import readable
 from tvrkit.losses.miners import margin_negatives
 
 
@@ -112,7 +113,7 @@ def neg_nce_terms(
     else:
         probability = logits.softmax(dim=1).clamp(clamp, 1 - clamp)
         log_p, log_not = probability.log(), torch.log(1 - probability)
-    repulsion = -log_not[negatives].sum() / negatives.sum().clamp(min=1)
+    repulsion = -log_not.where(negatives, 0.0).sum() / negatives.sum().clamp(min=1)
     return -log_p.diagonal().mean(), repulsion
 
 
@@ -124,7 +125,8 @@ def matched_positives(similarity: Tensor, positives: Tensor | None) -> Tensor:
         raise ValueError(f"similarity of matched pairs: expected a square matrix, got {shape}")
     if positives is None:
         return torch.eye(rows, dtype=torch.bool, device=similarity.device)
-    if positives.shape != similarity.shape or not positives.diagonal().all():
+    fits = positives.shape == similarity.shape
+    if not fits or (readable(positives) and not positives.diagonal().all()):
         expected = f"({rows}, {rows}) bool with a True diagonal"
         raise ValueError(f"positives: expected {expected}, got {tuple(positives.shape)}")
     return positives

@@ -50,7 +50,7 @@ def frame_matching(
     candidates = logits.masked_fill(off_diagonal[..., None] & ~valid, -torch.inf)
     text_to_video = -candidates.log_softmax(dim=1).diagonal().T
     video_to_text = -logits.log_softmax(dim=0).diagonal().T
-    return (text_to_video + video_to_text)[valid].mean()
+    return (text_to_video + video_to_text).where(valid, 0.0).sum() / valid.sum()
 
 
 def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
@@ -108,7 +108,7 @@ def neighbour_frames(
     backward = _contrast((frames[:, 1:] * keys[:, :-1]).sum(-1), negative[:, 1:], temperature)
     valid = _valid(frames[..., 0], frame_mask)
     pairs = valid[:, :-1] & valid[:, 1:]
-    return (forward + backward)[pairs].sum() / pairs.sum().clamp(min=1)
+    return (forward + backward).where(pairs, 0.0).sum() / pairs.sum().clamp(min=1)
 
 
 def frame_text_plain(frames, frame_keys, frame_queue, text, text_key, text_queue, temperature):
@@ -154,7 +154,8 @@ def frame_text(
     text_side = _contrast(torch.einsum("bd,bfd->bf", text, keys), negative, temperature)
     positive = torch.einsum("bfd,bd->bf", frames, key)
     frame_side = _contrast(positive, frames @ text_queue, temperature)
-    return (text_side + frame_side)[_valid(text_side, frame_mask)].mean()
+    valid = _valid(text_side, frame_mask)
+    return (text_side + frame_side).where(valid, 0.0).sum() / valid.sum()
 
 
 def _valid(like: Tensor, mask: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tvrkit.data.batch import readable
 from tvrkit.settings import choose
 
 MaskFill = Literal["zero", "exclude"]
@@ -105,7 +106,8 @@ def token_interaction(
         (N_t, N_v) float.
 
     Raises:
-        ValueError: a text or a video without a valid token, or mask shapes that do not fit.
+        ValueError: a text or a video without a valid token (not on a GPU: see `readable`), or mask
+            shapes that do not fit.
     """
     _check_mask("text", text, text_mask)
     _check_mask("video", video, video_mask)
@@ -120,7 +122,7 @@ def token_interaction(
         look = (second_frame[0][block], second_frame[1][block]) if second_frame else None
         return _rows(text, text_mask != 0, p, frames[block], q[block], look, mask_fill)
 
-    longest = int((text_mask != 0).sum(1).max())
+    longest = int((text_mask != 0).sum(1).max()) if readable(text) else text.shape[1]
     return _in_blocks(columns, len(video), max(longest, ROWS) * video.shape[1])
 
 
@@ -167,6 +169,12 @@ def _rows(text, valid, p, frames, q, look: Look | None, mask_fill: MaskFill) -> 
     """All texts against one block of videos, texts of equal length together."""
     length = valid.sum(1)
     flat = frames.transpose(0, 1).flatten(0, 1)  # (F N_v, D), videos last: maxima run along rows
+    if not readable(text):  # nor are lengths: padding is multiplied too, and changes nothing
+        text, words = fill_padding(text, valid, mask_fill), text.shape[1]
+        parts = _slices(len(text), BLOCK // (words * len(flat)))
+        shape = (-1, words, frames.shape[1], len(frames))
+        products = ((part, (text[part].flatten(0, 1) @ flat.T).view(shape)) for part in parts)
+        return torch.cat([_interact(each, p[part], q, look, False) for part, each in products])
     rows, order = [], []
     for words in length.unique().tolist():
         members = (length == words).nonzero()[:, 0]
@@ -220,7 +228,7 @@ def _check_mask(side: str, tokens: Tensor, mask: Tensor) -> None:
     if shape != expected:
         raise ValueError(f"{side} mask: expected shape {expected}, got {shape}")
     empty = (mask != 0).sum(1) == 0
-    if empty.any():
+    if readable(mask) and empty.any():
         first = int(empty.int().argmax())
         raise ValueError(f"{side} {first} has no valid token: expected at least one")
 

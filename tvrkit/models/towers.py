@@ -3,7 +3,8 @@ and the same numbers to rounding. A tower that is built in another way goes open
 
 Four things are done otherwise: attention is one projection and one call; CLIP's activation
 x sigmoid(1.702 x) is silu, its factor in the weights around it; the patch embedding is a matrix
-product; and of the last image block only the class token is computed, as no other is read.
+product; and of the last image block only the class token is computed, as no other is read, without
+keys and values of the others.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def encode_images(visual: nn.Module, images: Tensor) -> Tensor:
     *blocks, last = visual.transformer.resblocks
     for each in blocks:
         x = step(each, x)
-    return visual.ln_post(step(last, x, first=1)[:, 0]) @ visual.proj
+    return visual.ln_post(_first_token(last, x)) @ visual.proj
 
 
 def run(transformer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -76,37 +77,42 @@ def _step(transformer: Any) -> Callable[..., Tensor]:
     return again if transformer.grad_checkpointing else block
 
 
-def block(module: Any, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
+def block(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Pre-norm block: y = x + attention(norm(x)), then y + mlp(norm(y)).
 
     Args:
         module: ln_1, attn, ln_2 and mlp, named as CLIP's are.
         x: (B, L, D) float.
         mask: added to the attention logits (B, heads, L, L), of any shape that spreads to it.
-        first: how many of the tokens are asked for; None = all. All are attended to.
-
-    Returns:
-        (B, first, D).
     """
-    x, normed = x[:, :first], module.ln_1(x)
-    x = x + attention(module.attn, normed, mask, first)
+    x = x + attention(module.attn, module.ln_1(x), mask)
     return x + _mlp(module.mlp, module.ln_2(x))
 
 
-def attention(
-    module: nn.MultiheadAttention, x: Tensor, mask: Tensor | None = None, first: int | None = None
-) -> Tensor:
+def attention(module: nn.MultiheadAttention, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Self-attention with the weights of torch's module; arguments and result as of `block`."""
-    width = x.shape[2]
-    weight, bias = module.in_proj_weight, module.in_proj_bias
-    query = F.linear(x[:, :first], weight[:width], bias[:width])
-    key, value = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
+    sides = F.linear(x, module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1)
     query, key, value = (
-        side.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for side in (query, key, value)
+        side.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for side in sides
     )
     mask = None if mask is None else mask.to(query.dtype)
     read = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
     return module.out_proj(read)
+
+
+def _first_token(module: Any, x: Tensor) -> Tensor:
+    """`block(module, x)[:, 0]`, (B, D), without keys and values of all tokens: of one query q,
+    softmax(q (W_k x)^T) W_v x = softmax((W_k^T q) x^T) x W_v^T; the bias of the keys cancels."""
+    attn, normed = module.attn, module.ln_1(x)
+    parts = zip(attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3), strict=True)
+    (query, at), (key, _), (value, bias) = parts
+    heads = (attn.num_heads, -1)
+    query = F.linear(normed[:, 0], query, at).unflatten(-1, heads) / attn.head_dim**0.5
+    look = torch.einsum("bhd,hde->bhe", query, key.unflatten(0, heads))
+    seen = (look @ normed.transpose(1, 2)).softmax(dim=-1) @ normed
+    read = torch.einsum("bhe,hde->bhd", seen, value.unflatten(0, heads)).flatten(1) + bias
+    y = x[:, 0] + attn.out_proj(read)
+    return y + _mlp(module.mlp, module.ln_2(y))
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
