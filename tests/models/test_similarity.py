@@ -104,7 +104,7 @@ def test_chunks_change_nothing(sides, mask_fill, monkeypatch):
     whole = token_interaction(*sides, **options)
     for rows, block in ((1, 1), (6, 48), (1, 100)):
         monkeypatch.setattr(similarity, "ROWS", rows)
-        monkeypatch.setattr(similarity, "BLOCK", block)
+        monkeypatch.setattr(similarity, "TILE", block)
         torch.testing.assert_close(token_interaction(*sides, **options), whole, atol=1e-6, rtol=0)
 
 

@@ -86,10 +86,17 @@ class ConceptDecoder(nn.Module):
 
         `padding` (B, L) bool is True where tokens are left out; None = all are attended to.
         """
-        concepts = queries.expand(len(tokens), -1, -1)
+        x = queries[None]  # without dropout the first self-attention is the same for all
+        if self.training:
+            x = x.expand(len(tokens), -1, -1)
         for layer in self.layers:
-            concepts = layer(concepts, tokens, memory_key_padding_mask=padding)
-        return concepts
+            own = layer.self_attn(x, x, x, need_weights=False)[0]
+            x = layer.norm1(x + layer.dropout1(own)).expand(len(tokens), -1, -1)
+            read = layer.multihead_attn(x, tokens, tokens, padding, need_weights=False)[0]
+            x = layer.norm2(x + layer.dropout2(read))
+            inner = layer.dropout(layer.linear1(x).relu_())
+            x = layer.norm3(x + layer.dropout3(layer.linear2(inner)))
+        return x
 
 
 class GLSCL(Method):

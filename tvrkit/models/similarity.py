@@ -18,8 +18,10 @@ from tvrkit.settings import choose
 
 MaskFill = Literal["zero", "exclude"]
 Look = tuple[Tensor, Tensor]  # gain and index, see `second_look`
+Packed = tuple[Tensor, Tensor, Tensor, bool]  # which texts, their words and weights, see `_packed`
 BLOCK = 2**22  # floats in a similarity's largest block (16 MB): fastest on 2 cores, D 512
-ROWS = 256  # of a matrix product: with fewer the product itself slows down
+TILE = 2**19  # of a product that is read more than once: it stays in a core's cache
+ROWS = 352  # of a matrix product: with fewer the product itself slows down
 NORM_EPS = 1e-8  # shortest length that a vector is divided by, as in torch's cosine_similarity
 
 
@@ -88,7 +90,7 @@ def token_interaction(
     output.
 
     Only valid words are multiplied: texts of equal length are packed together, so no N_t x N_v x L
-    x F tensor is built and no product is spent on padding. A chunk holds about `BLOCK` floats.
+    x F tensor is built and no product is spent on padding. A chunk holds about `TILE` floats.
 
     Args:
         text: (N_t, L, D) float. L = 1 gives the sentence-level interaction.
@@ -118,12 +120,20 @@ def token_interaction(
     if second_frame is True:
         second_frame = second_look(video, video_mask, mask_fill=mask_fill)
 
+    texts = list(_packed(text, text_mask != 0, p, mask_fill))
+    order = torch.cat([rows for rows, *_ in texts]).argsort()
+
     def columns(block: slice) -> Tensor:
         look = (second_frame[0][block], second_frame[1][block]) if second_frame else None
-        return _rows(text, text_mask != 0, p, frames[block], q[block], look, mask_fill)
+        flat = frames[block].transpose(0, 1).flatten(0, 1).T  # videos last: maxima run along rows
+        scores = []
+        for _, words, weight, padded in texts:
+            product = (words @ flat).view(*weight.shape, frames.shape[1], -1)
+            scores.append(_interact(product, weight, q[block], look, padded))
+        return torch.cat(scores)[order]
 
-    longest = int((text_mask != 0).sum(1).max()) if readable(text) else text.shape[1]
-    return _in_blocks(columns, len(video), max(longest, ROWS) * video.shape[1])
+    rows, block = (ROWS, TILE) if readable(text) else (text_mask.numel(), BLOCK)
+    return _in_blocks(columns, len(video), block // (rows * video.shape[1]))
 
 
 def second_look(video: Tensor, video_mask: Tensor, *, mask_fill: MaskFill = "zero") -> Look:
@@ -165,28 +175,20 @@ def fill_padding(video: Tensor, video_mask: Tensor, mask_fill: MaskFill) -> Tens
     return video.gather(1, _frame_source(video_mask)[..., None].expand_as(video))
 
 
-def _rows(text, valid, p, frames, q, look: Look | None, mask_fill: MaskFill) -> Tensor:
-    """All texts against one block of videos, texts of equal length together."""
-    length = valid.sum(1)
-    flat = frames.transpose(0, 1).flatten(0, 1)  # (F N_v, D), videos last: maxima run along rows
+def _packed(text: Tensor, valid: Tensor, p: Tensor, mask_fill: MaskFill) -> Iterator[Packed]:
+    """About `ROWS` words at a time, (words, D), of texts of equal length, without padding; whether
+    a zero competes with them."""
     if not readable(text):  # nor are lengths: padding is multiplied too, and changes nothing
-        text, words = fill_padding(text, valid, mask_fill), text.shape[1]
-        parts = _slices(len(text), BLOCK // (words * len(flat)))
-        shape = (-1, words, frames.shape[1], len(frames))
-        products = ((part, (text[part].flatten(0, 1) @ flat.T).view(shape)) for part in parts)
-        return torch.cat([_interact(each, p[part], q, look, False) for part, each in products])
-    rows, order = [], []
+        words = fill_padding(text, valid, mask_fill).flatten(0, 1)
+        yield torch.arange(len(text), device=text.device), words, p, False
+        return
+    length = valid.sum(1)
     for words in length.unique().tolist():
-        members = (length == words).nonzero()[:, 0]
         padded = mask_fill == "zero" and words < text.shape[1]
-        for part in _slices(len(members), BLOCK // (words * len(flat))):
-            index = members[part]
-            member, word = valid[index].nonzero(as_tuple=True)
-            packed, weight = text[index[member], word], p[index[member], word]
-            product = (packed @ flat.T).view(len(index), words, frames.shape[1], len(frames))
-            rows.append(_interact(product, weight.view(len(index), words), q, look, padded))
-            order.append(index)
-    return torch.cat(rows)[torch.cat(order).argsort()]
+        for rows in (length == words).nonzero()[:, 0].split(max(1, ROWS // words)):
+            row, word = valid[rows].nonzero(as_tuple=True)
+            weight = p[rows[row], word].view(len(rows), words)
+            yield rows, text[rows[row], word], weight, padded
 
 
 def _interact(product: Tensor, p: Tensor, q: Tensor, look: Look | None, padded: bool) -> Tensor:
@@ -197,13 +199,11 @@ def _interact(product: Tensor, p: Tensor, q: Tensor, look: Look | None, padded: 
     if padded:
         best_word = best_word.clamp(min=0)
     if look:  # per word and video: the frame it looks at next, and how much that counts
-        shape = (len(product), -1, product.shape[1], -1)
-        tables = (table.T[None, :, None].expand(*shape) for table in look)
-        gain, near = (table.gather(1, first[:, None]).transpose(1, 2) for table in tables)
-        second = product.gather(2, near)[:, :, 0]
-        best_frame = torch.addcmul(best_frame, gain[:, :, 0], second, value=0.5)
-    text_side = torch.einsum("nlv,nl->nv", best_frame, p)
-    return (text_side + torch.einsum("nfv,vf->nv", best_word, q)) / 2
+        gain, near = (table.T.gather(0, first.flatten(0, 1)) for table in look)
+        second = product.flatten(0, 1).gather(1, near[:, None]).view_as(best_frame)
+        best_frame = torch.addcmul(best_frame, gain.view_as(best_frame), second, value=0.5)
+    text_side = (p[:, None] @ best_frame)[:, 0]
+    return (text_side + (best_word * q.T).sum(dim=1)) / 2
 
 
 def _max_over_frames(product: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,15 +233,11 @@ def _check_mask(side: str, tokens: Tensor, mask: Tensor) -> None:
         raise ValueError(f"{side} {first} has no valid token: expected at least one")
 
 
-def _slices(total: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most `size` rows (at least one) that cover `total` rows."""
+def _in_blocks(columns: Callable[[slice], Tensor], videos: int, size: int) -> Tensor:
+    """The columns of all videos, from blocks of `size` of them, at least one."""
     step = max(1, size)
-    return (slice(start, start + step) for start in range(0, total, step))
-
-
-def _in_blocks(columns: Callable[[slice], Tensor], videos: int, floats: int) -> Tensor:
-    """The columns of all videos, from blocks of them; `floats` is what one video takes."""
-    return torch.cat([columns(block) for block in _slices(videos, BLOCK // floats)], dim=1)
+    starts = range(0, videos, step)
+    return torch.cat([columns(slice(start, start + step)) for start in starts], dim=1)
 
 
 # --- GLSCL: text-conditioned pooling and concepts
@@ -295,7 +291,7 @@ def conditioned_pooling(
         pooled = (weight * (gram[block] @ weight)).sum(dim=1).clamp(min=NORM_EPS**2).sqrt()
         return (along / (pooled * length)).T
 
-    return _in_blocks(columns, len(frames), frames.shape[1] * len(sentence))
+    return _in_blocks(columns, len(frames), BLOCK // (frames.shape[1] * len(sentence)))
 
 
 def concept_similarity(text_concepts: Tensor, video_concepts: Tensor) -> Tensor:
@@ -358,4 +354,4 @@ def topk_frame_similarity(
         top = top.masked_fill(top == -torch.inf, 0.0)  # fewer valid frames than k
         return (top.sum(dim=1) / counted[block, None]).T
 
-    return _in_blocks(columns, len(frames), frames.shape[1] * len(text))
+    return _in_blocks(columns, len(frames), BLOCK // (frames.shape[1] * len(text)))
