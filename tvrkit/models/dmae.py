@@ -151,9 +151,8 @@ class DMAE(Method):
         """Share of negatives that are mined, of words that count twice (%), how much the second
         look counts (cosine of a frame and its neighbour), and the signs of TPM-CL."""
         same, words = positives(batch.video_index), inner_words(text.mask)
-        mined = margin_negatives(
-            self.similarity(text, video), same, margin=self.settings.mining_margin
-        )
+        scores = self.similarity(text, video)
+        mined = margin_negatives(scores, same, margin=self.settings.mining_margin)
         signs = {"negatives mined (%)": 100 * mined.sum() / (~same).sum().clamp(min=1)}
         if self.settings.textual_attention:
             signs["words that count twice (%)"] = 100 * (text.weight[words] == 2).float().mean()

@@ -86,9 +86,8 @@ class ConceptDecoder(nn.Module):
 
         `padding` (B, L) bool is True where tokens are left out; None = all are attended to.
         """
-        x = queries[None]  # without dropout the first self-attention is the same for all
-        if self.training:
-            x = x.expand(len(tokens), -1, -1)
+        # without dropout the first self-attention is the same for all
+        x = queries.expand(len(tokens) if self.training else 1, -1, -1)
         for layer in self.layers:
             own = layer.self_attn(x, x, x, need_weights=False)[0]
             x = layer.norm1(x + layer.dropout1(own)).expand(len(tokens), -1, -1)

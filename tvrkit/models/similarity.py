@@ -18,7 +18,6 @@ from tvrkit.settings import choose
 
 MaskFill = Literal["zero", "exclude"]
 Look = tuple[Tensor, Tensor]  # gain and index, see `second_look`
-Packed = tuple[Tensor, Tensor, Tensor, bool]  # which texts, their words and weights, see `_packed`
 BLOCK = 2**22  # floats in a similarity's largest block (16 MB): fastest on 2 cores, D 512
 TILE = 2**19  # of a product that is read more than once: it stays in a core's cache
 ROWS = 352  # of a matrix product: with fewer the product itself slows down
@@ -175,9 +174,9 @@ def fill_padding(video: Tensor, video_mask: Tensor, mask_fill: MaskFill) -> Tens
     return video.gather(1, _frame_source(video_mask)[..., None].expand_as(video))
 
 
-def _packed(text: Tensor, valid: Tensor, p: Tensor, mask_fill: MaskFill) -> Iterator[Packed]:
-    """About `ROWS` words at a time, (words, D), of texts of equal length, without padding; whether
-    a zero competes with them."""
+def _packed(text: Tensor, valid: Tensor, p: Tensor, mask_fill: MaskFill) -> Iterator[tuple]:
+    """Texts of equal length together, without padding, about `ROWS` words at a time: which texts,
+    their words (n words, D) and weights (n, words), and whether a zero competes with them."""
     if not readable(text):  # nor are lengths: padding is multiplied too, and changes nothing
         words = fill_padding(text, valid, mask_fill).flatten(0, 1)
         yield torch.arange(len(text), device=text.device), words, p, False
@@ -235,9 +234,8 @@ def _check_mask(side: str, tokens: Tensor, mask: Tensor) -> None:
 
 def _in_blocks(columns: Callable[[slice], Tensor], videos: int, size: int) -> Tensor:
     """The columns of all videos, from blocks of `size` of them, at least one."""
-    step = max(1, size)
-    starts = range(0, videos, step)
-    return torch.cat([columns(slice(start, start + step)) for start in starts], dim=1)
+    starts = range(0, videos, max(1, size))
+    return torch.cat([columns(slice(start, start + starts.step)) for start in starts], dim=1)
 
 
 # --- GLSCL: text-conditioned pooling and concepts

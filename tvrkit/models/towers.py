@@ -91,10 +91,8 @@ def block(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def attention(module: nn.MultiheadAttention, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Self-attention with the weights of torch's module; arguments and result as of `block`."""
-    sides = F.linear(x, module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1)
-    query, key, value = (
-        side.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for side in sides
-    )
+    sides = F.linear(x, module.in_proj_weight, module.in_proj_bias)
+    query, key, value = sides.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
     mask = None if mask is None else mask.to(query.dtype)
     read = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
     return module.out_proj(read)

@@ -1,24 +1,13 @@
 """The loss in full precision, and which rows of a batch broke it where it is not finite."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
 from tvrkit.models.method import Method, Tensors
-
-
-class NotFinite(ValueError):
-    """A loss became NaN or infinite.
-
-    Attributes:
-        videos, captions: `video_index` and `caption_index` of the rows whose features are broken.
-    """
-
-    def __init__(self, message: str, videos: list[int], captions: list[int]):
-        super().__init__(message)
-        self.videos, self.captions = videos, captions
 
 
 def full_precision_loss(
@@ -41,20 +30,24 @@ def full_precision_loss(
     return parts, indices.where(broken, -1)
 
 
-def check_finite(parts: dict[str, float], broken: Tensor) -> None:
+def check_finite(
+    parts: dict[str, float], broken: Tensor, name_rows: Callable[[list[int], list[int]], str]
+) -> None:
     """Refuse a loss that is not finite.
 
     Args:
         parts: "loss" and its parts, as numbers.
         broken: of `full_precision_loss`.
+        name_rows: names the broken rows by their `video_index` and `caption_index`.
 
     Raises:
-        NotFinite: the loss is not finite.
+        ValueError: the loss is not finite.
     """
     if not math.isfinite(parts["loss"]):
         values = ", ".join(f"{name} {value:g}" for name, value in parts.items())
         rows = [[row for row in side if row >= 0] for side in broken.tolist()]
-        raise NotFinite(f"loss is not finite ({values})", *rows)
+        named = name_rows(*rows) or "all features are finite"
+        raise ValueError(f"loss is not finite ({values}): {named}")
 
 
 def _broken(features: Tensor) -> Tensor:

@@ -69,16 +69,12 @@ class BertAdam(Optimizer):
         return group["lr"] * (x / warmup if x < warmup else after(x, warmup))
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One update of every parameter with a gradient; `closure` re-evaluates the loss and
-        returns it."""
-        with torch.enable_grad():
-            loss = None if closure is None else closure()
+    def step(self):
+        """One update of every parameter with a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     self._update(p, group)
-        return loss
 
     def _update(self, p: nn.Parameter, group: dict) -> None:
         state = self.state[p]

@@ -91,9 +91,8 @@ def pretrain(out: Path | str, *, seed: int = 0, how: Pretraining = DEFAULTS) -> 
         write_merges(merges, made[1])
         backbone.tokenizer = SimpleTokenizer(str(made[1]), context_length=backbone.context_length)
         losses = _fit(backbone, how, seed)
-        save_file(
-            {name: value.half() for name, value in backbone.clip.state_dict().items()}, made[2]
-        )
+        half = {name: value.half() for name, value in backbone.clip.state_dict().items()}
+        save_file(half, made[2])
         card = {
             "command": f"tvrkit backbone pretrain --seed {seed}",
             "settings": asdict(how),
@@ -138,9 +137,8 @@ def _fit(backbone: Backbone, how: Pretraining, seed: int) -> list[float]:
                 told = torch.from_numpy(data.told[language][rows, caption])
                 loss += table(features, values[rows].where(told, -1))
             if not loss.isfinite():
-                raise FloatingPointError(
-                    f"pre-training, epoch {epoch + 1}: expected a finite loss, got {loss}"
-                )
+                where = f"pre-training, epoch {epoch + 1}"
+                raise FloatingPointError(f"{where}: expected a finite loss, got {loss}")
             optimizer.zero_grad()
             loss.backward()
             clip_grad_norm_(weights, how.max_grad_norm)
@@ -173,16 +171,11 @@ class FactorTable(nn.Module):
             features: (B, D) float, normalised.
             values: (B, factors) int64, -1 where the factor is not seen, or not told.
         """
-        losses = [
-            cross_entropy(
-                FACTOR_SCALE * features @ normalize(vectors, dim=-1).T,
-                values[:, column],
-                ignore_index=-1,
-                reduction="sum",
-            )
-            / (values[:, column] >= 0).sum().clamp(min=1)
-            for column, vectors in enumerate(self.vectors)
-        ]
+        losses = []
+        for vectors, value in zip(self.vectors, values.unbind(dim=1), strict=True):
+            logits = FACTOR_SCALE * features @ normalize(vectors, dim=-1).T
+            total = cross_entropy(logits, value, ignore_index=-1, reduction="sum")
+            losses.append(total / (value >= 0).sum().clamp(min=1))
         return torch.stack(losses).mean()
 
 

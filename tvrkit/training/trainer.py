@@ -18,7 +18,7 @@ from tvrkit.data.batch import TextVideoBatch
 from tvrkit.models.method import Method, Tensors, precision
 from tvrkit.settings import TrainConfig
 from tvrkit.training import distributed, optim, resume
-from tvrkit.training.guard import NotFinite, check_finite
+from tvrkit.training.guard import check_finite
 from tvrkit.training.large_batch import gradient
 
 SAVE_SECONDS = 180.0  # between two saved states, where the recipe names no number of steps
@@ -195,11 +195,9 @@ class Trainer:
             numbers = dict(zip(parts, torch.stack([*parts.values()]).tolist(), strict=True))
             scale = numbers.pop("logit_scale")
             try:
-                check_finite(numbers, broken)
-            except NotFinite as error:
-                named = self.name_rows(error.videos, error.captions) or "all features are finite"
-                where = f"epoch {epoch + 1}, step {step}"
-                raise ValueError(f"{where}: {error}: {named}") from None
+                check_finite(numbers, broken, self.name_rows)
+            except ValueError as error:
+                raise ValueError(f"epoch {epoch + 1}, step {step}: {error}") from None
             row = {"step": step, "epoch": epoch + 1, "lr": rate, "logit_scale": scale}
             rows.append(row | numbers)
         self.taken.clear()
