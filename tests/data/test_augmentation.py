@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tvrkit._torchvision import v2
 from tvrkit.data.augmentation import AUGMENTATIONS
 from tvrkit.settings import DataConfig
 
@@ -26,6 +27,28 @@ def test_hmmc_draws_once_a_clip_and_as_released_once_a_frame(name, frames_alike,
     changed = AUGMENTATIONS[name](clip, 32)
     assert (changed.shape, changed.dtype) == ((5, 3, 32, 32), torch.uint8)
     assert bool((changed == changed[:1]).all()) == frames_alike
+
+
+def test_hmmc_is_that_of_torchvision_on_tensors():
+    """Draw by draw, but for the rounding of Pillow's HSV."""
+    clip, size = picture().expand(2, -1, -1, -1), 40
+    plain = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))], p=0.5),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = plain(clip)
+        torch.manual_seed(seed)
+        found = AUGMENTATIONS["hmmc"](clip, size)
+        apart = (found.float() - expected.float()).abs()
+        assert apart.mean() < 2
+        assert apart.max() < 20
 
 
 def test_randaugment_draws_once_a_clip_and_keeps_the_size():

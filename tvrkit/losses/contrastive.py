@@ -113,8 +113,8 @@ def neg_nce_terms(
     else:
         probability = logits.softmax(dim=1).clamp(clamp, 1 - clamp)
         log_p, log_not = probability.log(), torch.log(1 - probability)
-    mined = log_not.where(negatives, 0.0).flatten()  # row by row, however it lies in memory
-    repulsion = -mined.sum() / negatives.sum().clamp(min=1)
+    # flat: summed row by row, however it lies in memory
+    repulsion = -log_not.where(negatives, 0.0).flatten().sum() / negatives.sum().clamp(min=1)
     return -log_p.diagonal().mean(), repulsion
 
 
