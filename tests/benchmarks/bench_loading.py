@@ -21,6 +21,7 @@ from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.settings import DataConfig, EvalConfig, TrainConfig
 
 VIDEOS, SECONDS, FPS, SIZE = 32, 12, 25, 224
+WHAT = f"{VIDEOS} clips of {SECONDS} frames at {SIZE} pixels"
 CLIP = Preprocessing(SIZE, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
 
@@ -53,43 +54,53 @@ def split(videos, tmp_path_factory):
     return write(folder, pd.DataFrame(captions), rows.assign(split="train"), {}).split("train")
 
 
-def note_rate(benchmark, clips):
-    if benchmark.stats:  # none where benchmarks are switched off
-        benchmark.extra_info["clips a second"] = clips / benchmark.stats.stats.median
+@pytest.fixture
+def read(split):
+    """`read(augmentation, workers)` goes through the split as training does."""
+    from open_clip import SimpleTokenizer  # it can be imported after tvrkit only
+
+    def prepare(augmentation=False, workers=0):
+        config = SimpleNamespace(
+            data=DataConfig(prepared="bench", max_frames=SECONDS, augmentation=augmentation),
+            train=TrainConfig(batch_size=8, workers=workers),
+            eval=EvalConfig(),
+        )
+        backbone = SimpleNamespace(preprocessing=CLIP, tokenizer=SimpleTokenizer())
+        loader = train_loader(split, config, backbone, seed=0, tagged=False)
+        return lambda: sum(map(len, loader))
+
+    return prepare
+
+
+def clip_as_released(cv2, path):
+    """Seek to each second, decode, resize, crop."""
+    video, frames = cv2.VideoCapture(str(path)), []
+    fps = video.get(cv2.CAP_PROP_FPS)
+    for second in range(SECONDS):
+        video.set(cv2.CAP_PROP_POS_FRAMES, second * fps)
+        picture = cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB)
+        frames.append(CLIP.fit(torch.from_numpy(picture).permute(2, 0, 1)[None]))
+    return torch.cat(frames)
+
+
+def bench_store(against, videos, read):
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is no dependency of the kit")
+    some = list(videos.values())[:4]
+    plain = lambda: [clip_as_released(cv2, path).shape for path in some]  # noqa: E731
+    shapes, count = against(
+        plain, read(), f"{WHAT} from the store, against OpenCV", rounds=3, part=VIDEOS / len(some)
+    )
+    assert (shapes, count) == ([(SECONDS, 3, SIZE, SIZE)] * len(some), VIDEOS)
+
+
+@pytest.mark.parametrize("augmentation", ["hmmc", "randaugment"])
+def bench_augmentation(against, read, augmentation):
+    against(read(), read(augmentation), f"{WHAT} under {augmentation}, against unchanged", rounds=3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("augmentation", [False, "hmmc", "randaugment"])
-@pytest.mark.benchmark(group=f"{VIDEOS} clips of {SECONDS} frames at {SIZE} pixels")
-def bench_store(benchmark, split, workers, augmentation):
-    from open_clip import SimpleTokenizer  # it can be imported after tvrkit only
-
-    config = SimpleNamespace(
-        data=DataConfig(prepared="bench", max_frames=SECONDS, augmentation=augmentation),
-        train=TrainConfig(batch_size=8, workers=workers),
-        eval=EvalConfig(),
-    )
-    backbone = SimpleNamespace(preprocessing=CLIP, tokenizer=SimpleTokenizer())
-    loader = train_loader(split, config, backbone, seed=0, tagged=False)
-    count = lambda: sum(map(len, loader))  # noqa: E731
-    assert benchmark.pedantic(count, rounds=5, warmup_rounds=1) == VIDEOS
-    note_rate(benchmark, VIDEOS)
-
-
-@pytest.mark.benchmark(group=f"{VIDEOS} clips of {SECONDS} frames at {SIZE} pixels")
-def bench_released_way(benchmark, videos):
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is no dependency of the kit")
-
-    def clip(path):
-        video, frames = cv2.VideoCapture(str(path)), []
-        fps = video.get(cv2.CAP_PROP_FPS)
-        for second in range(SECONDS):
-            video.set(cv2.CAP_PROP_POS_FRAMES, second * fps)
-            picture = cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB)
-            frames.append(CLIP.fit(torch.from_numpy(picture).permute(2, 0, 1)[None]))
-        return torch.cat(frames)
-
-    some = list(videos.values())[:4]
-    shapes = benchmark.pedantic(lambda: [clip(path).shape for path in some], rounds=2)
-    assert shapes == [(SECONDS, 3, SIZE, SIZE)] * len(some)
-    note_rate(benchmark, len(some))
+def bench_workers(benchmark, read, workers):
+    """On the clock, as workers' processors are not counted here: on a quiet machine only."""
+    assert benchmark.pedantic(read(workers=workers), rounds=5, warmup_rounds=1) == VIDEOS
+    if benchmark.stats:  # none where benchmarks are switched off
+        benchmark.extra_info["clips a second"] = VIDEOS / benchmark.stats.stats.median

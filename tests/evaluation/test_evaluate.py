@@ -110,8 +110,9 @@ def loaders(monkeypatch):
     monkeypatch.setattr(evaluation, "video_loader", video_loader)
 
 
-def make_config(select="last", **changes):
-    data, train = SimpleNamespace(language="en"), SimpleNamespace(select=select, epochs=1)
+def make_config(select="last", precision="fp32", **changes):
+    data = SimpleNamespace(language="en")
+    train = SimpleNamespace(select=select, epochs=1, precision=precision)
     return SimpleNamespace(data=data, train=train, eval=replace(SETTINGS, **changes))
 
 
@@ -138,6 +139,24 @@ def test_batch_size_changes_nothing():
     ]
     assert sizes[0].metrics == sizes[1].metrics == sizes[2].metrics
     assert np.array_equal(sizes[0].similarity, sizes[2].similarity)
+
+
+def test_encoders_run_in_the_recipes_precision_and_scores_in_float32():
+    class Watched(FakeMethod):
+        def vectors(self, numbers):
+            return super().vectors(numbers) @ torch.eye(8)
+
+        def similarity(self, text, video):
+            seen.append((text.sentence @ video.video.T).dtype)
+            return super().similarity(text, video)
+
+    seen, found = [], {}
+    for precision in ("fp32", "bf16"):
+        config = make_config(precision=precision)
+        found[precision] = evaluate(Watched(), FakeManifest(), config).similarity
+    assert set(seen) == {torch.float32}
+    assert found["bf16"].dtype == np.float32
+    assert 1e-5 < np.abs(found["bf16"] - found["fp32"]).max() < 2e-2
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -38,6 +38,10 @@ class _Tensors:
         loaders call it."""
         return self._map(Tensor.pin_memory)
 
+    def float(self):
+        """The same in float32, whatever precision it was computed in."""
+        return self._map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
     def detach(self):
         """The same without gradient history."""
         return self._map(Tensor.detach)

@@ -5,10 +5,10 @@ take no more memory than their features do.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from tvrkit.evaluation import ranks as ranking
 from tvrkit.evaluation.postprocess import NEEDS_BANK, processed
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.evaluation.statistics import bootstrap_metrics, interval
-from tvrkit.models.method import Method
+from tvrkit.models.method import Method, precision
 from tvrkit.settings import Config, EvalConfig, TrainConfig
 from tvrkit.shapes.truth import Truth
 
@@ -302,18 +302,22 @@ def _score(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(N_t, N_v) float32, and the banks of training queries where a post-processing needs them."""
 
+    def features(encode: Callable, batch: TextVideoBatch) -> Any:
+        """Made in the recipe's precision; scores are always taken in float32."""
+        with precision(config.train, device):
+            return encode(batch.to(device)).float()
+
     def encode(split: Split) -> VideoFeatures:
         loader = tqdm(video_loader(split, config, method.backbone), "videos", leave=False)
-        own = [method.encode_video(batch.to(device))._map(Tensor.cpu) for batch in loader]
+        own = [features(method.encode_video, batch)._map(Tensor.cpu) for batch in loader]
         return VideoFeatures.cat(processes.collect(own)).to(device)
 
     def score(split: Split, *candidates: VideoFeatures) -> np.ndarray:
         """(captions, videos) of all `candidates`, side by side."""
 
         def rows(batch: TextVideoBatch) -> list[np.ndarray]:
-            text = method.encode_text(batch.to(device))
-            sides = [method.similarity(text, videos).float().cpu() for videos in candidates]
-            return [np.hstack(sides)]
+            text = features(method.encode_text, batch)
+            return [np.hstack([method.similarity(text, videos).cpu() for videos in candidates])]
 
         loader = text_loader(split, config, method.backbone, method.weighs_words)
         return in_a_file(processes.in_turn(tqdm(loader, "captions", leave=False), rows))

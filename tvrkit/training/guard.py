@@ -20,12 +20,10 @@ def full_precision_loss(
         frame that is not finite, `caption_index` of those with such a word, else -1. Neither waits
         for the device; `check_finite` reads them.
     """
-    text, video = (
-        side._map(lambda t: t.float() if t.is_floating_point() else t) for side in (text, video)
-    )
+    text, video = text.float(), video.float()
     with torch.autocast(text.words.device.type, enabled=False):
         parts = method.loss(text, video, batch)
-    broken = torch.stack([_broken(video.frames), _broken(text.words)])
+    broken = torch.stack([~t.isfinite().flatten(1).all(1) for t in (video.frames, text.words)])
     indices = torch.stack([batch.video_index, batch.caption_index])
     return parts, indices.where(broken, -1)
 
@@ -48,7 +46,3 @@ def check_finite(
         rows = [[row for row in side if row >= 0] for side in broken.tolist()]
         named = name_rows(*rows) or "all features are finite"
         raise ValueError(f"loss is not finite ({values}): {named}")
-
-
-def _broken(features: Tensor) -> Tensor:
-    return ~torch.isfinite(features).flatten(1).all(1)
