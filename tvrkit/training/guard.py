@@ -24,8 +24,7 @@ def full_precision_loss(
     with torch.autocast(text.words.device.type, enabled=False):
         parts = method.loss(text, video, batch)
     broken = torch.stack([~t.isfinite().flatten(1).all(1) for t in (video.frames, text.words)])
-    indices = torch.stack([batch.video_index, batch.caption_index])
-    return parts, indices.where(broken, -1)
+    return parts, torch.stack([batch.video_index, batch.caption_index]).where(broken, -1)
 
 
 def check_finite(

@@ -76,11 +76,10 @@ class BertAdam(Optimizer):
                 if p.grad is not None:
                     self._update(p, group)
 
-    def _update(self, p: nn.Parameter, group: dict) -> None:
+    def _update(self, p, group: dict) -> None:
         state = self.state[p]
         if not state:
             state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
-        assert p.grad is not None
         gradient = p.grad * (group["max_grad_norm"] / (p.grad.norm() + 1.0e-6)).clamp(max=1.0)
         beta1, beta2 = group["betas"]
         m = state["m"].lerp_(gradient, 1 - beta1)
