@@ -141,7 +141,9 @@ def test_batch_size_changes_nothing():
     assert np.array_equal(sizes[0].similarity, sizes[2].similarity)
 
 
-def test_encoders_run_in_the_recipes_precision_and_scores_in_float32():
+def test_encoders_on_a_gpu_run_in_the_recipes_precision_and_scores_in_float32(monkeypatch):
+    """The GPU is faked: nothing is moved, and the precision is that of a CPU's bf16."""
+
     class Watched(FakeMethod):
         def vectors(self, numbers):
             return super().vectors(numbers) @ torch.eye(8)
@@ -150,13 +152,17 @@ def test_encoders_run_in_the_recipes_precision_and_scores_in_float32():
             seen.append((text.sentence @ video.video.T).dtype)
             return super().similarity(text, video)
 
-    seen, found = [], {}
-    for precision in ("fp32", "bf16"):
-        config = make_config(precision=precision)
-        found[precision] = evaluate(Watched(), FakeManifest(), config).similarity
+    monkeypatch.setattr(VideoFeatures, "to", lambda self, device: self)
+    monkeypatch.setattr(TextVideoBatch, "to", lambda self, device: self)
+    real = evaluation.precision
+    monkeypatch.setattr(evaluation, "precision", lambda train, device: real(train, "cpu"))
+    seen, found, test = [], {}, FakeManifest().splits["test"]
+    for device in ("cpu", "cuda"):
+        config = make_config(precision="bf16")
+        found[device] = evaluation.evaluate(Watched(), test, config, device=device).similarity
     assert set(seen) == {torch.float32}
-    assert found["bf16"].dtype == np.float32
-    assert 1e-5 < np.abs(found["bf16"] - found["fp32"]).max() < 2e-2
+    assert found["cuda"].dtype == np.float32
+    assert 1e-5 < np.abs(found["cuda"] - found["cpu"]).max() < 2e-2
 
 
 @pytest.mark.parametrize("training", [True, False])

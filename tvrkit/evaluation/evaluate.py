@@ -6,6 +6,7 @@ take no more memory than their features do.
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -303,8 +304,8 @@ def _score(
     """(N_t, N_v) float32, and the banks of training queries where a post-processing needs them."""
 
     def features(encode: Callable, batch: TextVideoBatch) -> Any:
-        """Made in the recipe's precision; scores are always taken in float32."""
-        with precision(config.train, device):
+        """On a GPU in the recipe's precision; scores are taken in float32."""
+        with precision(config.train, device) if "cuda" in str(device) else nullcontext():
             return encode(batch.to(device)).float()
 
     def encode(split: Split) -> VideoFeatures:

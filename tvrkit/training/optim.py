@@ -102,8 +102,7 @@ def parameter_groups(method: Method, train: TrainConfig) -> list[dict]:
     """
     text_lr = train.clip_lr if train.text_lr is None else train.text_lr
     rates = {"new": train.lr, "backbone": train.clip_lr, "text": text_lr}
-    kept_types = nn.Embedding | nn.LayerNorm
-    kept = {id(module.weight) for module in method.modules() if isinstance(module, kept_types)}
+    kept = {id(m.weight) for m in method.modules() if isinstance(m, nn.Embedding | nn.LayerNorm)}
     groups: dict[str, dict] = {}
     for name, p in method.named_parameters():
         if not p.requires_grad:
