@@ -163,7 +163,7 @@ def test_blocks_that_are_computed_again_keep_less_and_give_the_same_bits(side):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["clip4clip_shapes", "dmae_shapes"])
+@pytest.mark.parametrize("recipe", ["clip4clip_shapes", "glscl_shapes"])
 def test_an_epoch_of_training_ends_with_the_weights_of_open_clips_way(
     recipe, smoke_home, monkeypatch
 ):
