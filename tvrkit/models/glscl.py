@@ -79,7 +79,7 @@ class ConceptDecoder(nn.Module):
         super().__init__()
         sizes = (width, settings.decoder_heads, settings.feedforward, settings.dropout)
         layer, count = nn.TransformerDecoderLayer, settings.decoder_layers
-        self.layers = nn.ModuleList(layer(*sizes, batch_first=True) for _ in range(count))
+        self.layers: Any = nn.ModuleList(layer(*sizes, batch_first=True) for _ in range(count))
 
     def forward(self, queries: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
         """Concepts (B, Q, D) of queries (Q, D) and tokens (B, L, D).
