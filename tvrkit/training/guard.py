@@ -42,6 +42,5 @@ def check_finite(
     """
     if not math.isfinite(parts["loss"]):
         values = ", ".join(f"{name} {value:g}" for name, value in parts.items())
-        rows = ([row for row in side if row >= 0] for side in broken.tolist())
-        named = name_rows(*rows) or "all features are finite"
-        raise ValueError(f"loss is not finite ({values}): {named}")
+        named = name_rows(*([row for row in side if row >= 0] for side in broken.tolist()))
+        raise ValueError(f"loss is not finite ({values}): {named or 'all features are finite'}")

@@ -91,8 +91,7 @@ def pretrain(out: Path | str, *, seed: int = 0, how: Pretraining = DEFAULTS) -> 
         write_merges(merges, made[1])
         backbone.tokenizer = SimpleTokenizer(str(made[1]), context_length=backbone.context_length)
         losses = _fit(backbone, how, seed)
-        half = {name: value.half() for name, value in backbone.clip.state_dict().items()}
-        save_file(half, made[2])
+        save_file({k: v.half() for k, v in backbone.clip.state_dict().items()}, made[2])
         card = {
             "command": f"tvrkit backbone pretrain --seed {seed}",
             "settings": asdict(how),
