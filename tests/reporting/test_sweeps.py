@@ -92,7 +92,8 @@ def test_every_sweep_of_the_package_is_of_valid_settings():
         assert all(task.config.data.prepared.startswith("shapes-") for task in tasks)
 
 
-RUN = {"time", "tpm_masking", "dmae_components"}  # in the reference run, the others are to come
+TO_COME = {"masking_threshold", "mining_margin", "margin_schedule", "negnce_queue"}  # see README
+TO_COME |= {"partial_margin"}
 
 
 def test_every_committed_run_of_a_sweep_is_read_and_of_its_variant(monkeypatch):
@@ -101,8 +102,9 @@ def test_every_committed_run_of_a_sweep_is_read_and_of_its_variant(monkeypatch):
     whole = {
         name for name, variants in done.items() if set(variants) == set(sweeps.load(name).overrides)
     }
-    assert whole == RUN
-    assert all(len(seeds) >= 2 for variants in done.values() for seeds in variants.values())
+    assert whole == {*done} - TO_COME
+    for name, variants in done.items():
+        assert all(len(seeds) >= min(2, len(sweeps.load(name).seeds)) for seeds in variants.values())
 
 
 def test_parts_are_combined_and_a_key_takes_each_value(recipes):

@@ -59,7 +59,7 @@ def results(run: str) -> str:
     table.loc["ceiling: a perfect reader, who guesses where several fit"] = [*known, pages.ABSENT]
     made = [table.rename_axis("test split, raw scores"), factors(recipes)]
     parts = [pages.as_markdown(table.reset_index()) for table in made if len(table)]
-    return "\n\n".join([*parts, _verdicts(recipes), control(run), absent(run)])
+    return "\n\n".join([*parts, _verdicts(recipes), f"{control(run)} {absent(run)}".strip()])
 
 
 def _accuracy(seeds: Sequence[Run]) -> dict[str, str]:
@@ -248,7 +248,7 @@ def absent(run: str) -> str:
         if {*sweeps.finished(name, run)} != {*sweep.overrides}
     ]
     parts += [] if files.run(f"{run}/pretraining").exists() else ["pre-training (notebook 07)"]
-    return f"Not in this run, or not whole: {', '.join(parts) or 'nothing'}."
+    return f"Not in this run, or not whole: {', '.join(parts)}." if parts else ""
 
 
 def ablations(run: str) -> list[str]:
