@@ -104,7 +104,9 @@ def test_every_committed_run_of_a_sweep_is_read_and_of_its_variant(monkeypatch):
     }
     assert whole == {*done} - TO_COME
     for name, variants in done.items():
-        assert all(len(seeds) >= min(2, len(sweeps.load(name).seeds)) for seeds in variants.values())
+        assert all(
+            len(seeds) >= min(2, len(sweeps.load(name).seeds)) for seeds in variants.values()
+        )
 
 
 def test_parts_are_combined_and_a_key_takes_each_value(recipes):
