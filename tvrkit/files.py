@@ -15,7 +15,7 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
 ASSETS = PACKAGE / "assets"
-NAME = re.compile(r"[\w-][\w.-]*")
+NAME = re.compile(r"[\w-][\w.-]{0,99}")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 80, 80
@@ -52,10 +52,10 @@ def run(name: str) -> Path:
 
 
 def check_name(kind: str, name: str) -> str:
-    """`name`, if it is one folder's: ValueError where it is empty, hidden or would lead
-    elsewhere."""
+    """`name`, if it is one folder's: ValueError where it is empty, hidden, longer than a row of a
+    table holds, or would lead elsewhere."""
     if not NAME.fullmatch(name):
-        expected = "expected letters, digits, '_', '-' and '.', not first"
+        expected = "expected up to 100 letters, digits, '_', '-' and '.', not first"
         raise ValueError(f"{kind} name {shown(name)}: {expected}")
     return name
 
