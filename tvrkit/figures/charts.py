@@ -110,7 +110,8 @@ def interval_curves(
     places, names = sorted(table[x].unique()), table[by].unique()
     measured = [quantity for quantity in panels if quantity in set(table["quantity"])]
     grid = pd.MultiIndex.from_product([measured, names, places])
-    rows = table.set_index(["quantity", by, x])[["value", "low", "high"]].reindex(grid)
+    rows = table.set_index(["quantity", by, x])[["value", "low", "high"]]
+    rows = rows.reindex(grid).sort_index()
     drawn = {
         panels[quantity]: {name: rows.loc[quantity, name].to_numpy() for name in names}
         for quantity in measured
