@@ -266,6 +266,19 @@ def report_verify(folder: Annotated[Path, Argument(help="a run, or a folder of r
     print(f"{folder}: {len(checked)} runs, every file as it was written")
 
 
+@report_app.command("trec")
+def report_trec(
+    run: Annotated[str, Argument(help=FINISHED)],
+    out: Annotated[Path, Option(help="folder to write")],
+):
+    """Write a run's rankings as run and qrels files of TREC, for other evaluation tools."""
+    from tvrkit.evaluation.export import write_trec
+    from tvrkit.training.runs import opened
+
+    write_trec(opened(run).evaluation, out, run)
+    print(out)
+
+
 @app.command()
 def save(
     run: Annotated[str, Argument(help=FINISHED)],

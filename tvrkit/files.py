@@ -55,7 +55,7 @@ def check_name(kind: str, name: str) -> str:
     """`name`, if it is one folder's: ValueError where it is empty, hidden, longer than a row of a
     table holds, or would lead elsewhere."""
     if not NAME.fullmatch(name):
-        expected = "expected up to 100 letters, digits, '_', '-' and '.', not first"
+        expected = "expected letters, digits, '_', '-' and '.', not first, at most 100"
         raise ValueError(f"{kind} name {shown(name)}: {expected}")
     return name
 

@@ -95,3 +95,15 @@ def test_settings_name_them():
     named = [DataConfig("x", augmentation=name).augmentation for name in AUGMENTATIONS]
     assert named == list(AUGMENTATIONS)
     assert DataConfig("x").augmentation is False
+
+
+def test_what_is_alike_in_two_frames_stays_alike():
+    """Colours, contrast included, are one change of the whole clip."""
+    clip = picture().expand(2, -1, -1, -1).clone()
+    clip[1, :, -clip.shape[2] // 4 :] = 0  # the lower quarter of the second frame
+    alike = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        first, second = AUGMENTATIONS["hmmc"](clip, 40)
+        alike.append((first == second).float().mean().item())
+    assert np.mean(alike) > 0.6

@@ -206,7 +206,7 @@ def test_a_run_without_weights_and_a_folder_that_holds_something_are_refused(run
     assert not Path(home / "given").exists()
 
 
-def test_commands_save_and_verify(run, home, monkeypatch, capsys):
+def test_commands_save_verify_and_trec(run, home, monkeypatch, capsys):
     def command(*arguments):
         monkeypatch.setattr("sys.argv", ["tvrkit", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
@@ -217,3 +217,6 @@ def test_commands_save_and_verify(run, home, monkeypatch, capsys):
     out = home / "given"
     assert command("save", f"mine/{RECIPE}/seed3", out) == f"{out}\n"
     assert "2 runs, every file as it was written" in command("report", "verify", home)
+    written = command("report", "trec", f"mine/{RECIPE}/seed3", "--out", home / "trec")
+    assert written == f"{home / 'trec'}\n"
+    assert len(list((home / "trec").iterdir())) == 6

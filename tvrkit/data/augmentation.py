@@ -24,8 +24,9 @@ def hmmc(clip: Tensor, size: int) -> Tensor:
     """HMMC's pre-training augmentation, one draw for all frames: random resized crop (0.2 to 1 of
     the area), colour jitter, grey, blur, horizontal flip.
 
-    Colours change in one picture of all frames by Pillow, as released: on tensors it takes more
-    than twice as long.
+    Colours change in one picture of all frames, so that what is alike in two frames stays alike:
+    contrast is about the clip's mean brightness. Pillow does it, as released: on tensors it takes
+    more than twice as long.
     """
     jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
     blur = v2.RandomApply([Blur(2 * (size // 20) + 1, (0.1, 2.0))], p=0.5)

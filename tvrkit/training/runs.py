@@ -177,10 +177,20 @@ class Run:
     def _arrays(self) -> dict[str, np.ndarray]:
         return read_arrays(self.artefact("ranks.npz"), LARGEST)
 
-    caption_ids = property(lambda self: self._arrays["caption_ids"], doc="(N_t,) str.")
-    video_ids = property(lambda self: self._arrays["video_ids"], doc="(N_v,) str.")
-    # the column of each caption's own video
-    video_of_caption = property(lambda self: self._arrays["video_of_caption"], doc="(N_t,) int64.")
+    @property
+    def caption_ids(self) -> np.ndarray:
+        """(N_t,) str."""
+        return self._arrays["caption_ids"]
+
+    @property
+    def video_ids(self) -> np.ndarray:
+        """(N_v,) str."""
+        return self._arrays["video_ids"]
+
+    @property
+    def video_of_caption(self) -> np.ndarray:
+        """(N_t,) int64 column of each caption's own video."""
+        return self._arrays["video_of_caption"]
 
     @property
     def clusters(self) -> dict[str, np.ndarray]:
