@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from tvrkit import inspection
+from tvrkit import files, inspection
+from tvrkit.inspection.diagnostics import load
 
 
 def test_auc_counts_the_pairs_that_are_in_order_and_half_the_tied_ones():
@@ -56,3 +57,15 @@ def test_diagnostics_keep_order_and_write_unknown_numbers_as_null(tmp_path):
         "frame AUC": {"mean": None, "low": None, "high": None},
         "mined": {"mean": 2.0, "low": 1.0, "high": 3.0},
     }
+
+
+def test_what_was_saved_is_loaded_by_name_whatever_the_order(tmp_path):
+    numbers = inspection.Diagnostics(area=(0.5, 0.25, 0.75), unknown=(np.nan,) * 3)
+    numbers.save(tmp_path / "one.json")
+    saved = json.loads((tmp_path / "one.json").read_text())
+    files.write_json(
+        tmp_path / "one.json", {k: dict(reversed(v.items())) for k, v in saved.items()}
+    )
+    found = load(tmp_path / "one.json")
+    np.testing.assert_array_equal(found["area"], [0.5, 0.25, 0.75])
+    assert np.isnan(found["unknown"]).all()

@@ -70,3 +70,9 @@ class Diagnostics(dict[str, Interval]):
         """Write them as JSON for the run's page; what is unknown is null."""
         table = self.table().astype(object)
         files.write_json(path, table.where(table.notna(), None).to_dict("index"))
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """What `Diagnostics.save` wrote: title -> (3,) float mean, low, high; NaN for unknown."""
+    saved = files.read_json(path)
+    return {title: np.array([ends[b] for b in BOUNDS], float) for title, ends in saved.items()}

@@ -14,13 +14,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from tvrkit import figures, files
 from tvrkit.evaluation.evaluate import AS_GIVEN
-from tvrkit.inspection.diagnostics import BOUNDS, format_interval
+from tvrkit.inspection import diagnostics
 from tvrkit.reporting import claims, signs, targets
 from tvrkit.reporting.tables import cells, protocol_of, results
 from tvrkit.training.runs import Run, sound
@@ -176,8 +175,8 @@ def _diagnostics(runs: Sequence[Run]) -> Tables:
     shown: dict[str, dict[str, str]] = {}
     for run in runs:
         for file in sorted(run.folder.glob("diagnostics_*.json")):
-            for title, ends in files.read_json(file).items():
-                text = format_interval(np.array([ends[end] for end in BOUNDS], float))
+            for title, ends in diagnostics.load(file).items():
+                text = diagnostics.format_interval(ends)
                 shown.setdefault(title, {})[f"{run.recipe}, seed {run.seed}"] = text
     table = pd.DataFrame(shown).T.sort_index(axis=1).rename_axis("number").reset_index()
     label = f"Mean and 95 % interval; {ABSENT}: the method has no such number"

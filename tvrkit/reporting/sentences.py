@@ -17,7 +17,7 @@ from tvrkit import files
 from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.factors import per_factor_accuracy
-from tvrkit.inspection.diagnostics import format_interval
+from tvrkit.inspection import diagnostics
 from tvrkit.reporting import pages, signs, sweeps, tables, targets
 from tvrkit.reporting.tables import interval, number
 from tvrkit.training.runs import Run
@@ -174,21 +174,17 @@ def training(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
     ]
 
 
-def _diagnostics(run: str, number: str, recipe: str, seed: int) -> dict[str, dict]:
+def _diagnostics(run: str, number: str, recipe: str, seed: int) -> dict[str, np.ndarray]:
     path = files.run(run) / recipe / f"seed{seed}" / f"diagnostics_{number}.json"
-    return files.read_json(path) if path.exists() else {}
+    return diagnostics.load(path) if path.exists() else {}
 
 
-def _listed(numbers: dict[str, dict], names: Sequence[str], digits: int = 1) -> str:
+def _listed(numbers: dict[str, np.ndarray], names: Sequence[str], digits: int = 1) -> str:
     """Numbers by title, with intervals, of those that were measured."""
-    ends = {name: np.array([*numbers[name].values()], float) for name in names if name in numbers}
+    known = [name for name in names if name in numbers and not np.isnan(numbers[name][0])]
     form = f"{{:.{digits}f}}"
-    known = [
-        f"{name} {format_interval(each, form)}"
-        for name, each in ends.items()
-        if not np.isnan(each[0])
-    ]
-    return "; ".join(known) or "not measured"
+    told = [f"{name} {diagnostics.format_interval(numbers[name], form)}" for name in known]
+    return "; ".join(told) or "not measured"
 
 
 def mining(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
