@@ -12,6 +12,7 @@ MEASURED = {
     "benchmarks": [
         {"extra_info": {"what": "this", "plain_s": 1.234, "fast_s": 0.0101, "ratio": 122.18}},
         {"extra_info": {}},
+        {"extra_info": {"what": "clips", "rate": 249.7}},
     ],
 }
 
@@ -43,6 +44,7 @@ def test_the_table_is_written_between_its_marks_and_nothing_of_the_machine_is_ke
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| this | 1.23 | 0.0101 | 122.2 |" in text
+    assert "\nclips: 250 a second, on the clock.\n" in text
     assert text.count("A processor") == 1
     kept = measured.read_text(encoding="utf-8")
     assert "somebody" not in kept

@@ -103,4 +103,5 @@ def bench_workers(benchmark, read, workers):
     """On the clock, as workers' processors are not counted here: on a quiet machine only."""
     assert benchmark.pedantic(read(workers=workers), rounds=5, warmup_rounds=1) == VIDEOS
     if benchmark.stats:  # none where benchmarks are switched off
-        benchmark.extra_info["clips a second"] = VIDEOS / benchmark.stats.stats.median
+        rate = VIDEOS / benchmark.stats.stats.median
+        benchmark.extra_info.update(what=f"Clips from store to batch, {workers} workers", rate=rate)

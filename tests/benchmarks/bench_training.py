@@ -1,7 +1,6 @@
 """A training step of the quick profile as it is and with open_clip's own way through the towers.
 
-Loss and gradients are checked against each other, times are not. On a busy machine use CPU seconds:
-`--benchmark-timer=time.process_time`.
+Loss and gradients are checked against each other, times are not.
 """
 
 import pytest
@@ -47,17 +46,18 @@ def step():
     return make
 
 
-@pytest.mark.parametrize("way", ["open_clip", "kit"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def bench_step(benchmark, step, recipe, way, monkeypatch):
-    benchmark.group = f"a step of {recipe}, batch {BATCH} x {FRAMES} frames"
+def bench_step(against, step, recipe, monkeypatch):
     take = step(recipe)
-    expected = take()
-    if way == "open_clip":
-        monkeypatch.setattr(towers, "_fits", lambda tower: False)
-    found = take()
-    assert found[0] == pytest.approx(expected[0], abs=1e-4)
-    for one, other in zip(expected[1], found[1], strict=True):
+
+    def plain():
+        with monkeypatch.context() as patched:
+            patched.setattr(towers, "_fits", lambda tower: False)
+            return take()
+
+    what = f"a step of {recipe}, batch {BATCH} x {FRAMES} frames, against open_clip's towers"
+    (loss, gradients), (expected, others) = against(plain, take, what)
+    assert loss == pytest.approx(expected, abs=1e-4)
+    for one, other in zip(gradients, others, strict=True):
         if one is not None:  # of the whole tensor: single elements turn at a ReLU's kink
-            assert (one - other).norm() <= 1e-3 * one.norm() + 1e-7
-    benchmark.pedantic(take, rounds=5)
+            assert (one - other).norm() <= 2e-3 * one.norm() + 1e-7
