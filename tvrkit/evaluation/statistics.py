@@ -6,6 +6,7 @@ clusters of them, not captions, are resampled or swapped. A verdict is about the
 the recipe, which includes other seeds: `paired_test` has both.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -159,7 +160,7 @@ def sign_flip_test(differences) -> float:
     """
     differences = np.asarray(differences, np.int64)
     sizes = np.abs(differences[differences != 0])
-    step = max(np.gcd.reduce(sizes), -(-sizes.sum() // GRID)) if len(sizes) else 1
+    step = max(math.gcd(*sizes.tolist()), -(-sizes.sum() // GRID)) if len(sizes) else 1
     differences, sizes = np.rint(differences / step), np.rint(sizes / step).astype(int)
     chance = np.eye(1, sizes.sum() + 1)[0]  # of each sum of those that keep their sign
     for size in sizes:

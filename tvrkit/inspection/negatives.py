@@ -259,4 +259,5 @@ def plane(texts: np.ndarray, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray
     _, spread, axes = np.linalg.svd(np.concatenate(centred), full_matrices=False)
     largest = np.abs(axes[:2]).argmax(axis=1)
     axes = axes[:2] * np.sign(axes[[0, 1], largest])[:, None]  # the sign is free: fix it
-    return *(side @ axes.T for side in centred), float((spread[:2] ** 2).sum() / (spread**2).sum())
+    shares = spread**2 / (spread @ spread)
+    return *(side @ axes.T for side in centred), float(shares[:2].sum())
