@@ -109,3 +109,11 @@ def test_precision_is_what_is_named_within_and_not_behind():
         "fp32": (torch.float32, False),
     }
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp32"])
+def test_precision_leaves_the_settings_of_others_as_they_were(name):
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(KeyError), precision(TrainConfig(precision=name), "cpu"):
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before

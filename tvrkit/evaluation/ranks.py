@@ -4,6 +4,7 @@ Ranks are counted, not found by looking a score up again, so a tie costs a state
 never add a query or lose one.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -163,7 +164,7 @@ def metrics_of_directions(ranks: dict[str, np.ndarray]) -> dict[str, float]:
         for direction in DIRECTIONS
         for name, value in retrieval_metrics(ranks[direction]).items()
     }
-    return metrics | {"rsum": sum(metrics[name] for name in RSUM)}
+    return metrics | {"rsum": math.fsum(metrics[name] for name in RSUM)}
 
 
 def ndcg(similarity, relevance, *, k: int | None = None) -> np.ndarray:

@@ -19,10 +19,13 @@ Tensors = dict[str, Tensor]  # by name
 @contextmanager
 def precision(train: TrainConfig, device: torch.device | str) -> Iterator[None]:
     """What is computed within it has the precision that `train.precision` names."""
-    torch.backends.cuda.matmul.allow_tf32 = train.precision != "fp32"
-    half = train.precision == "bf16"
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
-        yield
+    before, half = torch.get_float32_matmul_precision(), train.precision == "bf16"
+    torch.set_float32_matmul_precision("highest" if train.precision == "fp32" else "high")
+    try:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Method(nn.Module):

@@ -18,7 +18,7 @@ from tvrkit import files
 from tvrkit.data import records
 from tvrkit.models import checkpoints
 
-PACKAGES = ["tvrkit", "torch", "torchvision", "open_clip_torch", "accelerate"]
+PACKAGES = ["tvrkit", "torchvision", "open_clip_torch", "accelerate"]
 PACKAGES += ["decord", "av", "spacy", "numpy"]
 CHECKPOINT = "checkpoint.safetensors"
 SCORES = ("metrics.json", "ranks.npz")  # what tables are made from
@@ -93,12 +93,13 @@ def run_card(seed: int, device: torch.device) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of those of `PACKAGES` that are installed."""
+    """Of Python, of torch (with its build, for CPU or CUDA) and of those of `PACKAGES` that are
+    installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return found
+    return found | {"torch": str(torch.__version__)}
 
 
 def git_commit() -> str | None:
