@@ -177,5 +177,5 @@ def test_ids_of_strangers_do_not_move_the_cursor(capsys):
     """An id may hold C1 control characters and marks that turn text round: a terminal gets none."""
     row = {"split": "test", "video_id": "a\x9b2Jb\u202e", "status": "failed", "reason": NO_FILE}
     videos = pd.DataFrame([row | {"frames": 0, "requested": 4}])
-    cli._print_coverage(Manifest(Path("mine"), videos[:0], videos, {}))
+    cli.print_coverage(Manifest(Path("mine"), videos[:0], videos, {}))
     assert r"missing 1: a\x9b2Jb\u202e" in capsys.readouterr().out

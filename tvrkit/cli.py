@@ -132,7 +132,7 @@ def evaluate(
     profile: ProfileName = None,
 ):
     """Score weights as they are, without training, into reports/RUN/RECIPE/seedK/."""
-    from tvrkit.training.evaluate import evaluate
+    from tvrkit.training.given_weights import evaluate
 
     options: dict[str, Any] = {"profile": profile, "run": run, "seed": seed, "device": device}
     options |= {"features": features, "split": split, "overrides": overrides or ()}
@@ -149,7 +149,7 @@ def embed(
     profile: ProfileName = None,
 ):
     """Write word, sentence and frame features of a recipe's backbone, for `--features`."""
-    from tvrkit.training.evaluate import embed
+    from tvrkit.training.given_weights import embed
 
     chosen: dict[str, Any] = {"overrides": overrides or (), "splits": split or ()}
     card = embed(recipe, out, device=device, profile=profile, **chosen)
@@ -286,11 +286,11 @@ def save(
     push: Annotated[str | None, Option(help="OWNER/NAME on the hub, to upload it to")] = None,
 ):
     """Write a trained method as a folder with its model card, for `--run` and `--checkpoint`."""
-    from tvrkit.training import pretrained
+    from tvrkit.training import sharing
 
-    print(pretrained.save_pretrained(run, out))
+    print(sharing.save_pretrained(run, out))
     if push:
-        print(pretrained.push_to_hub(out, push))
+        print(sharing.push_to_hub(out, push))
 
 
 @app.command()
@@ -464,10 +464,10 @@ def data_prepare(
         folder = out or files.data(name.replace("/", "-"))
         made, checked = prepare(name, root, videos, folder, **options)
         print(printable(str(checked)))
-    _print_coverage(made)
+    print_coverage(made)
 
 
-def _print_coverage(made: Manifest) -> None:
+def print_coverage(made: Manifest) -> None:
     """What is there of each split, some ids of what is not, and the folder."""
     from tvrkit.data.manifest import coverage
 
@@ -569,9 +569,9 @@ def backbone_pretrain(
     seed: int = 0,
 ):
     """Pre-train the embedded tiny CLIP on still frames and still captions (minutes on 2 cores)."""
-    from tvrkit.training import stills
+    from tvrkit.training import tiny_backbone
 
-    stills.pretrain(out, seed=seed)
+    tiny_backbone.pretrain(out, seed=seed)
 
 
 def main() -> None:

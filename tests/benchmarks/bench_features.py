@@ -5,7 +5,7 @@ import torch
 from tests.benchmarks.bench_training import batch
 from tvrkit.recipes import load_recipe
 from tvrkit.training import runs
-from tvrkit.training.evaluate import embed
+from tvrkit.training.given_weights import embed
 from tvrkit.training.large_batch import backward
 
 FROZEN = ["train.freeze_backbone=true", "train.epochs=20"]
@@ -21,10 +21,10 @@ def bench_an_epoch(against, tmp_path, monkeypatch):
 
     def trainer(*more):
         config = load_recipe(RECIPE, [*FROZEN, *more], "smoke")
-        return runs._Task(config, 0, torch.device("cpu")).trainer
+        return runs.Experiment(config, 0, torch.device("cpu")).trainer
 
     def epoch(taken):
-        return [taken._take(rows)[2]["loss"].item() for rows in taken.loader]
+        return [taken.take_step(rows)[2]["loss"].item() for rows in taken.loader]
 
     plain, fast = trainer(), trainer(cached)
     what = "an epoch of CLIP4Clip's head, frozen tiny backbone, features, against frames"
@@ -43,7 +43,7 @@ def bench_a_step(against):
         words, sentence = method.backbone.encode_text(frames.tokens, frames.token_mask)
         features = torch.cat([sentence[:, None], words], dim=1)
         made = method.backbone.encode_frames(frames.frames)
-    cached = frames._map(lambda tensor: tensor)
+    cached = frames.map(lambda tensor: tensor)
     cached.tokens, cached.frames = features, made
 
     def step(rows):

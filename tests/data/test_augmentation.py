@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tvrkit._torchvision import v2
 from tvrkit.data.augmentation import AUGMENTATIONS
 from tvrkit.settings import DataConfig
+from tvrkit.torchvision_compat import v2
 
 
 def picture(height=60, width=80, seed=0):

@@ -197,7 +197,7 @@ def test_a_file_that_changes_while_it_is_read_gives_nothing(tmp_path, monkeypatc
     """It is another one by then: its frames are read again, and the others are kept."""
     files = {name: write_video(tmp_path / f"{name}.mkv", count=6) for name in ("a", "b")}
     with monkeypatch.context() as during:
-        during.setattr(frames._Builder, "check_space", lambda *_: None)
+        during.setattr(frames.Builder, "check_space", lambda *_: None)
         spy_on(during, lambda: change(files["a"]) if files["a"].exists() else None)
         rows = extract(files, tmp_path / "frames.lmdb", SMALL).set_index("video_id")
     assert rows["status"].to_dict() == {"a": "failed", "b": "ok"}

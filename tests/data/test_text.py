@@ -204,8 +204,8 @@ def test_taggers_are_named(english, chinese):
 def test_a_caption_is_tagged_once():
     tagger = Tagger("zh")
     calls = []
-    inner = tagger._tag
-    tagger._tag = lambda captions: calls.append(captions) or inner(captions)
+    inner = tagger.spans_of
+    tagger.spans_of = lambda captions: calls.append(captions) or inner(captions)
     tagger.tag(["一只狗", "一只猫", "一只狗"])
     first = tagger.content_spans("一只狗")
     tagger.tag(["一只狗", "红色"])
@@ -293,7 +293,7 @@ def test_tags_stay_on_disk_by_content_and_neither_they_nor_the_model_are_made_ag
     assert not (tmp_path / "data").exists()
     first, other = Tagger("en"), Tagger("en")
     first.tag(captions)
-    second._tag = other._tag = lambda captions: pytest.fail("tagged again")
+    second.spans_of = other.spans_of = lambda captions: pytest.fail("tagged again")
     second.tag(captions)
     assert [second.content_spans(caption) for caption in captions] == [
         first.content_spans(caption) for caption in captions

@@ -76,7 +76,7 @@ tvrkit score "a woman is doing yoga" videos/yoga.mp4 --run real/zeroshot_msrvtt_
 
 With 18 clips from the web (mp4, avi, mkv) and all of ViT-B/32, the second command prints
 `weights: untrained` and R@1 5.6 in both directions, which is chance: one in 18.
-`tests/training/test_evaluate.py` does the same with the tiny backbone.
+`tests/training/test_given_weights.py` does the same with the tiny backbone.
 """
 
 

@@ -36,7 +36,7 @@ def vit_b32() -> Backbone:
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """No network, and an empty cache."""
-    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    monkeypatch.setattr(hub, "reachable", lambda: False)
     monkeypatch.setattr(hub, "hf_hub_download", _nothing_cached)
     monkeypatch.setattr(hub, "snapshot_download", _nothing_cached)
 

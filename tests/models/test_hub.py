@@ -17,7 +17,7 @@ def test_the_cache_comes_before_the_network_and_safetensors_before_pickles(monke
         return f"cache/{file}"
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     safe, pickled = hub.WEIGHT_FILES
     stored = (pickled, True)
     assert hub.weights("owner/name/") == Path("cache") / pickled

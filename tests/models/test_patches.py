@@ -22,8 +22,10 @@ def tiny():
 def test_patch_attention_of_the_first_layer_is_the_plain_formula(tiny):
     frames, heads = random_frames(2, 3, 64, 64), 4
     attention = tiny.patch_attention(frames).layers
-    block = tiny.clip.visual.transformer.resblocks[0]
-    x = block.ln_1(tiny.clip.visual._embeds(tiny.normalise(frames)))
+    visual, block = tiny.clip.visual, tiny.clip.visual.transformer.resblocks[0]
+    patches = visual.conv1(tiny.normalise(frames)).flatten(2).transpose(1, 2)
+    tokens = torch.cat([visual.class_embedding.expand(2, 1, -1), patches], dim=1)
+    x = block.ln_1(visual.ln_pre(tokens + visual.positional_embedding))
     query, key, _ = (x @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, dim=-1)
     for head in range(heads):
         part = slice(32 * head, 32 * (head + 1))

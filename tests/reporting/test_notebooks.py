@@ -37,7 +37,7 @@ def kit(tmp_path, monkeypatch):
     def plan(profile, run, device="cpu", overrides=()):
         folders = (root, root / RECIPE / "seed0", root)
         return [
-            notebooks.Task(name, folder, RECIPE, 0, profile, run, device, [*overrides])
+            notebooks.NotebookRun(name, folder, RECIPE, 0, profile, run, device, [*overrides])
             for name, folder in zip(TASKS, folders, strict=True)
         ]
 
@@ -99,7 +99,7 @@ def test_what_was_trained_again_makes_older_comparisons_outdated(kit):
 
 def test_a_finished_sweep_makes_the_ablations_outdated(kit):
     home, root, _ = kit
-    task = notebooks.Task("06_ablations", root, RECIPE, 0, "reference", "mine")
+    task = notebooks.NotebookRun("06_ablations", root, RECIPE, 0, "reference", "mine")
     run = root / "ablations" / "sweep" / "variant" / RECIPE / "seed0" / "run.json"
     write(home, task.notebook, "pass")
     run.parent.mkdir(parents=True)

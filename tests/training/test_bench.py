@@ -35,7 +35,7 @@ def test_needs_are_what_the_encoders_keep(recipe):
     """Counted on real tensors for the whole batch, where the estimate has two rows of none."""
     config = load_recipe(recipe, [*SMALL, "train.batch_size=6"])
     method = build_method(config).train()
-    expected = bench._kept(method, method, config, 6) / 1e9
+    expected = bench.kept_bytes(method, method, config, 6) / 1e9
     found = bench.needs(config)
     assert found["activations"] == pytest.approx(expected, rel=0.02)
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
@@ -58,7 +58,8 @@ def test_bf16_keeps_no_more_than_is_said(recipe):
     for half in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             kept.append(
-                bench._kept(method, method, config, 4) - bench._kept(method, method, config, 2)
+                bench.kept_bytes(method, method, config, 4)
+                - bench.kept_bytes(method, method, config, 2)
             )
     assert 0.5 < kept[1] / kept[0] < 0.6
 

@@ -184,5 +184,5 @@ def test_dropout_depends_on_seed_and_step_only():
     for noise in (0, 3):
         made = trainer()
         torch.rand(noise)
-        drawn.append(made._take(batch_of(range(6)))[2]["loss"])
+        drawn.append(made.take_step(batch_of(range(6)))[2]["loss"])
     assert drawn[0] == drawn[1]

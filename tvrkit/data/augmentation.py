@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tvrkit._torchvision import v2
+from tvrkit.torchvision_compat import v2
 
 F = v2.functional
 RAND_AUGMENT = "rand-m7-n4-mstd0.5-inc1"  # timm's name of GLSCL's
@@ -55,7 +55,7 @@ def hmmc_per_frame(clip: Tensor, size: int) -> Tensor:
 def rand_augment(clip: Tensor, size: int) -> Tensor:
     """RandAugment (Cubuk et al., 2020) by timm, as GLSCL trains with it, one draw for all
     frames."""
-    from timm.data.auto_augment import rand_augment_transform  # which needs `_torchvision`
+    from timm.data.auto_augment import rand_augment_transform  # which needs `torchvision_compat`
 
     change = rand_augment_transform(RAND_AUGMENT, {"interpolation": Image.Resampling.BICUBIC})
     seed, states = int(torch.randint(2**32, ())), (random.getstate(), np.random.get_state())

@@ -21,7 +21,7 @@ class _Tensors:
     """Dataclasses of tensors that share their first dimension; moved, indexed and joined field by
     field."""
 
-    def _map(self, function):
+    def map(self, function):
         def apply(value):
             if isinstance(value, dict):
                 return {key: function(entry) for key, entry in value.items()}
@@ -31,24 +31,24 @@ class _Tensors:
 
     def to(self, device: torch.device | str):
         """The same on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self):
         """The same in page-locked memory, from which `to` copies to a GPU without waiting; the
         loaders call it."""
-        return self._map(Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
 
     def float(self):
         """The same in float32, whatever precision it was computed in."""
-        return self._map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+        return self.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
     def detach(self):
         """The same without gradient history."""
-        return self._map(Tensor.detach)
+        return self.map(Tensor.detach)
 
     def __getitem__(self, index):
         """The rows `index` (slice, or tensor of indices) of every field."""
-        return self._map(lambda tensor: tensor[index])
+        return self.map(lambda tensor: tensor[index])
 
     @classmethod
     def cat(cls, parts: Sequence[Any]):

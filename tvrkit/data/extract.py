@@ -80,7 +80,7 @@ def extract(
         OSError: too little space, before anything is written or while writing (what was finished
             stays), or another process is at work on this store.
     """
-    builder = _Builder(Path(store), settings)
+    builder = Builder(Path(store), settings)
     known = {i: Path(path) for i, path in files.items() if stores.check_id(i) and path}
     there = {i: path for i, path in known.items() if os.path.isfile(path)}
     if not builder.store.exists() or _left(builder.rows(builder.store), there):
@@ -114,7 +114,7 @@ def _state(file: Path) -> list | None:
         return None
 
 
-class _Builder:
+class Builder:
     """Of one store, with one kind of settings."""
 
     def __init__(self, store: Path, settings: FrameSettings):

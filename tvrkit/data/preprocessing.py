@@ -6,9 +6,9 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from tvrkit._torchvision import InterpolationMode, v2
 from tvrkit.data.manifest import Split
 from tvrkit.settings import choose
+from tvrkit.torchvision_compat import InterpolationMode, v2
 
 RESIZES = ("shortest", "squash")
 INTERPOLATIONS = {name: InterpolationMode(name) for name in ("bicubic", "bilinear")}

@@ -178,6 +178,7 @@ class Tagger:
     Attributes:
         name: of the model or tagger, for the card.
         version: its version.
+        spans_of: what it makes of captions: of each, where its content words are.
 
     Raises:
         ValueError: unknown language, or no English model is installed.
@@ -187,19 +188,19 @@ class Tagger:
         self.language = choose("language", language, LANGUAGES)
         self._spans: dict[str, list[Span]] = {}
         make = _english_tagger if language == "en" else _chinese_tagger
-        self.name, self.version, self._tag = make()
+        self.name, self.version, self.spans_of = make()
 
     def tag(self, captions: Iterable[str]) -> None:
         """Tag many captions at once, with a progress bar where it takes a while."""
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._spans]
         if len(new) < KEPT:
-            self._spans |= zip(new, self._tag(new), strict=True)
+            self._spans |= zip(new, self.spans_of(new), strict=True)
             return
         content = json.dumps([self.name, self.version, new])
         path = files.home() / "data/.tags" / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
         if not path.exists():
             title = f"tagging ({self.name})"
-            made = list(tqdm(self._tag(new), title, len(new), delay=2, leave=False))
+            made = list(tqdm(self.spans_of(new), title, len(new), delay=2, leave=False))
             files.write_text(path, json.dumps(made))
         kept = json.loads(path.read_text(encoding="utf-8"))
         spans = ([(start, end) for start, end in each] for each in kept)

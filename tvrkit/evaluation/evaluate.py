@@ -310,7 +310,7 @@ def _score(
 
     def encode(split: Split) -> VideoFeatures:
         loader = tqdm(video_loader(split, config, method.backbone), "videos", leave=False)
-        own = [features(method.encode_video, batch)._map(Tensor.cpu) for batch in loader]
+        own = [features(method.encode_video, batch).map(Tensor.cpu) for batch in loader]
         return VideoFeatures.cat(processes.collect(own)).to(device)
 
     def score(split: Split, *candidates: VideoFeatures) -> np.ndarray:

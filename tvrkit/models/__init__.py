@@ -4,7 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from tvrkit import _torchvision, files  # noqa: F401  the first, before anything imports open_clip
+from tvrkit import files, torchvision_compat  # noqa: F401  before anything imports open_clip
 from tvrkit.models.clip4clip import CLIP4Clip
 from tvrkit.models.dmae import DMAE
 from tvrkit.models.glscl import GLSCL

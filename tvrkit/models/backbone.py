@@ -298,7 +298,7 @@ def _find_weights(config: BackboneConfig, architecture: dict) -> tuple[Path | No
     """The weights file, and open_clip's facts about them, their preprocessing above all."""
     name, tag = config.name, config.pretrained
     if tag is None:
-        return None, next(iter(_facts(name).values()), {})
+        return None, next(iter(preprocessing_by_tag(name).values()), {})
     if tag == EMBEDDED and name in BACKBONES:
         weights, hint = BACKBONES[name].weights, "`tvrkit backbone pretrain` makes it"
         if not weights.is_file():
@@ -320,7 +320,7 @@ def _find_weights(config: BackboneConfig, architecture: dict) -> tuple[Path | No
     raise ValueError(f"unknown weights {tag!r} of {name}: expected a path, null, or {tags}")
 
 
-def _facts(name: str) -> dict[str, dict]:
+def preprocessing_by_tag(name: str) -> dict[str, dict]:
     """Preprocessing by tag of a model."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     by_tag = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in tags}
@@ -334,7 +334,7 @@ def _facts_of_file(path: Path, config: BackboneConfig) -> dict:
     Raises:
         ValueError: nothing of it says.
     """
-    by_tag, beside = _facts(config.name), path.parent / "open_clip_config.json"
+    by_tag, beside = preprocessing_by_tag(config.name), path.parent / "open_clip_config.json"
     if config.preprocessing is not None:
         return by_tag[choose(f"tag of {config.name}", config.preprocessing, by_tag)]
     if beside.is_file():

@@ -64,7 +64,7 @@ def folder(repository: str, file: str, patterns: Sequence[str] = TEXT_FILES) -> 
 
 def _cached_or_fetched(downloads: Sequence, repository: str, file: str, where: str) -> Path:
     for local in (True, False):
-        for download in downloads if local or _reachable() else ():
+        for download in downloads if local or reachable() else ():
             # neither in the cache nor under this name, or not for everyone
             with suppress(EntryNotFoundError, HfHubHTTPError):
                 return Path(download(local_files_only=local))
@@ -72,7 +72,7 @@ def _cached_or_fetched(downloads: Sequence, repository: str, file: str, where: s
     raise FileNotFoundError(f"{file} of {repository} could not be had; fetch {address}: {where}")
 
 
-def _reachable() -> bool:
+def reachable() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")

@@ -24,17 +24,9 @@ def momentum_update(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
         slow: the momentum encoder, made by `freeze_copy(fast)`.
         fast: the encoder that is trained.
         momentum: in [0, 1].
-
-    Raises:
-        ValueError: the two have different parameters, or the momentum is out of range.
     """
-    if not 0.0 <= momentum <= 1.0:
-        raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
-    ours, theirs = dict(slow.named_parameters()), dict(fast.named_parameters())
-    if differ := sorted(ours.keys() ^ theirs.keys()):
-        raise ValueError(f"momentum encoder: parameters differ: {differ[:3]}")
-    for name, parameter in ours.items():
-        parameter.lerp_(theirs[name], 1.0 - momentum)
+    for ours, theirs in zip(slow.parameters(), fast.parameters(), strict=True):
+        ours.lerp_(theirs, 1.0 - momentum)
 
 
 class NegativeQueue(nn.Module):

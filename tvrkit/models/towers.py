@@ -37,7 +37,7 @@ def encode_images(visual: nn.Module, images: Tensor) -> Tensor:
         visual: the image tower of an open_clip model.
         images: (N, 3, S, S) normalised float.
     """
-    if not (isinstance(visual, VisionTransformer) and _fits(visual) and visual.pool_type == "tok"):
+    if not (isinstance(visual, VisionTransformer) and fits(visual) and visual.pool_type == "tok"):
         return visual(images)
     x = visual.ln_pre(_embed(visual, images))
     step = _step(visual.transformer)
@@ -60,7 +60,7 @@ def run(transformer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     heads = blocks[0].attn.num_heads
     if mask is not None and mask.ndim == 3:
         mask = mask.unflatten(0, (-1, heads))
-    if not _fits(transformer):
+    if not fits(transformer):
         if mask is not None and mask.ndim == 4:
             mask = mask.expand(-1, heads, -1, -1).flatten(0, 1)
         return transformer(x, attn_mask=mask)
@@ -133,7 +133,7 @@ def _embed(visual: Any, images: Tensor) -> Tensor:
     return torch.cat([token, x], dim=1) + visual.positional_embedding.to(x.dtype)
 
 
-def _fits(tower: Any) -> bool:
+def fits(tower: Any) -> bool:
     """Whether it is made of nothing but what is known here, and nobody listens to its modules."""
     return all(
         type(module) in KNOWN and not module._forward_hooks and not module._forward_pre_hooks

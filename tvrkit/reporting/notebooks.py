@@ -36,7 +36,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @dataclass(frozen=True)
-class Task:
+class NotebookRun:
     """One execution of one notebook; its result is `folder/notebook.ipynb`."""
 
     notebook: str
@@ -71,7 +71,9 @@ class NotebookFailed(RuntimeError):
     """A cell raised; the message names notebook, cell, error and where the notebook is kept."""
 
 
-def plan(profile: str, run: str, device: str = "cpu", overrides: Sequence[str] = ()) -> list[Task]:
+def plan(
+    profile: str, run: str, device: str = "cpu", overrides: Sequence[str] = ()
+) -> list[NotebookRun]:
     """The notebooks of a profile, in the order in which one needs the other's results."""
     settings, tasks = load_profile(profile), []
     first, baseline = settings.seeds[0], settings.recipes[0]
@@ -82,11 +84,11 @@ def plan(profile: str, run: str, device: str = "cpu", overrides: Sequence[str] =
         for recipe, seed in repeated.get(notebook, [(baseline, first)]):
             part = f"{run}/{recipe}/seed{seed}" if notebook in repeated else run
             arguments = recipe, seed, profile, run, device, [*overrides]
-            tasks.append(Task(notebook, files.run(part), *arguments))
+            tasks.append(NotebookRun(notebook, files.run(part), *arguments))
     return tasks
 
 
-def needed(task: Task) -> list[str]:
+def needed(task: NotebookRun) -> list[str]:
     """The recipes whose runs the task's notebook reads: attention reads the baseline too,
     comparisons all."""
     if task.notebook in (DATA, TRAINING):
@@ -95,10 +97,10 @@ def needed(task: Task) -> list[str]:
     return [recipes[0], task.recipe] if task.notebook == ATTENTION else recipes
 
 
-def due(tasks: Sequence[Task]) -> list[Task]:
+def due(tasks: Sequence[NotebookRun]) -> list[NotebookRun]:
     """Those that would be executed now: what is not finished, and what reads a recipe that is to be
     trained. Nothing is run."""
-    todo: list[Task] = []
+    todo: list[NotebookRun] = []
     for task in tasks:
         trained = {other.recipe for other in todo if other.notebook == TRAINING}
         if not finished(task) or (task.notebook > TRAINING and trained & {*needed(task)}):
@@ -163,7 +165,7 @@ def _alone(lock: Path, busy: str) -> Iterator[None]:
         raise RuntimeError(f"{busy}: wait until it has ended, or choose another --run") from None
 
 
-def finished(task: Task) -> bool:
+def finished(task: NotebookRun) -> bool:
     """Whether its result is there, and its origin is what it was then."""
     if not task.result.exists():
         return False
@@ -171,7 +173,7 @@ def finished(task: Task) -> bool:
     return notebook.metadata.get("tvrkit", {}) == origin(task)
 
 
-def origin(task: Task) -> dict:
+def origin(task: NotebookRun) -> dict:
     """What the result depends on, as it is now: the notebook, the recipes, and the runs that it
     reads."""
     names, root = needed(task), files.run(task.run)
@@ -189,7 +191,7 @@ def origin(task: Task) -> dict:
     }
 
 
-def execute(task: Task) -> None:
+def execute(task: NotebookRun) -> None:
     """Run one notebook with papermill and write it, and its HTML, only if every cell ran.
 
     Raises:

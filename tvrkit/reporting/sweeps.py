@@ -77,7 +77,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Task:
+class SweepRun:
     """One run of a sweep: `overrides` are the sweep's, the profile's and the variant's own, `run`
     as `runs` has it."""
 
@@ -142,7 +142,8 @@ def homes() -> dict[tuple[str, str], str]:
     folders = {}
     for name, sweep in load_all().items():
         for variant, overrides in sweep.overrides.items():
-            config = Task(name, variant, 0, sweep.recipe, [*sweep.common, *overrides], "").config
+            about = variant, 0, sweep.recipe, [*sweep.common, *overrides], ""
+            config = SweepRun(name, *about).config
             folders[name, variant] = firsts.setdefault(repr(config), f"{name}/{variant}")
     return folders
 
@@ -159,9 +160,9 @@ def plan(
     profile: str | None = None,
     seeds: Sequence[int] = (),
     variants: Sequence[str] = (),
-) -> list[Task]:
+) -> list[SweepRun]:
     """The runs of a sweep, seed by seed; all of its variants and its own seeds where none are
-    named. Nothing is trained: `Task.finished` says what would be."""
+    named. Nothing is trained: `SweepRun.finished` says what would be."""
     sweep = load(name)
     for variant in variants:
         choose(f"variant of {name}", variant, sweep.overrides)
@@ -169,11 +170,11 @@ def plan(
     tasks = []
     for seed, variant in itertools.product(seeds or sweep.seeds, variants or sweep.overrides):
         overrides, folder = [*common, *sweep.overrides[variant]], variant_run(run, name, variant)
-        tasks.append(Task(name, variant, seed, sweep.recipe, overrides, folder))
+        tasks.append(SweepRun(name, variant, seed, sweep.recipe, overrides, folder))
     return tasks
 
 
-def execute(tasks: Sequence[Task], *, jobs: int = 1, device: str = "cpu") -> dict[str, str]:
+def execute(tasks: Sequence[SweepRun], *, jobs: int = 1, device: str = "cpu") -> dict[str, str]:
     """Train and evaluate what is not finished, `jobs` processes at a time that share the cores; on
     device "cuda" each has a GPU of its own, as far as there are so many.
 
@@ -224,7 +225,7 @@ def _places(jobs: int, device: str) -> SimpleQueue[dict[str, str]]:
 
 
 def _train(
-    task: Task,
+    task: SweepRun,
     jobs: int,
     device: str,
     places: SimpleQueue[dict[str, str]],
@@ -243,7 +244,7 @@ def _train(
     return reason.splitlines()[-1] if process.returncode else None
 
 
-def command(task: Task, device: str) -> list[str]:
+def command(task: SweepRun, device: str) -> list[str]:
     """What trains one run, in a process of its own."""
     train = [sys.executable, "-m", "tvrkit", "train", task.recipe, *task.overrides]
     return [*train, "--run", task.run, "--seed", str(task.seed), "--device", device]

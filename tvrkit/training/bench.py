@@ -122,7 +122,7 @@ def needs(config: Config) -> dict[str, float]:
         return {"weights": sum(p.numel() * 4 for p in method.parameters()) / 1e9}
     rows = min(config.train.chunk_size or config.train.batch_size, config.train.batch_size)
     hollow = deepcopy(method).to("meta")  # for the videos: text towers look into their masks
-    two, four = (_kept(method, hollow, config, count) for count in (2, 4))
+    two, four = (kept_bytes(method, hollow, config, count) for count in (2, 4))
     # measured under autocast: 0.52 to 0.56, as the residuals stay in float32; a GPU's LayerNorm too
     share = 0.6 if config.train.precision == "bf16" else 1.0
     size = sum(p.numel() * (16 if p.requires_grad else 4) for p in method.parameters())
@@ -132,7 +132,7 @@ def needs(config: Config) -> dict[str, float]:
     }
 
 
-def _kept(method: Method, hollow: Method, config: Config, rows: int) -> int:
+def kept_bytes(method: Method, hollow: Method, config: Config, rows: int) -> int:
     """Bytes that both encoders, the second that of `hollow`, keep for the backward pass besides
     their weights."""
     batch, kept = random_batch(method, config, rows, torch.device("cpu")), dict[int, int]()

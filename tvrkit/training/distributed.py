@@ -59,7 +59,7 @@ class GatherRows(torch.autograd.Function):
 def gather(features):
     """The rows of all processes on every process, differentiable; the same object where there is
     one process."""
-    return features if processes.count() == 1 else features._map(GatherRows.apply)
+    return features if processes.count() == 1 else features.map(GatherRows.apply)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -71,5 +71,5 @@ def _loss_backward(
 def _floats(features) -> list[Tensor]:
     """Every floating-point tensor of one side, in the order of its fields."""
     tensors: list[Tensor] = []
-    features._map(tensors.append)
+    features.map(tensors.append)
     return [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -49,8 +49,8 @@ from tvrkit.models.method import Method
 from tvrkit.recipes import build, load_recipe, read_sections, to_dict
 from tvrkit.settings import Config, choose
 from tvrkit.shapes.dataset import PREFIX, prepare_shapes
+from tvrkit.training import cached_features, distributed
 from tvrkit.training import card as cards
-from tvrkit.training import distributed, features
 from tvrkit.training.card import CHECKPOINT, SCORES, peak_memory_mb, resolve_device, run_card
 from tvrkit.training.resume import States, write_table
 from tvrkit.training.trainer import State, Trainer
@@ -66,7 +66,7 @@ class Run:
     is not as it was written.
 
     Attributes:
-        folder: reports/<run>/<recipe>/seed<k>, or one given away, see `tvrkit.training.pretrained`.
+        folder: reports/<run>/<recipe>/seed<k>, or one given away, see `tvrkit.training.sharing`.
     """
 
     folder: Path
@@ -386,7 +386,7 @@ def ensure(
     place = distributed.start(resolve_device(device))
     if processes.from_main(lambda: _finished(folder, config)):
         return Run(folder)
-    task = _Task(config, seed, place)
+    task = Experiment(config, seed, place)
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder / ".lock", f"trains {_shown(folder)}")
     with held if processes.rank() == 0 else contextlib.nullcontext():
@@ -440,7 +440,7 @@ def _dotted(config: Config) -> dict:
     return pd.json_normalize(to_dict(config)).to_dict("records")[0]
 
 
-class _Task:
+class Experiment:
     """A run that may begin: everything that can be refused has been, before there is a folder."""
 
     def __init__(self, config: Config, seed: int, device: torch.device):
@@ -456,7 +456,7 @@ class _Task:
             self.method.backbone.freeze()
         if config.data.features:
             read = {each.name: each for each in (self.train, self.reported, self.selection) if each}
-            features.check(self.method, config, list(read.values()))
+            cached_features.check(self.method, config, list(read.values()))
         self.trainer = self._trainer(seed) if config.train.epochs else None
 
     def _split(self, name: str) -> Split:

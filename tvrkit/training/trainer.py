@@ -148,7 +148,7 @@ class Trainer:
         options = {"unit": "batch", "leave": False, "disable": None if self.is_main else True}
         with tqdm(desc=title, total=len(self.loader), initial=done, **options) as bar:
             for batch in self.loader:
-                self.taken.append(self._take(batch))
+                self.taken.append(self.take_step(batch))
                 self.state.step += 1
                 bar.update()
                 if len(self.taken) == noted_after:
@@ -168,7 +168,7 @@ class Trainer:
             batch = distributed.gather(next(iter(self.loader)).to(self.device))
             return self.method.signs(batch[:WATCHED])
 
-    def _take(self, batch: TextVideoBatch) -> Taken:
+    def take_step(self, batch: TextVideoBatch) -> Taken:
         """One step."""
         batch = batch.to(self.device)
         self.optimizer.zero_grad()

@@ -18,9 +18,9 @@ from tvrkit.recipes import load_recipe, to_dict
 from tvrkit.reporting import pages
 from tvrkit.search.encoder import Encoder
 from tvrkit.settings import BackboneConfig
-from tvrkit.training import pretrained, runs
+from tvrkit.training import runs, sharing
 from tvrkit.training.card import versions, write_card
-from tvrkit.training.pretrained import from_pretrained, push_to_hub, save_pretrained
+from tvrkit.training.sharing import from_pretrained, push_to_hub, save_pretrained
 
 RECIPE = "dmae_shapes"
 
@@ -154,10 +154,10 @@ def test_there_and_back_by_a_stand_in_of_the_hub(run, home, monkeypatch):
                 path.unlink()
         return str(found)
 
-    monkeypatch.setattr(pretrained, "create_repo", lambda name, exist_ok: f"https://hub/{name}")
-    monkeypatch.setattr(pretrained, "upload_folder", upload)
+    monkeypatch.setattr(sharing, "create_repo", lambda name, exist_ok: f"https://hub/{name}")
+    monkeypatch.setattr(sharing, "upload_folder", upload)
     monkeypatch.setattr(hub, "snapshot_download", download)
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     out = save_pretrained(run, home / "given")
     assert push_to_hub(out, "me/dmae") == "https://hub/me/dmae"
     (store / "me/dmae" / "evil.py").write_text("1 / 0")
@@ -172,7 +172,7 @@ def test_a_refused_upload_is_one_line(home, monkeypatch):
     def refuse(*_, **__):
         raise OSError("401 Client Error\n\nno token")
 
-    monkeypatch.setattr(pretrained, "create_repo", refuse)
+    monkeypatch.setattr(sharing, "create_repo", refuse)
     with pytest.raises(RuntimeError, match=r"me/dmae: not uploaded .*: 401 Client Error no token"):
         push_to_hub(home, "me/dmae")
 

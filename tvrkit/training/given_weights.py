@@ -11,8 +11,7 @@ import yaml
 
 from tvrkit.models import method_class, weights
 from tvrkit.recipes import load_recipe
-from tvrkit.training import distributed
-from tvrkit.training import features as features_
+from tvrkit.training import cached_features, distributed
 from tvrkit.training.card import resolve_device, seed_everything
 from tvrkit.training.runs import Run, ensure, prepared, start_file, started
 
@@ -99,4 +98,4 @@ def embed(
     seed_everything(seed)
     method = started(config)[0].to(where)
     chosen = [manifest.split(name, config.data.language) for name in names]
-    return features_.write(method, config, chosen, Path(out), where)
+    return cached_features.write(method, config, chosen, Path(out), where)

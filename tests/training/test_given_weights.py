@@ -21,8 +21,8 @@ from tvrkit.evaluation import evaluate as scoring
 from tvrkit.models import checkpoints, official
 from tvrkit.reporting import pages
 from tvrkit.training import runs
-from tvrkit.training.evaluate import evaluate
-from tvrkit.training.pretrained import save_pretrained
+from tvrkit.training.given_weights import evaluate
+from tvrkit.training.sharing import save_pretrained
 
 pytestmark = pytest.mark.slow
 SMALL = ["data.max_frames=2", "eval.bootstrap=20"]

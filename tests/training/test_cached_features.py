@@ -9,7 +9,7 @@ import pytest
 
 from tvrkit import files
 from tvrkit.training import runs
-from tvrkit.training.evaluate import embed, evaluate
+from tvrkit.training.given_weights import embed, evaluate
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from tvrkit.models.backbone import BACKBONES, create_backbone
 from tvrkit.settings import BackboneConfig
 from tvrkit.shapes.scenes import FACTORS
 from tvrkit.shapes.stills import sample_captions
-from tvrkit.training import stills as tiny
+from tvrkit.training import tiny_backbone as tiny
 
 pytestmark = pytest.mark.slow
 

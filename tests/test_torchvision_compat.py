@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from tvrkit._torchvision import OPERATORS, declare_missing_operators
+from tvrkit.torchvision_compat import OPERATORS, declare_missing_operators
 
 PROGRAM = """
 import sys, tvrkit
