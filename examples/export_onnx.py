@@ -62,12 +62,12 @@ def export(backbone: Backbone, folder: Path) -> float:
         torch.onnx.export(tower, (inputs[:2],), path, dynamic_shapes=(batch,), **options)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         for count in (1, 2, 5):
-            found = session.run(None, {session.get_inputs()[0].name: inputs[:count].numpy()})
+            outputs = session.run(None, {session.get_inputs()[0].name: inputs[:count].numpy()})
             with torch.no_grad():
                 made = tower(inputs[:count])
             expected = made if isinstance(made, tuple) else (made,)
-            pairs = zip(found, expected, strict=True)
-            differences += [np.abs(one - other.numpy()).max() for one, other in pairs]
+            pairs = zip(outputs, expected, strict=True)
+            differences += [np.abs(exported - other.numpy()).max() for exported, other in pairs]
     if max(differences) > TOLERANCE:
         raise ValueError(f"ONNX and torch differ by {max(differences):.2g}, more than {TOLERANCE}")
     return float(max(differences))

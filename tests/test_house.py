@@ -207,6 +207,22 @@ def test_private_names_are_used_at_home_only():
     } == {}
 
 
+DIALECT = {"of", "one", "told", "found"}  # say nothing of what they hold
+
+
+def test_names_say_what_they_hold():
+    named = {}
+    for path in READERS:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        room = path.relative_to(ROOT).parts
+        if room[0] != "tests" and "search" not in room and names & DIALECT:
+            named[path.name] = names & DIALECT
+    assert named == {}
+
+
 LIGHT = (
     "import sys; {}; print([name for name in ('torch', 'pandas', 'numpy') if name in sys.modules])"
 )

@@ -361,7 +361,7 @@ def search(
 ):
     """Search an index by words, a video or a picture."""
     from tvrkit.files import write_text
-    from tvrkit.search import query as found
+    from tvrkit.search import query as queries
     from tvrkit.search.index import Index
 
     if sum(source is not None for source in (query, video, image)) != 1:
@@ -373,16 +373,16 @@ def search(
         texts = sys.stdin.read().splitlines() if query == "-" else [str(query)]
         asked = [index.encoder.text_query(text, prompts) for text in texts]
     if recall:
-        print(found.shortlist_recall(asked, index.table, k).round(1).to_string(index=False))
+        print(queries.shortlist_recall(asked, index.table, k).round(1).to_string(index=False))
         return
     answers = [index.search(each, k, where, shortlist) for each in asked]
     answers = [table[table["score"] >= min_score] for table in answers]
     for table in answers:
-        for note in found.notes(table):
+        for note in queries.notes(table):
             print(note, file=sys.stderr)
-        print(found.to_json(table) if as_json else found.to_lines(table))
+        print(queries.to_json(table) if as_json else queries.to_lines(table))
     if html:
-        write_text(html, found.render(answers))
+        write_text(html, queries.render(answers))
 
 
 @app.command("app")

@@ -74,8 +74,8 @@ def shown(value: Any) -> str:
 def reason(error: Exception) -> str:
     """An error as a part of another's line; torch's without what it lacks and what it advises
     (to unpickle nevertheless): what came."""
-    told = re.split(CAME, str(error))[-1].partition(" Please use `torch")[0]
-    return " ".join(f"{type(error).__name__}: {told}".split())[:300]
+    message = re.split(CAME, str(error))[-1].partition(" Please use `torch")[0]
+    return " ".join(f"{type(error).__name__}: {message}".split())[:300]
 
 
 def printable(text: str) -> str:

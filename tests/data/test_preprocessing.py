@@ -47,7 +47,7 @@ def test_frames_are_those_of_open_clips_inference_transform(resize, interpolatio
     transform = image_transform_v2(PreprocessCfg(size=224, **facts), is_train=False)
     expected = 255 * transform(Image.fromarray(picture))
     frames = torch.from_numpy(picture).permute(2, 0, 1)[None]
-    fitted = Preprocessing.of(224, facts).fit(frames)[0].float()
+    fitted = Preprocessing.from_facts(224, facts).fit(frames)[0].float()
     off = (fitted - expected).abs()
     if min(shape) < 224:  # enlarged: both passes round
         assert ((off > 1.001).float().mean(), off.max()) <= (1e-4, 2.001)
@@ -57,10 +57,12 @@ def test_frames_are_those_of_open_clips_inference_transform(resize, interpolatio
 
 def test_every_tag_of_open_clip_has_facts_that_are_known():
     tags = open_clip.list_pretrained()
-    found = {Preprocessing.of(224, open_clip.get_pretrained_cfg(*tag)).resize for tag in tags}
+    found = {
+        Preprocessing.from_facts(224, open_clip.get_pretrained_cfg(*tag)).resize for tag in tags
+    }
     assert found == {"shortest", "squash"}
     facts = open_clip.get_pretrained_cfg("PE-Core-B-16", "meta")
-    assert Preprocessing.of(224, facts) == Preprocessing(
+    assert Preprocessing.from_facts(224, facts) == Preprocessing(
         224, (0.5,) * 3, (0.5,) * 3, "bilinear", "squash"
     )
 

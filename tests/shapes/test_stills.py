@@ -29,7 +29,7 @@ def test_stills_show_and_tell_one_frame():
     moving += [word for table in WORDS["zh"]["motion"].values() for word in table]
     for language, captions in data.captions.items():
         assert all(len(texts) == CAPTIONS + 1 for texts in captions)
-        texts = [text for told in captions for text in told[:CAPTIONS]]
+        texts = [text for named in captions for text in named[:CAPTIONS]]
         assert len(texts) == 30 * CAPTIONS
         assert all(text.isascii() == (language == "en") for text in texts)
         assert not [word for word in moving for text in texts if word in text]
@@ -40,12 +40,12 @@ def test_what_is_told_of_a_still_is_what_its_caption_names(language):
     data = stills(60, 1)
     assert 0 < (data.values < 0).mean() < 0.4  # scenes without a second object or event
     unseen = [name not in SEEN for name in FACTORS]
-    assert not data.told[language][:, :CAPTIONS, unseen].any()
-    assert data.told[language][:, CAPTIONS, unseen].any(axis=0).all()
-    for values, captions, told in zip(
-        data.values, data.captions[language], data.told[language], strict=True
+    assert not data.named[language][:, :CAPTIONS, unseen].any()
+    assert data.named[language][:, CAPTIONS, unseen].any(axis=0).all()
+    for values, captions, named in zip(
+        data.values, data.captions[language], data.named[language], strict=True
     ):
-        for caption, mentioned in zip(captions, told, strict=True):
+        for caption, mentioned in zip(captions, named, strict=True):
             for factor, value, said in zip(FACTORS, values, mentioned, strict=True):
                 if said:
                     words = WORDS[language][factor][VALUES[factor][value]]

@@ -222,8 +222,8 @@ def read(path: str, settings: FrameSettings, timeout: float) -> Result:
 
 def _complaints(said: list[tuple], video: Video) -> list[str]:
     """FFmpeg's errors and its decoder's warnings: the only sign of a concealed picture."""
-    told = [each for each in said if each[0] <= av.logging.ERROR or each[1] == video.codec]
-    return [f"damaged: {name}: {' '.join(text.split())}"[:200] for _, name, text in told]
+    complaints = [each for each in said if each[0] <= av.logging.ERROR or each[1] == video.codec]
+    return [f"damaged: {name}: {' '.join(text.split())}"[:200] for _, name, text in complaints]
 
 
 def _by_decord(video: Video, settings: FrameSettings) -> list[bytes]:

@@ -161,8 +161,8 @@ class TrainData(Dataset):
                 self.masker.mask(self.split.video_ids[video], text, draw, content(text))
                 for video, text, draw in zip(videos, texts, draws, strict=True)
             ]
-            told, spans = zip(*masked, strict=True)
-            text = tokenise(told, self.tokenizer, self.data.max_words, content=spans)
+            sentences, spans = zip(*masked, strict=True)
+            text = tokenise(sentences, self.tokenizer, self.data.max_words, content=spans)
             batch.tokens, batch.token_mask, batch.token_weight = text
         batch.frames, batch.frame_mask = self.clips.read(videos, draws)
         batch.seed = torch.tensor([int(draw.integers(2**63)) for draw in draws])

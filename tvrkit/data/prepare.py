@@ -61,11 +61,11 @@ def prepare(
     if videos.is_file() or (videos / "data.mdb").exists():
         rows = adopt_store(videos, out, ids)
     else:
-        found = find_videos(videos, ids)
+        paths = find_videos(videos, ids)
         count = frames or FRAMES.get(dataset, FRAMES_ELSEWHERE)
         who, window = decoder or FrameSettings.decoder, WINDOWS.get(dataset)
         settings = FrameSettings(count, SHORT_SIDE, decoder=who, window=window)
-        files = {video_id: found.get(video_id) for video_id in ids}
+        files = {video_id: paths.get(video_id) for video_id in ids}
         rows = extract(files, out / manifest.STORE, settings, workers=workers)
     return manifest.write(out, captions, rows, _card(report)), report
 

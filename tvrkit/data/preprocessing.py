@@ -40,7 +40,7 @@ class Preprocessing:
         choose("resize mode", self.resize, RESIZES)
 
     @classmethod
-    def of(cls, size: int, facts: Mapping[str, Any]) -> Self:
+    def from_facts(cls, size: int, facts: Mapping[str, Any]) -> Self:
         """From open_clip's facts of a tag or a model."""
         names = {"interpolation": "interpolation", "resize_mode": "resize"}
         other = {own: facts[name] for name, own in names.items() if name in facts}

@@ -108,8 +108,8 @@ def check_splits(captions: pd.DataFrame, protocol: str, allow_partial: bool = Fa
     overlaps = {(a, b): sorted(ids[a] & ids[b]) for a, b in combinations(ids, 2) if ids[a] & ids[b]}
     mismatches = [line for row in table.to_dict("records") for line in _differences(row)]
     for (first, second), both in overlaps.items():
-        found = f"found {len(both)}: {', '.join(both[:NAMED])}"
-        mismatches.append(f"{first} and {second}: expected no video in both, {found}")
+        listed = f"found {len(both)}: {', '.join(both[:NAMED])}"
+        mismatches.append(f"{first} and {second}: expected no video in both, {listed}")
     if mismatches and not allow_partial:
         lines = "; ".join(mismatches)
         hint = "--allow-partial goes on and labels the run"
@@ -124,9 +124,9 @@ def _differences(row: dict) -> list[str]:
         for what in ("videos", "captions")
         if pd.notna(row[f"expected_{what}"]) and row[f"expected_{what}"] != row[what]
     ]
-    wanted, found = row["expected_ids_sha256"][:12], row["ids_sha256"][:12]
-    if not lines and wanted not in ("", found):
-        lines.append(f"{row['split']}: expected the videos with id hash {wanted}, found {found}")
+    wanted, actual = row["expected_ids_sha256"][:12], row["ids_sha256"][:12]
+    if not lines and wanted not in ("", actual):
+        lines.append(f"{row['split']}: expected the videos with id hash {wanted}, found {actual}")
     return lines
 
 

@@ -89,7 +89,7 @@ class Backbone(nn.Module):
         if isinstance(clip, CoCa):
             del clip.text_decoder
         clip.logit_bias = None
-        self.preprocessing = Preprocessing.of(height, clip.visual.preprocess_cfg)
+        self.preprocessing = Preprocessing.from_facts(height, clip.visual.preprocess_cfg)
         self.image_size, self.context_length = height, clip.context_length
         self.is_hf, self.frozen = isinstance(text, HFTextEncoder), False
         self.text_width = text.transformer.config.hidden_size if self.is_hf else text.width

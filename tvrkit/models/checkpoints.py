@@ -49,11 +49,11 @@ def facts(path: Path) -> dict[str, Any]:
     """The preprocessing that a file of `save` was made with, under open_clip's names; empty before
     version 0.2."""
     with safe_open(path, "pt") as file:
-        saved = told(file.metadata() or {}, "preprocessing", path)
+        saved = json_object(file.metadata() or {}, "preprocessing", path)
     return saved | {"resize_mode": saved.get("resize")} if saved else {}
 
 
-def told(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, Any]:
+def json_object(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, Any]:
     """The JSON object that metadata have under a name, empty where they have none; ValueError where
     it is another value."""
     where = f"{path}: {name}"

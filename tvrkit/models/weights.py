@@ -49,7 +49,7 @@ def describe(path: Path) -> Origin:
     tensors, metadata = checkpoints.read_tensors(path)
     sha256 = metadata.get("sha256") or checkpoints.digest(tensors)
     if "method" in metadata:
-        settings = checkpoints.told(metadata, "settings", path)
+        settings = checkpoints.json_object(metadata, "settings", path)
         shown = metadata["method"], settings, checkpoints.facts(path)
         return Origin(path, sha256, "tvrkit", *shown, metadata, tensors)
     state = official.recognise(tensors)

@@ -183,8 +183,8 @@ def _listed(numbers: dict[str, np.ndarray], names: Sequence[str], digits: int = 
     """Numbers by title, with intervals, of those that were measured."""
     known = [name for name in names if name in numbers and not np.isnan(numbers[name][0])]
     form = f"{{:.{digits}f}}"
-    told = [f"{name} {diagnostics.format_interval(numbers[name], form)}" for name in known]
-    return "; ".join(told) or "not measured"
+    texts = [f"{name} {diagnostics.format_interval(numbers[name], form)}" for name in known]
+    return "; ".join(texts) or "not measured"
 
 
 def mining(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:

@@ -25,20 +25,20 @@ class Stills(NamedTuple):
         images: uint8 (N, H, W, 3).
         values: int64 (N, `FACTORS`), which value each factor of the scene has; -1 = none.
         captions: language -> N times `CAPTIONS` texts without any motion, and one with it.
-        told: language -> bool (N, CAPTIONS + 1, factors), whether the text speaks of the factor.
+        named: language -> bool (N, CAPTIONS + 1, factors), whether the text speaks of the factor.
     """
 
     images: np.ndarray
     values: np.ndarray
     captions: dict[str, list[list[str]]]
-    told: dict[str, np.ndarray]
+    named: dict[str, np.ndarray]
 
 
 def stills(count: int, seed: int) -> Stills:
     """What a backbone is pre-trained on; `seed` is of scenes, pixels and captions."""
     images, values = [], []
     captions: dict[str, list[list[str]]] = {language: [] for language in WORDS}
-    told: dict[str, list] = {language: [] for language in WORDS}
+    named: dict[str, list] = {language: [] for language in WORDS}
     for index in range(count):
         rng = np.random.default_rng([seed, STILL, index])
         scene = random_scene(PRESET, rng)
@@ -49,8 +49,8 @@ def stills(count: int, seed: int) -> Stills:
             mentioned[:CAPTIONS] = [seen(names) for names in mentioned[:CAPTIONS]]
             texts = [tell(scene, names, language, PRESET.filler, rng)[0] for names in mentioned]
             captions[language].append(texts)
-            told[language].append([[name in names for name in FACTORS] for names in mentioned])
-    masks = {language: np.array(rows) for language, rows in told.items()}
+            named[language].append([[name in names for name in FACTORS] for names in mentioned])
+    masks = {language: np.array(rows) for language, rows in named.items()}
     return Stills(np.stack(images), np.array(values), captions, masks)
 
 

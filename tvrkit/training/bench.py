@@ -99,12 +99,12 @@ def report(out: Path, device: str, recipes=METHODS, overrides=GPU) -> dict[str, 
     else is asked, and write it as JSON."""
     where = resolve_device(device)
     peak = product_rate(where)
-    found: dict[str, Any] = {**run_card(0, where), "product_tflops": peak / 1e12, "steps": {}}
+    measured: dict[str, Any] = {**run_card(0, where), "product_tflops": peak / 1e12, "steps": {}}
     for name in recipes:
         config = load_recipe(name, ["backbone.pretrained=null", *overrides])
-        found["steps"][name] = measure(config, where, peak)
-    files.write_json(out, found)
-    return found
+        measured["steps"][name] = measure(config, where, peak)
+    files.write_json(out, measured)
+    return measured
 
 
 def needs(config: Config) -> dict[str, float]:

@@ -59,11 +59,11 @@ def check(method: Method, config: Config, splits: Sequence[Split]) -> None:
         raise ValueError(f"features: expected frozen towers, inputs as they are: change {named}")
     own = identity(method, config)
     for split in splits:
-        found = Features(data.features or "", split.name)
-        found.item("videos", len(split.video_ids) - 1)  # the last ones: nothing was cut off
-        found.item("texts", len(split.captions) - 1)
+        cached = Features(data.features or "", split.name)
+        cached.item("videos", len(split.video_ids) - 1)  # the last ones: nothing was cut off
+        cached.item("texts", len(split.captions) - 1)
         wanted = {**own, f"split {split.name}": content(split)}
-        got = {**found.card, f"split {split.name}": found.card["splits"][split.name]}
+        got = {**cached.card, f"split {split.name}": cached.card["splits"][split.name]}
         for key, value in wanted.items():
             if got.get(key) != value:
                 expected = f"expected {key} {value}, got {got.get(key)}"

@@ -95,11 +95,11 @@ def run_card(seed: int, device: torch.device) -> dict:
 def versions() -> dict[str, str]:
     """Of Python, of torch (with its build, for CPU or CUDA) and of those of `PACKAGES` that are
     installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found | {"torch": str(torch.__version__)}
+            installed[name] = metadata.version(name)
+    return installed | {"torch": str(torch.__version__)}
 
 
 def git_commit() -> str | None:

@@ -26,7 +26,7 @@ def examine(seconds: float = SECONDS) -> Iterator[tuple[str, str]]:
     named = [*map(torch.cuda.get_device_name, gpus)] or ["no GPU that torch can see"]
     checks: dict[str, Callable[[], str]] = {
         "devices": lambda: "; ".join([f"cpu: {cpu_name()}", *named]),
-        "versions": lambda: ", ".join(f"{name} {found}" for name, found in versions().items()),
+        "versions": lambda: ", ".join(f"{name} {version}" for name, version in versions().items()),
         "weights": lambda: f"{create_backbone(BackboneConfig(TINY)).name} reads",
         "decoders": lambda: ", ".join(filter(importlib.util.find_spec, DECODERS)) or "FAILS: none",
     }

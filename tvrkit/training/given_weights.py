@@ -61,8 +61,8 @@ def evaluate(
         expected = f"expected weights of method {wanted.method_name}, got {origin.method}"
         raise ValueError(f"{checkpoint}: {expected}: choose a recipe of {origin.method}")
     known = {field.name for field in fields(wanted.method)}
-    found = {key: value for key, value in origin.settings.items() if key in known}
-    shown = [f"method.{key}={yaml.safe_dump(value)}" for key, value in found.items()]
+    settings = {key: value for key, value in origin.settings.items() if key in known}
+    shown = [f"method.{key}={yaml.safe_dump(value)}" for key, value in settings.items()]
     done = ensure(recipe, overrides=[*shown, *overrides, *given], **options)
     if done.card["weights"]["sha256"] != origin.sha256:
         raise ValueError(f"{done.folder} is of other weights than {checkpoint}: another run name")

@@ -113,8 +113,8 @@ class Run:
                 resamples = self.config.eval.bootstrap
                 _compare(self.metrics, intervals(self.ranks, self.clusters, resamples))
         except Exception as error:  # whatever a stranger's file raises: it must stop nobody else
-            told = str(error) if isinstance(error, ValueError | OSError) else repr(error)
-            return " ".join(told.split())  # pandas ends its lines
+            message = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+            return " ".join(message.split())  # pandas ends its lines
         return ""
 
     def _check_shown(self) -> None:
@@ -231,9 +231,9 @@ class Run:
 def _compare(metrics: dict, counted: dict[str, float]) -> None:
     """To rounding: releases of Python and numpy add in other ways."""
     for name, value in counted.items():
-        found = metrics.get(name)
-        if not isinstance(found, int | float) or not math.isclose(found, value, rel_tol=1e-9):
-            raise ValueError(f"metrics.json: {name} is {found}, ranks.npz gives {value}")
+        written = metrics.get(name)
+        if not isinstance(written, int | float) or not math.isclose(written, value, rel_tol=1e-9):
+            raise ValueError(f"metrics.json: {name} is {written}, ranks.npz gives {value}")
 
 
 def build_method(config: Config, facts: Mapping[str, Any] | None = None) -> Method:
@@ -318,14 +318,14 @@ def sound(folders: Iterable[Path]) -> list[Run]:
 
 def check_all(folder: Path) -> dict[Run, str]:
     """Every finished run in a folder, however deep, and all of `Run.damage`."""
-    found = [Run(card.parent) for card in sorted(folder.rglob("run.json"))]
-    return {run: run.damage(every=True, redraw=True) for run in found}
+    finished = [Run(card.parent) for card in sorted(folder.rglob("run.json"))]
+    return {run: run.damage(every=True, redraw=True) for run in finished}
 
 
 def _seed_folders(recipe: Path) -> list[Path]:
     """The folders seed0, seed1, ... of a recipe's, by number; others are not of a run."""
-    found = [folder for folder in recipe.glob("seed*") if folder.name[4:].isdecimal()]
-    return sorted(found, key=lambda folder: int(folder.name[4:]))
+    seeds = [folder for folder in recipe.glob("seed*") if folder.name[4:].isdecimal()]
+    return sorted(seeds, key=lambda folder: int(folder.name[4:]))
 
 
 def prepared(config: Config) -> Manifest:

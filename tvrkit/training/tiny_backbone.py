@@ -133,8 +133,8 @@ def _fit(backbone: Backbone, how: Pretraining, seed: int) -> list[float]:
             loss = info_nce(text @ image.T, logit_scale=backbone.logit_scale.exp())
             loss += table(image, values[rows].where(SHOWN, -1))
             for features, caption in ((text, which), (read, CAPTIONS)):
-                told = torch.from_numpy(data.told[language][rows, caption])
-                loss += table(features, values[rows].where(told, -1))
+                named = torch.from_numpy(data.named[language][rows, caption])
+                loss += table(features, values[rows].where(named, -1))
             if not loss.isfinite():
                 where = f"pre-training, epoch {epoch + 1}"
                 raise FloatingPointError(f"{where}: expected a finite loss, got {loss}")
@@ -200,18 +200,18 @@ def retrieval(backbone: Backbone, count: int, seed: int) -> dict[str, dict[str, 
     """Text-to-still recall on `count` stills by language, with the first caption of each as
     query."""
     data = stills(count, seed)
-    images, found = _encode_images(backbone, data.images), {}
+    images, metrics = _encode_images(backbone, data.images), {}
     for language, captions in data.captions.items():
         said = _encode_text(backbone, _tokens(captions, backbone)[:, 0])
-        found[language] = retrieval_metrics(retrieval_ranks(said @ images.T))
-    return found
+        metrics[language] = retrieval_metrics(retrieval_ranks(said @ images.T))
+    return metrics
 
 
 @torch.no_grad()
 def own_over_swapped(backbone: Backbone, count: int, seed: int) -> dict[str, dict[str, float]]:
     """By language and factor, in how many of `count` pairs (%) a caption scores its own still above
     one in which that factor alone is another. Chance is 50."""
-    found: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {}
     for language in LANGUAGES:
         for factor in SWAPPED_FACTORS:
             images, captions = swapped_stills(count, factor, language, seed)
@@ -219,5 +219,5 @@ def own_over_swapped(backbone: Backbone, count: int, seed: int) -> dict[str, dic
             said = _encode_text(backbone, _tokens([[text] for text in captions], backbone)[:, 0])
             own, other = torch.einsum("nd,nkd->kn", said, shown.unflatten(0, (count, 2)))
             share = 100 * (own > other).double().mean()
-            found.setdefault(language, {})[factor] = round(float(share), 1)
-    return found
+            shares.setdefault(language, {})[factor] = round(float(share), 1)
+    return shares
