@@ -38,6 +38,11 @@ def test_what_a_terminal_would_obey_is_written_out():
     assert files.printable(text) == r"a\x1b[2J\x07\x9b\u202e b" + "\tc\n猫" + r"\udcff"
 
 
+def test_a_name_is_one_line():
+    told = files.on_one_line("a\n\tb\x1b[31m 'c' \u2028猫 😀\udcff")
+    assert told == r"a\n\tb\x1b[31m 'c' \u2028猫 😀\udcff"
+
+
 def test_sha256_is_that_of_the_bytes(tmp_path):
     files.write_text(tmp_path / "a", "größer")
     assert files.sha256(tmp_path / "a") == hashlib.sha256("größer".encode()).hexdigest()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from tvrkit.files import printable
+from tvrkit.files import on_one_line, printable
 
 if TYPE_CHECKING:
     from tvrkit.data.manifest import Manifest
@@ -323,7 +323,6 @@ def index(
 
     from tvrkit.search.encoder import Encoder
     from tvrkit.search.index import Index, opened
-    from tvrkit.search.query import shown
 
     model = (run, backbone, pretrained)
     if not (run or backbone) and opened(out) is not None:
@@ -336,7 +335,7 @@ def index(
         if made.table.version != version:
             version = made.table.version
             for row in made.failures().itertuples():
-                print(printable(f"{row.status} {shown(row.path)}: {row.reason}"))
+                print(on_one_line(f"{row.status} {row.path}: {row.reason}"))
             count = made.table.count_rows("status = 'ok'")
             print(f"{count:,} segments of {len(made.files()):,} files in {out}", flush=True)
         if watch is None:
@@ -494,7 +493,7 @@ def data_extract(
     rows = extract_folder(folder, out, frames=frames, decoder=decoder, workers=workers)
     failed = rows[rows["status"] != "ok"]
     for file, reason in zip(failed["file"], failed["reason"], strict=True):
-        print(printable(f"failed {file}: {reason}"))
+        print(on_one_line(f"failed {file}: {reason}"))
     print(f"{len(rows) - len(failed)} of {len(rows)} files in {out}")
 
 

@@ -19,9 +19,10 @@ import torch
 from torch.nn.functional import normalize
 
 from tvrkit.data.batch import VideoFeatures
+from tvrkit.data.features import pack
 from tvrkit.search import index as indexes
 from tvrkit.search import query as queries
-from tvrkit.search.encoder import COMMIT, Encoder, Query, global_vector, pack
+from tvrkit.search.encoder import COMMIT, Encoder, Query, global_vector
 from tvrkit.search.index import Index
 
 SCENES, CHUNK, FRAMES, ASKED = 20_000, 20_000, 8, 100
@@ -55,7 +56,7 @@ def chunk(start: int, scenes: torch.Tensor, encoder: Encoder) -> pa.Table:
 def near(table, query: Query, probes: int | None, count: int) -> tuple[list[str], float]:
     """The nearest by the approximate stage alone, or (`probes` None) by every vector; and how many
     milliseconds it took."""
-    search = table.search(query.vector.numpy()).distance_type("cosine").limit(count)
+    search = table.search(query.vector).distance_type("cosine").limit(count)
     search = search.nprobes(probes) if probes else search.bypass_vector_index()
     began = time.perf_counter()
     found = search.select(["file", "_distance"]).to_arrow()["file"].to_pylist()
@@ -68,7 +69,7 @@ def main(folder: str, count: int = 1_000_000) -> None:
     encoder = Encoder(None, "tvrkit-tiny", "tvrkit")
     scenes = normalize(torch.randn(SCENES, 128, generator=torch.Generator().manual_seed(0)), dim=-1)
     Path(folder).mkdir()
-    indexes._create(folder, encoder)
+    indexes.opened(folder, encoder.columns())
     index, began = Index.open(folder, encoder), time.perf_counter()
     made = 0.0
     for start in range(0, count, CHUNK):
@@ -96,7 +97,7 @@ def main(folder: str, count: int = 1_000_000) -> None:
     asked = [
         Query(
             str(i),
-            v,
+            v.numpy(),
             lambda videos, v=v: (normalize(videos.frames, dim=-1) @ v).topk(2).values.mean(1),
         )
         for i, v in enumerate(vectors)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from tvrkit.data.batch import TextVideoBatch, VideoFeatures, inner_words, positives, uniform
+from tvrkit.data.batch import TextVideoBatch, VideoFeatures, inner_words, pieces, positives, uniform
 
 
 def batch(rows):
@@ -67,3 +67,9 @@ def test_uniform_numbers_are_uniform_and_depend_on_their_seed_alone():
     # the first output of SplitMix64 from seed 1234567, one step on: 6457827717110365317
     start = torch.tensor([1234567 - 0x61C8864680B583EB])
     assert uniform(start, 1).item() == pytest.approx(6457827717110365317 / 2**64, abs=1e-7)
+
+
+def test_pieces_are_slices_of_lists_and_of_batches():
+    assert pieces([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
+    assert pieces([], 2) == []
+    assert [len(part) for part in pieces(batch(5), 3)] == [3, 2]

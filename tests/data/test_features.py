@@ -7,7 +7,8 @@ import torch
 
 from tests.fakes import split
 from tvrkit.data import features
-from tvrkit.data.features import Features, content, padded, write_shards
+from tvrkit.data.batch import VideoFeatures
+from tvrkit.data.features import Features, content, pack, padded, unpack, write_shards
 
 
 @pytest.fixture
@@ -76,3 +77,13 @@ def test_content_tells_other_videos_frames_and_captions_apart():
 
     assert made() == made()
     assert len({made(), made(caption="b"), made(video="w"), made(frames=5)}) == 4
+
+
+def test_every_kind_of_tensor_comes_back():
+    extras = {"near": torch.tensor([[2, 1], [0, 1]]), "gain": torch.rand(2, 2)}
+    made = VideoFeatures(None, torch.rand(2, 2, 4), torch.tensor([[True, False]] * 2), extras)
+    back = unpack([pack(made[:1]), pack(made[1:])])
+    assert back.video is None
+    assert (back.mask.dtype, back.frames.dtype) == (torch.bool, torch.float32)
+    assert torch.equal(back.extras["near"], extras["near"])
+    torch.testing.assert_close(back.extras["gain"], extras["gain"], rtol=1e-3, atol=1e-3)

@@ -99,6 +99,23 @@ def test_token_values_are_summed_over_the_word_they_belong_to():
     assert inspection.overlapping(words, []).tolist() == [False] * 4
 
 
+def test_words_over_frames_of_every_kind_of_method():
+    """Three tokens of two words, behind SOT; "crimson" has two of them."""
+    tokens = [(1, (0, 1)), (2, (2, 6)), (3, (6, 9))]
+    cosines = np.array([[9.0, 9], [1, 2], [3, 4], [5, 8], [9, 9]])
+    seen = inspection.words_over_frames({"word_frame": cosines}, "a crimson", tokens)
+    assert (seen[0].tolist(), *seen[1:]) == ([[1, 2], [4, 6]], ["a", "crimson"], "cosine")
+    on_words, on_frames = np.eye(5)[[1, 2, 3]], np.array([[1.0, 0], [0, 1], [0, 1]])
+    maps = {"concept_words": on_words, "concept_frames": on_frames}
+    shares, labels, what = inspection.words_over_frames(maps, "a crimson", tokens)
+    assert (shares.tolist(), labels) == ([[1, 0], [0, 2]], ["a", "crimson"])
+    assert what.startswith("share")
+    plain = {"frame_text": np.array([0.1, 0.2])}
+    assert inspection.words_over_frames(plain, "a crimson", tokens)[1] == ["sentence"]
+    cut_off = inspection.words_over_frames({"word_frame": cosines}, "a crimson", tokens[:1])[0]
+    assert cut_off.tolist() == [[1, 2], [0, 0]]
+
+
 def test_kinds_of_pairs(truth):
     captions = pd.DataFrame({"caption_id": ["a0", "a1", "e0"]})
     split = fakes.split("test", captions, list("abcde"), np.array([0, 0, 4]))

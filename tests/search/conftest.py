@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import simplejpeg
 
 pytest.importorskip("lancedb", reason="search needs the extra `search`")
 
@@ -20,6 +21,11 @@ def jpegs(path, count):
     """Frames of a video as JPEG files."""
     with DecodePool(1) as pool:
         return next(pool.run([path], FrameSettings(count)))[1]
+
+
+def pictures(path, count):
+    """(F, H, W, 3) of a video, as an index keeps them."""
+    return [*map(simplejpeg.decode_jpeg, jpegs(path, count))]
 
 
 @pytest.fixture(scope="session")

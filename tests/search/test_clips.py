@@ -5,10 +5,9 @@ import os
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
 
 from tests.data.video_files import write_audio
-from tvrkit.data.decoders import DecodeError, DecodePool, VideoInfo
+from tvrkit.data.decoders import DecodePool, VideoInfo
 from tvrkit.search import clips
 
 
@@ -135,27 +134,6 @@ def test_a_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.warns(UserWarning, match="passed over: .*Permission denied.*shut"):
         assert len(clips.find(tmp_path)) == 1
-
-
-def test_stills_are_read_upright_and_small(tmp_path):
-    picture = Image.fromarray(np.full((2000, 3000, 3), (250, 10, 10), np.uint8))
-    tag = Image.Exif()
-    tag[274] = 6  # to be turned by 90 degrees
-    picture.save(tmp_path / "a.jpg", exif=tag)
-    assert simplejpeg.decode_jpeg(clips.pictures_of(tmp_path / "a.jpg", 8)[0]).shape == (
-        1024,
-        683,
-        3,
-    )
-    (tmp_path / "b.png").write_text("no picture")
-    with pytest.raises(DecodeError, match="no picture"):
-        clips.pictures_of(tmp_path / "b.png", 8)
-    with pytest.raises(DecodeError, match="no picture"):
-        clips.pictures_of(tmp_path / "nowhere.png", 8)
-    for side, why in ((8_200, "expected at most 67,108,864"), (20_000, "exceeds limit")):
-        Image.new("1", (side, side)).save(tmp_path / "bomb.png")
-        with pytest.raises(DecodeError, match=f"no picture: .*{why}"):
-            clips.pictures_of(tmp_path / "bomb.png", 8)
 
 
 def test_real_clips_are_read(realdata):

@@ -13,8 +13,9 @@ import torch
 from lancedb.index import IvfFlat
 
 from tvrkit.data.batch import VideoFeatures
+from tvrkit.data.features import pack, unpack
 from tvrkit.search import query as queries
-from tvrkit.search.encoder import Query, pack, unpack
+from tvrkit.search.encoder import Query
 from tvrkit.search.index import Index
 from tvrkit.shapes.captions import mention, tell
 
@@ -66,9 +67,9 @@ def test_the_recall_is_that_of_all_segments_though_the_index_looks_into_few(monk
     table = lancedb.connect("memory://").create_table("t", pa.table(made | {"vector": flat}))
 
     def ask(vector):
-        return Query("", vector, lambda videos: videos.frames[:, 0] @ vector)
+        return Query("", vector, lambda videos: videos.frames[:, 0] @ torch.tensor(vector))
 
-    asked = [ask(torch.tensor(vector)) for vector in vectors[:5]]
+    asked = [ask(vector) for vector in vectors[:5]]
     recall = queries.shortlist_recall(asked, table, lengths=(10, 600)).set_index("length")
     assert recall.loc[600].tolist() == [100, 100]
     assert recall.loc[10, "recall@10"] > 95  # half precision may change a place
@@ -187,6 +188,7 @@ def found():
                 "name": NAME,
                 "strip": b"jpeg",
                 "features": b"",
+                "vector": [1.0],
             }
         ]
     )

@@ -143,6 +143,11 @@ class VideoFeatures(_Tensors):
         return len(self.frames)
 
 
+def pieces(items: Any, size: int) -> list[Any]:
+    """Consecutive slices of `size` items; the last one may be shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def uniform(seed: Tensor, *shape: int) -> Tensor:
     """(B, *shape) float32 in [0, 1) on the device of `seed`: row b depends on seed[b] alone, not on
     the batch, the device or the number of processes.

@@ -224,6 +224,21 @@ def who_read(rows: pd.DataFrame) -> dict[str, int]:
     return (read["decoder"] + ": " + read["why"]).value_counts().sort_index().to_dict()
 
 
+def walk(root: Path | str, **options: bool) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` of a folder of videos; what can't be read is warned of.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"no folder of videos at {root}")
+
+    def warn(error: OSError) -> None:
+        warnings.warn(f"passed over: {error}", stacklevel=3)
+
+    return os.walk(root, onerror=warn, **options)
+
+
 def find_videos(root: Path | str, ids: Iterable[str] | None = None) -> dict[str, Path]:
     """The video files of a tree, matched by stem whatever the container and the folder.
 
@@ -244,10 +259,7 @@ def find_videos(root: Path | str, ids: Iterable[str] | None = None) -> dict[str,
         FileNotFoundError: no such folder.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder of videos at {root}")
-    walk = os.walk(root, onerror=lambda error: warnings.warn(str(error), stacklevel=3))
-    paths = sorted(Path(folder, name) for folder, _, names in walk for name in names)
+    paths = sorted(Path(folder, name) for folder, _, names in walk(root) for name in names)
     seen = [path for path in paths if not _is_hidden(path, root)]
     files = [path for path in seen if path.is_file() or not path.exists()]  # links to nowhere, too
     if ids is None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tvrkit.data import processes
 from tvrkit.data.augmentation import AUGMENTATIONS
-from tvrkit.data.batch import TextVideoBatch
+from tvrkit.data.batch import TextVideoBatch, pieces
 from tvrkit.data.features import Features, padded
 from tvrkit.data.manifest import Split
 from tvrkit.data.preprocessing import Preprocessing
@@ -249,8 +249,7 @@ def text_loader(split: Split, config: Config, backbone, tagged: bool = True) -> 
 
 def _own_batches(count: int, config: Config) -> list[list[int]]:
     """The rows of every n-th batch, n the number of processes; alone, of all."""
-    size = config.eval.batch_size
-    batches = [list(range(count))[first : first + size] for first in range(0, count, size)]
+    batches = pieces(list(range(count)), config.eval.batch_size)
     return batches[processes.rank() :: processes.count()]
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, pieces
 from tvrkit.data.loader import tagger, video_loader
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.data.sampling import sample
@@ -72,6 +72,32 @@ def per_word(values, tokens: Sequence[tuple[int, Span]], words: Sequence[Span]) 
     columns = [column for column, _ in tokens]
     belongs = shared_characters(words, [span for _, span in tokens])
     return np.tensordot(belongs, np.asarray(values, float)[columns], 1)
+
+
+def words_over_frames(
+    maps: Mapping[str, np.ndarray], caption: str, tokens: Sequence[tuple[int, Span]]
+) -> tuple[np.ndarray, list[str], str]:
+    """What a score looked at, whatever the method.
+
+    Args:
+        maps: the method's `explain` of one pair of L tokens and F frames.
+        caption: as its tokenizer cleans it.
+        tokens: (column, span) of its tokens, see `tvrkit.data.text.token_spans`.
+
+    Returns:
+        (W, F) float of words and frames; what stands for each row; what the numbers are. DMAE has
+        cosines, means over a word's tokens; GLSCL the share by way of the concepts, which look at
+        both; other methods compare the frames with the sentence alone, W = 1.
+    """
+    words = word_spans(caption)
+    labels = [caption[start:end] for start, end in words]
+    if "word_frame" in maps:
+        counts = per_word(np.ones(len(maps["word_frame"])), tokens, words)[:, None]
+        return per_word(maps["word_frame"], tokens, words) / np.maximum(counts, 1), labels, "cosine"
+    if "concept_words" in maps:
+        shares = maps["concept_words"].T @ maps["concept_frames"]
+        return per_word(shares, tokens, words), labels, "share by way of concepts"
+    return maps["frame_text"][None], ["sentence"], "cosine"
 
 
 @dataclass(frozen=True)
@@ -140,11 +166,10 @@ def encode_split(method: Method, split: Split, config: Config) -> EncodedSplit:
 @torch.inference_mode()
 def encode_texts(method: Method, captions: Sequence[str], config: Config) -> TextFeatures:
     """Captions as an evaluation encodes them, on the device of the method."""
-    data, size = config.data, config.eval.batch_size
+    data = config.data
     options = method.backbone.tokenizer, data.max_words, tagger(data.language)
     batch = TextVideoBatch(*tokenise(captions, *options)).to(method.backbone.logit_scale.device)
-    starts = range(0, len(batch), size)
-    return TextFeatures.cat([method.encode_text(batch[start : start + size]) for start in starts])
+    return TextFeatures.cat([*map(method.encode_text, pieces(batch, config.eval.batch_size))])
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
-from tvrkit.reporting.pages import render
+from tvrkit.html import render
 
 SIZE = re.compile(r"\\[bB]igg?[lr]?(?=\\|[()\[\]|])")  # MathML's fences grow by themselves
 

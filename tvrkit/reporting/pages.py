@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from tvrkit import figures, files
+from tvrkit import figures, files, html
 from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.inspection import diagnostics
 from tvrkit.reporting import claims, signs, targets
@@ -108,24 +107,8 @@ def markdown(run: str) -> str:
     return "\n\n".join(f"{label}\n\n{as_markdown(frame)}".strip() for label, frame in tables) + "\n"
 
 
-def render(template: str, **values: object) -> str:
-    """A page from a template of `assets/`; texts are escaped, a missing name is an error.
-
-    Its content security policy lets a browser run the kit's own script and nothing else, and load
-    nothing but pictures beside it.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(files.ASSETS),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**values)
-
-
 def _write(path: Path, template: str = "tables.html", **values: object) -> Path:
-    files.write_text(path, render(template, **values))
+    files.write_text(path, html.render(template, **values))
     return path
 
 

@@ -3,7 +3,6 @@ network."""
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from tvrkit import figures
-from tvrkit.inspection.attention import per_word, word_spans
+from tvrkit.data.features import unpack
+from tvrkit.files import on_one_line
+from tvrkit.inspection.attention import words_over_frames
 from tvrkit.search import query as queries
-from tvrkit.search.encoder import Query, global_vector, unpack
+from tvrkit.search.encoder import Query
 from tvrkit.search.index import Index
 
 UPLOAD = "100mb"  # a video or picture as the query, at most
@@ -109,8 +110,7 @@ def explain(indexes: Sequence[Index], found: pd.DataFrame | None, number: int | 
         raise ValueError("expected the number of a hit of a search in words")
     index, hit = indexes[found.attrs["index"]], found.iloc[number - 1]
     query = index.encoder.text_query(found.attrs["query"])
-    alike = replace(query, vector=global_vector(unpack([hit["features"]]))[0])
-    near = queries.nearest(index.table, alike, 20, f"file != '{hit['file']}'").to_pandas()
+    near = queries.nearest(index.table, hit["vector"], 20, f"file != '{hit['file']}'").to_pandas()
     others = near[near["_distance"] > 1 - queries.SAME]
     missed = [why_figure(index, query, miss, "looks like it") for _, miss in others[:1].iterrows()]
     return (why_figure(index, query, hit, "the hit"), *missed, None)[:2]
@@ -122,16 +122,7 @@ def why_figure(index: Index, query: Query, hit: pd.Series, name: str) -> Figure:
     attention = method.explain(query.text, video.to(index.encoder.device))
     maps = {key: tensor[0].cpu().numpy() for key, tensor in attention.items()}
     text = method.backbone.tokenizer.clean_fn(query.label)
-    words, label = word_spans(text), "cosine"
-    labels = [text[start:end] for start, end in words]
-    if "word_frame" in maps:  # DMAE
-        tokens = per_word(np.ones(len(maps["word_frame"])), query.tokens, words)
-        scores = per_word(maps["word_frame"], query.tokens, words) / np.maximum(tokens, 1)[:, None]
-    elif "concept_words" in maps:  # GLSCL: by way of the concepts
-        both = maps["concept_words"].T @ maps["concept_frames"]
-        scores, label = per_word(both, query.tokens, words), "share by way of concepts"
-    else:
-        scores, labels = maps["frame_text"][None], ["sentence"]
+    scores, labels, label = words_over_frames(maps, text, query.tokens)
     count, score = int(video.mask.sum()), query.score(video).item()
     frames = np.stack(np.split(simplejpeg.decode_jpeg(hit["strip"]), count, axis=1))
     title = f"{name}: {os.path.basename(hit['path'])}, score {score:.3f}"
@@ -146,5 +137,5 @@ def add(indexes: Sequence[Index], place: int, folder: str | None, progress=BAR) 
         made = Index.build(folder, indexes[place].place, indexes[place].encoder)
     except (ValueError, OSError, RuntimeError) as error:
         return str(error)
-    failed = [f"{queries.shown(row.path)}: {row.reason}" for row in made.failures().itertuples()]
+    failed = [f"{on_one_line(row.path)}: {row.reason}" for row in made.failures().itertuples()]
     return "\n".join([f"{len(made.files()):,} files, {len(failed):,} with a problem", *failed])

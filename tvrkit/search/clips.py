@@ -9,20 +9,17 @@ import hashlib
 import math
 import os
 import pickle  # between this process and its own workers
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
 
-from tvrkit.data.decoders import DecodeError, DecodePool, FrameSettings, Result
-from tvrkit.data.extract import VIDEO_SUFFIXES
+from tvrkit.data.decoders import DecodePool, FrameSettings
+from tvrkit.data.extract import VIDEO_SUFFIXES, walk
 from tvrkit.data.prepare import SHORT_SIDE
 from tvrkit.data.sampling import sample
-from tvrkit.data.store import MAX_PIXELS
 from tvrkit.files import sha256
 
 Row = dict[str, Any]
@@ -30,8 +27,6 @@ SECONDS = 10.0  # of a segment; a rest of less than half of it is not cut off
 CUT = 0.45  # share of a picture's colours that changes at once at a shot boundary
 SHORTEST = 2  # frames of a shot
 STRIP = 64  # pixels: height of the film strip
-PICTURES = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows some that are programs
-LARGEST = 1024  # pixels: sides of a picture that is a query
 
 
 def find(folder: Path) -> list[Row]:
@@ -47,10 +42,8 @@ def find(folder: Path) -> list[Row]:
     Raises:
         FileNotFoundError: no such folder.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of videos at {folder}")
     found, entered = [], set()
-    for place, folders, names in os.walk(os.path.abspath(folder), onerror=_warn, followlinks=True):
+    for place, folders, names in walk(folder, followlinks=True):
         if (here := os.path.realpath(place)) in entered:
             folders[:] = names = []
         entered.add(here)
@@ -58,12 +51,8 @@ def find(folder: Path) -> list[Row]:
         for path in (os.path.join(place, name) for name in names if name[0] != "."):
             if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES and os.path.isfile(path):
                 with contextlib.suppress(FileNotFoundError):  # it may be gone by now
-                    found.append(_facts(os.fsencode(path), os.stat(path)))
+                    found.append(_facts(os.fsencode(os.path.abspath(path)), os.stat(path)))
     return sorted(found, key=lambda row: row["name"])
-
-
-def _warn(error: OSError) -> None:
-    warnings.warn(f"passed over: {error}", stacklevel=2)
 
 
 def _facts(name: bytes, status: os.stat_result) -> Row:
@@ -91,13 +80,11 @@ def read(pool: DecodePool, row: Row, frames: int, seconds: float) -> list[Row]:
         `pictures`, its frames as JPEG files, and `strip`, these side by side and small.
     """
 
-    def sampled(count: int) -> Result:
-        settings = FrameSettings(count, SHORT_SIDE)
-        return next(pool.run([os.fsdecode(row["name"])], settings))
-
-    info, pictures = sampled(frames)
+    name = [os.fsdecode(row["name"])]
+    info, pictures = next(pool.run(name, FrameSettings(frames, SHORT_SIDE)))
     if is_long := info.duration >= 1.5 * seconds and len(pictures) == frames:
-        info, pictures = sampled(math.ceil(info.duration / seconds * frames))
+        count = math.ceil(info.duration / seconds * frames)
+        info, pictures = next(pool.run(name, FrameSettings(count, SHORT_SIDE)))
     known = row | vars(info) | {"sha256": content(row), "segment": 0, "status": "failed"}
     if not pictures:
         return [known]
@@ -142,45 +129,14 @@ def _histogram(picture: bytes) -> np.ndarray:
     return np.bincount(codes.ravel(), minlength=64) / codes.size
 
 
-def _windows(start: int, end: int, length: int) -> Iterator[tuple[int, int]]:
+def _windows(start: int, end: int, length: int) -> list[tuple[int, int]]:
     """Spans of `length` frames that overlap by half; the last one takes the rest."""
     half = max(1, length // 2)
-    while end - start >= length + half:
-        yield start, start + length
-        start += half
-    yield start, end
+    starts = range(start, end - length - half + 1, half)
+    return [*((first, first + length) for first in starts), (start + half * len(starts), end)]
 
 
 def strip(pictures: Sequence[bytes]) -> bytes:
     """The frames side by side, small, as one JPEG file."""
     images = [simplejpeg.decode_jpeg(picture, min_height=STRIP) for picture in pictures]
     return simplejpeg.encode_jpeg(np.concatenate(images, axis=1), quality=75)
-
-
-def pictures_of(path: Path, frames: int) -> list[bytes]:
-    """JPEG files of a file that is a query: `frames` of a video, or the one of a picture, upright
-    and small.
-
-    Raises:
-        DecodeError: it is neither, or a picture of more than `MAX_PIXELS`.
-    """
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        with DecodePool(1) as pool:
-            info, pictures = next(pool.run([path], FrameSettings(frames, SHORT_SIDE)))
-        if not pictures:
-            raise DecodeError(f"{path}: {info.reason}")
-        return pictures
-    try:
-        with Image.open(path, formats=PICTURES) as opened:
-            if opened.width * opened.height > MAX_PIXELS:  # Pillow itself reads thrice as many
-                raise ValueError(f"expected at most {MAX_PIXELS:,} pixels, got {opened.size}")
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except Exception as error:  # a stranger's file: Pillow raises of many kinds
-        raise DecodeError(f"{path}: no video by its name, no picture: {error}") from None
-    picture.thumbnail((LARGEST, LARGEST))
-    return [simplejpeg.encode_jpeg(np.asarray(picture), quality=95)]
-
-
-def batches(items: Sequence, size: int) -> list[Sequence]:
-    """Consecutive pieces of `size` items; the last one may be shorter."""
-    return [items[start : start + size] for start in range(0, len(items), size)]

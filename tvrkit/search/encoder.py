@@ -5,9 +5,10 @@ An engine takes rows of files and gives tables of whole files' rows, in any orde
 writes.
 """
 
+import json
 import os
 import pickle  # between this process and its own workers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,23 +20,24 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tvrkit.data import loader
-from tvrkit.data.batch import TextVideoBatch, VideoFeatures
-from tvrkit.data.decoders import DecodePool
-from tvrkit.data.features import padded
-from tvrkit.data.text import Span, token_spans, tokenise
+from tvrkit.data.batch import TextVideoBatch, VideoFeatures, pieces
+from tvrkit.data.decoders import DecodePool, FrameSettings
+from tvrkit.data.features import pack, padded
+from tvrkit.data.pictures import frames_of
+from tvrkit.data.prepare import SHORT_SIDE
+from tvrkit.data.text import Span, token_spans
 from tvrkit.models.checkpoints import digest
 from tvrkit.models.similarity import token_interaction
 from tvrkit.models.temporal import mean_frame
 from tvrkit.recipes import load_recipe
-from tvrkit.search.clips import Reader, Row, batches, pictures_of, read
+from tvrkit.search.clips import Reader, Row, read
 from tvrkit.settings import BackboneConfig, choose
 from tvrkit.training import runs
 from tvrkit.training.card import resolve_device
+from tvrkit.training.score import encode_texts
 
 FORMAT = 3  # of an index
 LONGEST = 1000  # characters of a query
@@ -73,7 +75,7 @@ class Query:
     """
 
     label: str
-    vector: Tensor
+    vector: np.ndarray
     score: Callable[[VideoFeatures], Tensor]
     text: Any = None
     tokens: list[tuple[int, Span]] = field(default_factory=list)
@@ -113,17 +115,16 @@ class Encoder:
         if run is not None and backbone is pretrained is None:
             done = runs.opened(run)
             self.config, method = done.config, done.method()
-            self.max_words = self.config.data.max_words
         elif run is None and backbone is not None:
             own = load_recipe("clip4clip_msrvtt", ["method.head=meanP"])
             self.config = replace(own, backbone=BackboneConfig(backbone, pretrained))
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 method = runs.build_method(self.config).eval()
-            self.max_words = method.backbone.context_length
         else:
             raise ValueError("expected a run (RUN/RECIPE/seedK) or a backbone, and not both")
         self.method, self.frames = method.to(self.device), self.config.data.max_frames
+        self.max_words = self.config.data.max_words if run else method.backbone.context_length
 
     @cached_property
     def card(self) -> dict[str, str]:
@@ -135,30 +136,31 @@ class Encoder:
         return {key: str(value) for key, value in made.items()}
 
     @torch.inference_mode()
-    def videos(self, segments: Sequence[Sequence[bytes]]) -> VideoFeatures:
-        """Features, on the CPU, of segments that are given as JPEG files of their frames."""
+    def videos(self, segments: Sequence[Iterable[np.ndarray]]) -> VideoFeatures:
+        """Features, on the CPU, of segments that are given as their frames (H, W, 3) uint8."""
         fit, parts = self.method.backbone.preprocessing.fit, []
-        for some in batches(segments, BATCH):
-            pictures = [np.stack([*map(simplejpeg.decode_jpeg, files)]) for files in some]
-            fitted = [fit(torch.from_numpy(each).permute(0, 3, 1, 2)) for each in pictures]
+        for some in pieces(segments, BATCH):
+            pictures = [torch.from_numpy(np.stack([*frames])) for frames in some]
+            fitted = [fit(each.permute(0, 3, 1, 2)) for each in pictures]
             frames, mask = padded(fitted, self.frames)
             batch = TextVideoBatch(frames=frames, frame_mask=mask).to(self.device)
             parts.append(self.method.encode_video(batch).to("cpu"))
         return VideoFeatures.cat(parts)
 
-    def columns(self, about: dict[str, str] | None = None) -> pa.Schema:
-        """Those of an index: `FACTS`, `SEEN`, and the global vector; `about` is kept beside that.
+    def columns(self) -> pa.Schema:
+        """Those of an index: `FACTS`, `SEEN`, and the global vector, beside which stands the card.
 
         `features` is a safetensors file of what the method scores by, in half precision.
         """
         kind = pa.list_(pa.float32(), self.method.backbone.width)
+        about = {"card": json.dumps({"model": self.model, "made": self.card})}
         return pa.schema([*(FACTS | SEEN).items(), pa.field("vector", kind, metadata=about)])
 
     def table(self, rows: Sequence[Row]) -> pa.Table:
         """Rows of files that were read, with vectors and features where they have pictures."""
         seen = [row for row in rows if "pictures" in row]
         if seen:
-            features = self.videos([row["pictures"] for row in seen])
+            features = self.videos([map(simplejpeg.decode_jpeg, row["pictures"]) for row in seen])
             vectors = global_vector(features).numpy()
             if not np.isfinite(vectors).all():
                 raise ValueError(f"the model gives NaN for one of {seen[0]['path']!r} ...")
@@ -187,11 +189,9 @@ class Encoder:
         if len(spans) > self.max_words - 2:
             notes.append(f"the model reads {self.max_words - 2} tokens of the query's {len(spans)}")
         language = "zh" if any("\u4e00" <= character <= "\u9fff" for character in text) else "en"
-        tagger = loader.tagger(language) if self.method.weighs_words else None
         texts = [template.format(text) for template in templates]
-        batch = TextVideoBatch(*tokenise(texts, tokenizer, self.max_words, tagger))
-        features = self.method.encode_text(batch.to(self.device))
-        vector = normalize(normalize(features.sentence, dim=-1).mean(dim=0), dim=-1).cpu()
+        features = encode_texts(self.method, texts, self.max_words, language)
+        vector = normalize(normalize(features.sentence, dim=-1).mean(dim=0), dim=-1).cpu().numpy()
 
         @torch.inference_mode()
         def score(videos: VideoFeatures) -> Tensor:
@@ -203,15 +203,19 @@ class Encoder:
     @torch.inference_mode()
     def file_query(self, path: Path) -> Query:
         """A video, all of it, or a picture: the nearest frames of both sides decide (DMAE's
-        token-wise interaction between the two sets of frames)."""
-        own = self.videos([pictures_of(path, self.frames)])
+        token-wise interaction between the two sets of frames).
+
+        Raises:
+            DecodeError: it is neither, or gives no frame.
+        """
+        own = self.videos([frames_of(path, FrameSettings(self.frames, SHORT_SIDE))])
         look, whole = normalize(own.frames, dim=-1), own.mask
 
         def score(videos: VideoFeatures) -> Tensor:
             theirs = normalize(videos.frames, dim=-1)
             return token_interaction(look, theirs, whole, videos.mask, mask_fill="exclude")[0]
 
-        return Query(path.name, global_vector(own)[0], score)
+        return Query(path.name, global_vector(own)[0].numpy(), score)
 
     def __call__(self, batch: dict) -> dict:
         """`table` for Ray: pickled rows in, a pickled table out."""
@@ -219,26 +223,11 @@ class Encoder:
         return {"table": [pickle.dumps(self.table(rows))]}
 
 
-def pack(features: VideoFeatures) -> bytes:
-    """A safetensors file; half precision halves the index."""
-    named = {**vars(features), **features.extras}
-    tensors = {key: t.contiguous() for key, t in named.items() if isinstance(t, Tensor)}
-    return save({key: t.half() if t.is_floating_point() else t for key, t in tensors.items()})
-
-
-def unpack(files: Sequence[bytes]) -> VideoFeatures:
-    """The features of several rows, as the encoder made them but for half precision."""
-    parts = [load(file) for file in files]
-    named = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    named = {key: t.float() if t.is_floating_point() else t for key, t in named.items()}
-    return VideoFeatures(named.pop("video", None), named.pop("frames"), named.pop("mask"), named)
-
-
 def local(files: Sequence[Row], encoder: Encoder, seconds: float, workers: int) -> Tables:
     """In this process: workers decode the next files while these are encoded."""
     ahead: Iterator[list[Row]] = iter(())
     with ThreadPoolExecutor(workers) as threads, DecodePool(workers) as pool:
-        for batch in [*batches(files, COMMIT), []]:
+        for batch in [*pieces(files, COMMIT), []]:
             ready = ahead
             ahead = threads.map(lambda file: read(pool, file, encoder.frames, seconds), batch)
             if rows := [*chain.from_iterable(ready)]:

@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 from lancedb.index import IvfSq
 from tqdm import tqdm
 
+from tvrkit.data.features import unpack
 from tvrkit.files import ASSETS
-from tvrkit.search import query as queries
 from tvrkit.search.clips import SECONDS, Row, content, find
-from tvrkit.search.encoder import ENGINES, FACTS, FORMAT, Encoder, Query, unpack
-from tvrkit.search.query import SHORTLIST
+from tvrkit.search.encoder import ENGINES, FACTS, FORMAT, Encoder, Query
+from tvrkit.search.query import NOTHING, SHORTLIST, SHOWN, nearest, ranked
 from tvrkit.settings import choose
 
 SEGMENTS = "segments"
@@ -122,8 +122,7 @@ class Index:
         if not found and opened(place) is None:
             raise ValueError(f"{folder}: expected videos, such as .mp4 or .mkv, found none")
         with _building(place):
-            if opened(place) is None:
-                _create(place, encoder)
+            opened(place, encoder.columns())
             index = cls.open(place, encoder)
             before = index.table.version
             unread = index._sort_out(folder, found, retry)
@@ -178,20 +177,18 @@ class Index:
         old = known["file"].isin(gone | stale.keys())
         # of several files with the same content none is known by it
         sole = known[old & whole & (hashes != "") & ~hashes.duplicated(keep=False)]
-        free, sizes, moved = {*sole["sha256"]}, {*sole["size"]}, {}
-        for key, row in stale.items():
-            if row["size"] in sizes and (same := content(row)) in free:
-                free.remove(same)
-                moved[key] = row | {"sha256": same}
-        kept = {"none", *(row["sha256"] for row in moved.values())}
+        alike = [row for row in stale.values() if row["size"] in {*sole["size"]}]
+        hashed = pd.Series({row["file"]: content(row) for row in alike}, dtype=str)
+        moved = hashed[hashed.isin(sole["sha256"])].drop_duplicates()
         if old.any():
             listed = _among("file", known["file"][old])
-            self.table.delete(f"{listed} and not {_among('sha256', kept)}")
-        if renamed := [*moved.values()]:
+            self.table.delete(f"{listed} and not {_among('sha256', ['none', *moved])}")
+        if len(moved):
+            renamed = [stale.pop(key) | {"sha256": same} for key, same in moved.items()]
             kinds = pa.schema({name: FACTS[name] for name in renamed[0]})
             merge = self.table.merge_insert("sha256").when_matched_update_all()
             merge.execute(pa.Table.from_pylist(renamed, kinds))
-        return [row for key, row in stale.items() if key not in moved]
+        return [*stale.values()]
 
     def settle(self) -> None:
         """Pack what was written in pieces, and keep an approximate index of many vectors."""
@@ -240,37 +237,32 @@ class Index:
         if isinstance(query, str):
             query = self.encoder.text_query(query)
         self.table.checkout_latest()
-        near = queries.nearest(self.table, query, shortlist, where)
+        near = nearest(self.table, query.vector, shortlist, where)
         exact = query.score(unpack(near["features"].to_pylist())).numpy() if len(near) else ()
-        found = queries.ranked(near, exact, k)
+        found = ranked(near, exact, k)
         background = pd.Series(self.card.get("unrelated", {}).get(query.language, []), dtype=float)
         found["unrelated"] = [background.ge(score).mean() for score in found["score"]]
-        matches = bool(len(found)) and not found["unrelated"][0] > queries.NOTHING
+        matches = bool(len(found)) and not found["unrelated"][0] > NOTHING
         found.attrs = {"query": query.label, "language": query.language}
         found.attrs |= {"matches": matches, "notes": query.notes}
-        return found[queries.SHOWN]
+        return found[SHOWN]
 
 
-def opened(place: str) -> Any:
-    """LanceDB's table of an index, None where there is none.
+def opened(place: str, columns: pa.Schema | None = None) -> Any:
+    """LanceDB's table of an index. Where there is none: None, or with `columns` one that is empty.
 
     Raises:
         OSError: the object store does not answer, or refuses.
     """
-    if "://" not in place and not Path(place).is_dir():
+    if columns is None and "://" not in place and not Path(place).is_dir():
         return None
+    store = lancedb.connect(place, storage_options=STORE)
     try:
-        return lancedb.connect(place, storage_options=STORE).open_table(SEGMENTS)
+        return store.open_table(SEGMENTS)
     except (ValueError, RuntimeError) as error:
         if "was not found" in str(error):
-            return None
+            return None if columns is None else store.create_table(SEGMENTS, schema=columns)
         raise OSError(f"{place} cannot be reached: {_reason(error)}") from None
-
-
-def _create(place: str, encoder: Encoder) -> None:
-    card = json.dumps({"model": encoder.model, "made": encoder.card})
-    made = lancedb.connect(place, storage_options=STORE)
-    made.create_table(SEGMENTS, schema=encoder.columns({"card": card}))
 
 
 def _reason(error: Exception) -> str:

@@ -1,19 +1,18 @@
 """Two-stage search: the nearest segments by one vector, then the method's own score of each; and
 what was found as lines, as JSON and as a page."""
 
-import base64
 import json
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote
 
-import jinja2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tvrkit import files
-from tvrkit.search.encoder import FACTS, SEEN, Query, unpack
+from tvrkit import html
+from tvrkit.data.features import unpack
+from tvrkit.files import on_one_line
+from tvrkit.search.encoder import FACTS, SEEN, Query
 
 SHORTLIST = 200  # segments that are scored exactly
 LENGTHS = (10, 20, 50, 100, 200, 500)  # of the short list whose recall is measured
@@ -21,16 +20,16 @@ PROBES = 100  # partitions of an approximate index that are looked into
 SAME = 0.98  # cosine of two segments' vectors from which on they show the same
 NOTHING = 0.1  # share of unrelated queries that may score as high as a match
 UNRELATED = "nothing matches: unrelated queries score as high"
-SHOWN = ["score", "unrelated", "copies", *FACTS, *SEEN]
+SHOWN = ["score", "unrelated", "copies", *FACTS, *SEEN, "vector"]
 
 
-def nearest(table: Any, query: Query, count: int, where: str | None = None) -> pa.Table:
-    """The `count` rows whose vectors are nearest, of those that pass the filter.
+def nearest(table: Any, vector: Any, count: int, where: str | None = None) -> pa.Table:
+    """The `count` rows whose vectors are nearest to `vector` (D,), of those that pass the filter.
 
     Raises:
         ValueError: `where` is no filter.
     """
-    search = table.search(query.vector.numpy(), vector_column_name="vector").with_row_id(True)
+    search = table.search(vector, vector_column_name="vector").with_row_id(True)
     search = search.distance_type("cosine").limit(count).nprobes(PROBES)
     try:  # in brackets, a second statement is an error and is not dropped in silence
         return (search if where is None else search.where(f"({where})")).to_arrow()
@@ -47,7 +46,7 @@ def ranked(near: pa.Table, exact: Any, k: int) -> pd.DataFrame:
     """
     frame = near.to_pandas().assign(score=exact)
     frame = frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
-    vectors = np.array([*frame.pop("vector")])
+    vectors = np.array([*frame["vector"]])
     file, start, end = (frame[name].to_numpy() for name in ("file", "start", "end"))
     overlap = (file[:, None] == file) & (start[:, None] < end) & (start < end[:, None])
     same = overlap | (vectors @ vectors.T >= SAME)
@@ -76,7 +75,7 @@ def shortlist_recall(
         ids.append(batch["_rowid"])
     order = np.argsort(-np.concatenate(exact, axis=1), kind="stable")
     best = np.concatenate(ids)[order[:, :k]]
-    near = [nearest(table, query, max(lengths))["_rowid"].to_numpy() for query in queries]
+    near = [nearest(table, query.vector, max(lengths))["_rowid"].to_numpy() for query in queries]
     pairs = [*zip(best, near, strict=True)]
     # (lengths, queries, k) percent
     held = 100 * np.array([[np.isin(top, short[:n]) for top, short in pairs] for n in lengths])
@@ -94,34 +93,26 @@ def notes(found: pd.DataFrame) -> list[str]:
 def to_lines(found: pd.DataFrame) -> str:
     """A line for each hit; control characters of names are escaped."""
     return "\n".join(
-        f"{hit.score:.3f}  {hit.start:.1f}-{hit.end:.1f} s  {shown(hit.path)}"
+        f"{hit.score:.3f}  {hit.start:.1f}-{hit.end:.1f} s  {on_one_line(hit.path)}"
         + (f"  (and {len(hit.copies)} near-duplicates)" if hit.copies else "")
         for hit in found.itertuples()
     )
 
 
-def shown(path: str) -> str:
-    """A path on one line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
-
-
 def to_json(found: pd.DataFrame) -> str:
     """One line: query, matches, notes and hits."""
-    told = found.drop(columns=["name", *SEEN])
+    told = found.drop(columns=["name", *SEEN, "vector"])
     hits = told.to_json(orient="records", date_format="iso", double_precision=6)
     return json.dumps({**found.attrs, "hits": json.loads(hits)}, ensure_ascii=False)
 
 
-def render(found: list[pd.DataFrame], template: str = "search.html", **names) -> str:
+def render(found: list[pd.DataFrame], template: str = "search.html", served: str = "") -> str:
     """A page that needs no other file: film strips inside, links to the videos at their time.
 
     Args:
         found: tables of `Index.search`.
         template: of `assets/`; "hits.html" is the part without the frame.
-        names: `served`, see the template.
+        served: where a server plays the videos, the address before their keys.
     """
-    folder = jinja2.FileSystemLoader(files.ASSETS)
-    environment = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True)
-    environment.filters |= {"base64": lambda data: base64.b64encode(data).decode(), "quote": quote}
     searches = [(table.attrs["query"], notes(table), list(table.itertuples())) for table in found]
-    return environment.get_template(template).render(title="search", searches=searches, **names)
+    return html.render(template, title="search", searches=searches, served=served)

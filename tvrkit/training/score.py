@@ -17,7 +17,6 @@ from tvrkit.data.prepare import SHORT_SIDE
 from tvrkit.data.sampling import sample
 from tvrkit.data.text import token_spans, tokenise
 from tvrkit.models.method import Method
-from tvrkit.settings import DataConfig
 from tvrkit.training.runs import Run, opened
 
 
@@ -75,27 +74,37 @@ def score(
         raise ValueError(f"texts: expected words, got {empty[0]!r}")
     made = run if isinstance(run, Run) else opened(run)
     method, data = made.method(device), made.config.data
-    text, words = _texts(method, asked, data, device)
+    text = encode_texts(method, asked, data.max_words, data.language)
     frames = [_frames(method, path, made) for path in paths]
     whole, mask = padded(frames, max(len(each) for each in frames))
     batch = TextVideoBatch(frames=whole, frame_mask=mask).to(device)
     video = method.encode_video(batch)
     similarity = method.similarity(text, video).float().cpu().numpy()
     shown = [each.permute(0, 2, 3, 1).numpy() for each in frames]
+    words = _words(asked, method.backbone.tokenizer, data.max_words)
     return Scores(asked, paths, similarity, _maps(method, text, video), words, shown)
 
 
-def _texts(
-    method: Method, texts: list[str], data: DataConfig, device: str
-) -> tuple[TextFeatures, list[list[str]]]:
-    tokenizer, length = method.backbone.tokenizer, data.max_words
-    words = tagger(data.language) if method.weighs_words else None
-    batch = TextVideoBatch(*tokenise(texts, tokenizer, length, words)).to(device)
+@torch.inference_mode()
+def encode_texts(
+    method: Method, texts: Sequence[str], max_words: int, language: str
+) -> TextFeatures:
+    """Texts as a method reads them, on its device; tagged where it weighs words.
+
+    Raises:
+        ValueError: it does, and the tagger of the language is not installed.
+    """
+    words = tagger(language) if method.weighs_words else None
+    batch = TextVideoBatch(*tokenise(texts, method.backbone.tokenizer, max_words, words))
+    return method.encode_text(batch.to(method.backbone.logit_scale.device))
+
+
+def _words(texts: list[str], tokenizer, length: int) -> list[list[str]]:
     named = [[""] * length for _ in texts]
     for row, spans in enumerate(token_spans(texts, tokenizer, length)):
         for column, (start, end) in spans:
             named[row][column] = tokenizer.clean_fn(texts[row])[start:end]
-    return method.encode_text(batch), named
+    return named
 
 
 def _frames(method: Method, path: Path, run: Run) -> Tensor:
