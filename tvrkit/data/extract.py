@@ -165,7 +165,7 @@ class Builder:
         self.partial.mkdir(exist_ok=True)
         stores.release(self.partial)
         try:
-            with lmdb.open(str(self.partial), map_size=MAP, lock=False) as environment:
+            with lmdb.open(os.fsencode(self.partial), map_size=MAP, lock=False) as environment:
                 with environment.begin(write=True) as transaction:
                     described = json.dumps(self.built_with, sort_keys=True).encode()
                     transaction.put(stores.SETTINGS, described)

@@ -276,7 +276,7 @@ def _environment(path: Path) -> lmdb.Environment:
 def _open(path: Path, size: int) -> lmdb.Environment:
     options = {"readonly": True, "lock": False, "readahead": False, "create": False}
     try:
-        environment = lmdb.open(str(path), subdir=path.is_dir(), **options)
+        environment = lmdb.open(os.fsencode(path), subdir=path.is_dir(), **options)
     except lmdb.Error as error:
         raise ValueError(f"{path} is no frame store: {error}") from None
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
