@@ -57,7 +57,7 @@ from tvrkit.data.store import FrameStore
 from tvrkit.models import checkpoints, official
 from tvrkit.reporting import pages
 from tvrkit.training import runs
-from tvrkit.training.card import write_card
+from tvrkit.training.card import write_card, write_diagnostics
 
 LIMIT = 60  # seconds for one input
 CAREFUL = "crccheck+bitstream+buffer+careful"
@@ -267,9 +267,10 @@ def run_folders(folder: Path):
     os.environ["TVRKIT_HOME"] = str(folder)
     honest, other = finished_run("honest"), finished_run("other", skill=9.0)
     files.write_text(other.folder / "curve.csv", "epoch,split,score\n0,val,1.0\n1,val,2.0\n")
-    area = {"mean": 0.5, "low": None, "high": 0.75}
-    files.write_json(other.folder / "diagnostics_04.json", {"area": area})
     write_card(other.folder, other.card)
+    write_diagnostics(
+        other.folder / "diagnostics_04.json", {"area": {"mean": 0.5, "low": None, "high": 0.75}}
+    )
     saved = folder / "saved"
     shutil.copytree(other.folder, saved)
     scores = {run.recipe: run.metrics["t2v R@1"] for run in (honest, other)}

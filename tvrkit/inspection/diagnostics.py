@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tvrkit import files
 from tvrkit.evaluation.statistics import ratio_interval
+from tvrkit.training.card import read_diagnostics, write_diagnostics
 
 Interval = tuple[float, float, float]  # value, low, high
 BOUNDS = ["mean", "low", "high"]
@@ -67,12 +67,13 @@ class Diagnostics(dict[str, Interval]):
         return pd.DataFrame.from_dict(rows, orient="index", columns=BOUNDS)
 
     def save(self, path: Path) -> None:
-        """Write them as JSON for the run's page; what is unknown is null."""
+        """Write them into a finished run's folder, for its page; what is unknown is null."""
         table = self.table().astype(object)
-        files.write_json(path, table.where(table.notna(), None).to_dict("index"))
+        write_diagnostics(path, table.where(table.notna(), None).to_dict("index"))
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """What `Diagnostics.save` wrote: title -> (3,) float mean, low, high; NaN for unknown."""
-    saved = files.read_json(path)
+    """What `Diagnostics.save` wrote: title -> (3,) float mean, low, high; NaN for unknown. ValueError
+    where it is not as it was written, beside the same run."""
+    saved = read_diagnostics(path)
     return {title: np.array([ends[b] for b in BOUNDS], float) for title, ends in saved.items()}

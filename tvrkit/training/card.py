@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict
 
 from tvrkit import files
 from tvrkit.data import records
@@ -25,6 +26,7 @@ SCORES = ("metrics.json", "ranks.npz")  # what tables are made from
 TABLES = ("history.csv", "curve.csv", "mined.csv.gz")
 KEPT = ("train.log", "similarity.npz")  # not given to others
 ARTEFACTS = ("config.yaml", *TABLES, *SCORES, "factors.csv", *KEPT, CHECKPOINT)
+Bounds = TypedDict("Bounds", {"mean": float | None, "low": float | None, "high": float | None})
 GIVEN = {*ARTEFACTS, "run.json", "README.md"} - {*KEPT}
 
 
@@ -47,6 +49,29 @@ def read_card(folder: Path) -> dict[str, Any]:
     if card != files.sealed(card):
         raise ValueError("run.json: not as it was written: its own SHA-256 differs, or is absent")
     return card
+
+
+def write_diagnostics(path: Path, numbers: dict[str, dict]) -> None:
+    """Numbers that a notebook adds to a finished run, with the SHA-256 of its run.json and, as that
+    has, of themselves."""
+    files.write_json(path, _beside(path, numbers))
+
+
+def _beside(path: Path, numbers: dict[str, dict]) -> dict:
+    return files.sealed({"run": files.sha256(path.with_name("run.json")), "numbers": numbers})
+
+
+def read_diagnostics(path: Path) -> dict[str, Bounds]:
+    """What `write_diagnostics` wrote, or an earlier version did, without hashes.
+
+    Raises:
+        ValueError: it was changed since, is another run's, or holds anything else.
+    """
+    saved = files.read_json(path)
+    numbers = saved.get("numbers", saved)
+    if "numbers" in saved and saved != _beside(path, numbers):
+        raise ValueError(f"{path.name}: not as it was saved beside this run: other hashes")
+    return records.checked(numbers, dict[str, Bounds], path.name)
 
 
 def sha256(path: Path) -> str:

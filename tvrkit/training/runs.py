@@ -130,11 +130,7 @@ class Run:
         if "curve.csv" in card["artefacts"]:
             self.curve.drop(columns="split", errors="ignore").astype(float)["epoch"].iloc[-1]
         for path in self.folder.glob("diagnostics_*.json"):
-            kind = dict[str, dict[str, float | None]]
-            for title, ends in checked(files.read_json(path), kind, path.name).items():
-                if {*ends} != {"mean", "low", "high"}:
-                    got = ", ".join(ends)
-                    raise ValueError(f"{path.name}: {title}: expected mean, low, high, got {got}")
+            cards.read_diagnostics(path)
 
     @cached_property
     def config(self) -> Config:
