@@ -54,10 +54,11 @@ from tvrkit.data.extract import extract
 from tvrkit.data.manifest import Manifest
 from tvrkit.data.splits import set_hash
 from tvrkit.data.store import FrameStore
+from tvrkit.inspection import Diagnostics
 from tvrkit.models import checkpoints, official
 from tvrkit.reporting import pages
 from tvrkit.training import runs
-from tvrkit.training.card import write_card, write_diagnostics
+from tvrkit.training.card import write_card
 
 LIMIT = 60  # seconds for one input
 CAREFUL = "crccheck+bitstream+buffer+careful"
@@ -268,9 +269,7 @@ def run_folders(folder: Path):
     honest, other = finished_run("honest"), finished_run("other", skill=9.0)
     files.write_text(other.folder / "curve.csv", "epoch,split,score\n0,val,1.0\n1,val,2.0\n")
     write_card(other.folder, other.card)
-    write_diagnostics(
-        other.folder / "diagnostics_04.json", {"area": {"mean": 0.5, "low": None, "high": 0.75}}
-    )
+    Diagnostics(area=(0.5, np.nan, 0.75)).save(other.folder / "diagnostics_04.json")
     saved = folder / "saved"
     shutil.copytree(other.folder, saved)
     scores = {run.recipe: run.metrics["t2v R@1"] for run in (honest, other)}

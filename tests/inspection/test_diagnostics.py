@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tvrkit import files, inspection
-from tvrkit.inspection.diagnostics import load
+from tvrkit.training.card import read_diagnostics
 
 
 def test_auc_counts_the_pairs_that_are_in_order_and_half_the_tied_ones():
@@ -70,8 +70,8 @@ def test_what_was_saved_is_loaded_by_name_whatever_the_order(tmp_path):
     turned = {k: dict(reversed(v.items())) for k, v in saved["numbers"].items()}
     for there in (saved, turned):
         files.write_json(path, there)
-        assert list(load(path)) == ["area", "unknown"]
-        np.testing.assert_array_equal(load(path)["area"], [0.5, 0.25, 0.75])
+        assert list(read_diagnostics(path)) == ["area", "unknown"]
+        np.testing.assert_array_equal(read_diagnostics(path)["area"], [0.5, 0.25, 0.75])
 
 
 @pytest.mark.parametrize("change", ["number", "title", "seal", "run"])
@@ -90,4 +90,4 @@ def test_what_was_changed_since_or_lies_beside_another_run_is_told(tmp_path, cha
         files.write_json(tmp_path / "run.json", {"seed": 1})
     files.write_json(path, saved)
     with pytest.raises(ValueError, match=r"^diagnostics_04.json: not as it was saved beside this"):
-        load(path)
+        read_diagnostics(path)

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ from importlib.metadata import files, version
 from importlib.util import find_spec
 from multiprocessing.connection import Pipe
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from threading import get_ident
 from typing import Self
 
@@ -217,9 +217,8 @@ class _Worker:
         self.connection, theirs = Pipe()
         fd = theirs.fileno()
         program = [sys.executable, "-P", "-m", "tvrkit.data.decode_worker", str(fd), str(timeout)]
-        nothing, errors = subprocess.DEVNULL, subprocess.PIPE
-        self.process = subprocess.Popen(
-            program, pass_fds=[fd], env=_environment(), stdin=nothing, stdout=nothing, stderr=errors
+        self.process = Popen(
+            program, pass_fds=[fd], env=_environment(), stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE
         )
         theirs.close()
         with suppress(EOFError, OSError):

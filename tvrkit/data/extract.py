@@ -81,8 +81,8 @@ def extract(
             stays), or another process is at work on this store.
     """
     builder = Builder(Path(store), settings)
-    known = {i: Path(path) for i, path in files.items() if stores.check_id(i) and path}
-    there = {i: path for i, path in known.items() if os.path.isfile(path)}
+    usable = {i: path for i, path in files.items() if stores.check_id(i)}
+    there = {i: Path(path) for i, path in usable.items() if path and os.path.isfile(path)}
     rows = builder.rows(builder.store) if builder.store.exists() else None
     if rows is None or _left(rows, there):
         builder.store.parent.mkdir(parents=True, exist_ok=True)
@@ -98,9 +98,8 @@ def extract(
 
 def _left(rows: Mapping[str, dict], files: Mapping[str, Path]) -> dict[str, Path]:
     """The files that no row tells all is well of, in the order in which they are read."""
-    sound = {i: row for i, row in rows.items() if row.get("hash") and not row.get("reason")}
-    good = {i: row.get("state") for i, row in sound.items()}
-    return {i: files[i] for i in sorted(files) if i not in good or good[i] != _state(files[i])[:3]}
+    ok = {i: r.get("state") for i, r in rows.items() if r.get("hash") and not r.get("reason")}
+    return {i: files[i] for i in sorted(files) if i not in ok or ok[i] != _state(files[i])[:3]}
 
 
 def _state(file: Path) -> list:

@@ -50,10 +50,8 @@ def check_id(video_id: str) -> str:
     """
     size = len(video_id.encode(errors="replace")) if isinstance(video_id, str) else 0
     if not 0 < size <= MAX_ID or UNUSABLE_ID.search(video_id):
-        raise ValueError(
-            f"unusable video id {str(video_id)[:80]!r}: expected 1 to {MAX_ID} bytes of text "
-            "that holds no slash or control character and does not begin with a dot"
-        )
+        expected = f"1 to {MAX_ID} bytes of text, no dot first, no slash or control character"
+        raise ValueError(f"unusable video id {str(video_id)[:80]!r}: expected {expected}")
     return video_id
 
 

@@ -339,16 +339,14 @@ def prepared(config: Config) -> Manifest:
 def lock(path: Path, doing: str) -> Iterator[None]:
     """Hold a lock file; who waits for it says so on stderr, and what the other process is
     doing."""
-    held = FileLock(path)
+    own = FileLock(path)
     try:
-        held.acquire(timeout=PATIENCE)
+        held = own.acquire(timeout=PATIENCE)
     except Timeout:
         print(f"waiting for another process that {doing}", file=sys.stderr, flush=True)
-        held.acquire()
-    try:
+        held = own.acquire()
+    with held:
         yield
-    finally:
-        held.release()
 
 
 def ensure(
@@ -401,13 +399,10 @@ def _finished(folder: Path, config: Config) -> bool:
     _check_settings(folder, config)
     if not (folder / "run.json").exists():
         return False
-    needed = (CHECKPOINT, "similarity.npz")
-    lost = [name for name in needed if not (folder / name).exists()]
+    lost = [name for name in (CHECKPOINT, "similarity.npz") if not (folder / name).exists()]
     if lost:
-        raise ValueError(
-            f"{_shown(folder)} is a finished run without {' and '.join(lost)}, which git does not "
-            "keep: choose another run name"
-        )
+        what = f"a finished run without {' and '.join(lost)}, which git does not keep"
+        raise ValueError(f"{_shown(folder)} is {what}: choose another run name")
     if damage := Run(folder).damage(every=True):
         raise ValueError(f"{_shown(folder)} is damaged: {damage}: choose another run name")
     return True
@@ -425,10 +420,8 @@ def _check_settings(folder: Path, config: Config) -> None:
             if there.get(key) != wanted.get(key)
         ]
         if changed:
-            raise ValueError(
-                f"{_shown(begun)} holds a run with other settings: {'; '.join(changed)}. "
-                "Choose another run name"
-            )
+            what = f"holds a run with other settings: {'; '.join(changed)}"
+            raise ValueError(f"{_shown(begun)} {what}. Choose another run name")
 
 
 def _dotted(config: Config) -> dict:
