@@ -91,9 +91,8 @@ def extract(
                 rows = builder.build(there, DecodePool(workers, timeout))
         except Timeout:
             raise OSError(f"another process is extracting into {store}") from None
-    lost = VideoInfo(reason=NO_FILE)
-    table = [rows.get(i) or builder.row(i, None, [], (lost, [])) for i in files]
-    return pd.DataFrame(table).drop(columns="state")
+    made = [rows.get(i) or builder.row(i, None, [], (VideoInfo(reason=NO_FILE), [])) for i in files]
+    return pd.DataFrame(made).drop(columns="state")
 
 
 def _left(rows: Mapping[str, dict], files: Mapping[str, Path]) -> dict[str, Path]:
