@@ -58,7 +58,7 @@ from tvrkit.inspection import Diagnostics
 from tvrkit.models import checkpoints, official
 from tvrkit.reporting import pages
 from tvrkit.training import runs
-from tvrkit.training.card import write_card
+from tvrkit.training.card import diagnostics, write_card
 
 LIMIT = 60  # seconds for one input
 CAREFUL = "crccheck+bitstream+buffer+careful"
@@ -283,6 +283,9 @@ def run_folders(folder: Path):
             with contextlib.suppress(Exception):  # what is damaged too much stays so
                 card = json.loads((other.folder / "run.json").read_text())
                 write_card(other.folder, card)
+                area = other.folder / "diagnostics_04.json"
+                numbers = json.loads(area.read_text()).get("numbers", {})
+                files.write_json(area, diagnostics(other.folder, numbers))
         noted = io.StringIO()
         with warnings.catch_warnings(), contextlib.redirect_stderr(noted):
             warnings.simplefilter("ignore")
