@@ -10,7 +10,7 @@ from torch import nn
 from tvrkit import files
 from tvrkit.data.manifest import Split
 from tvrkit.evaluation.evaluate import Evaluation
-from tvrkit.recipes import load_recipe, to_dict
+from tvrkit.recipes import load_recipe, recipe_names, to_dict
 from tvrkit.settings import EvalConfig
 from tvrkit.training import runs
 from tvrkit.training.card import write_card
@@ -109,7 +109,8 @@ def finished_run(
         "versions": {"numpy": np.__version__},
     }
     cost = {"parameters": 1234567, "train_seconds": 10.0 + seed, "peak_memory_mb": 900 + seed}
-    config = to_dict(load_recipe("clip4clip_shapes", [f"eval.bootstrap={settings.bootstrap}"]))
+    known = recipe if recipe in recipe_names() else "clip4clip_shapes"
+    config = to_dict(load_recipe(known, [f"eval.bootstrap={settings.bootstrap}"]))
     files.write_text(folder / "config.yaml", yaml.safe_dump(config))
     write_card(folder, about | cost | {"torch_threads": 1} | dict(card))
     return runs.Run(folder)

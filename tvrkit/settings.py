@@ -209,7 +209,7 @@ def choose(kind: str, name: Any, choices: Collection[str]) -> str:
     if name in choices:
         return name
     near, known = difflib.get_close_matches(str(name), choices, n=3), sorted(choices)
-    expected = f"expected one of {', '.join(known[:LISTED])}"
+    expected = f"expected one of {', '.join(known[:LISTED]) or 'none'}"
     expected += f" and {len(known) - LISTED:,} more" if len(known) > LISTED else ""
     expected += f"; near it: {', '.join(near)}" if near else ""
     raise ValueError(f"unknown {kind} {shown(name)}: {expected}")

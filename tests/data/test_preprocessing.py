@@ -68,10 +68,18 @@ def test_every_tag_of_open_clip_has_facts_that_are_known():
 
 
 def test_what_is_not_known_is_refused_by_name():
-    with pytest.raises(ValueError, match="unknown resize mode 'longest': expected one of shortest"):
+    half = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    for key, value, message in (
+        ("resize_mode", "longest", "file: .*resize: Input should be 'shortest' or 'squash', got"),
+        ("interpolation", "nearest", "interpolation: .*'bicubic' or 'bilinear', got 'nearest'"),
+        ("mean", 0.5, "mean: Input should be a valid tuple, got 0.5"),
+        ("mean", [0.5] * 4, "mean: Tuple should have at most 3 items"),
+        ("std", [0, 1, 1], "std.0: Input should be greater than 0, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Preprocessing.from_facts(48, half | {key: value}, "file: preprocess_cfg")
+    with pytest.raises(ValueError, match="resize"):
         Preprocessing(48, (0.5,) * 3, (0.5,) * 3, resize="longest")
-    with pytest.raises(ValueError, match="unknown interpolation 'nearest'"):
-        Preprocessing(48, (0.5,) * 3, (0.5,) * 3, interpolation="nearest")
 
 
 @pytest.mark.parametrize(

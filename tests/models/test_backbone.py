@@ -3,7 +3,6 @@ had."""
 
 import json
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -37,7 +36,6 @@ def vit_b32() -> Backbone:
 def offline(monkeypatch, tmp_path):
     """No network, and an empty cache."""
     monkeypatch.setattr(hub, "reachable", lambda: False)
-    monkeypatch.setattr(hub, "hf_hub_download", _nothing_cached)
     monkeypatch.setattr(hub, "snapshot_download", _nothing_cached)
 
 
@@ -143,6 +141,12 @@ def test_a_tower_that_sees_its_padding_always_runs_at_its_whole_length(tiny):
     torch.testing.assert_close(sentence, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_model_that_gives_no_features_of_words_is_refused_by_name():
+    joint = open_clip.create_model("tvrkit-tiny")  # as OpenAI's, without a text tower of its own
+    with pytest.raises(ValueError, match="backbone joint: expected an image and a text tower, got"):
+        Backbone(joint, None, "joint")
+
+
 # --- weights from files ---
 
 
@@ -183,11 +187,35 @@ def test_preprocessing_follows_weights_that_are_given_as_a_path(
     assert made.mean[0].item() == pytest.approx(expected[0])
 
 
+ONES = {"mean": [1, 1, 1], "std": [1, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "expected a JSON object"),
+        ({}, "mean: Field required"),
+        ({"preprocess_cfg": []}, "preprocess_cfg: at the top: Input should be a valid dict"),
+        ({"preprocess_cfg": {"std": [1, 1, 1]}}, "mean: Field required"),
+        ({"preprocess_cfg": ONES | {"mean": 1}}, "preprocess_cfg.mean: Input should be"),
+        ({"preprocess_cfg": ONES | {"mean": [1]}}, "preprocess_cfg.mean.1: Field required"),
+        ({"preprocess_cfg": ONES | {"interpolation": "nearest"}}, "'bicubic' or 'bilinear', got"),
+        ({"preprocess_cfg": ONES, "model_cfg": {"quick_gelu": True}}, "use ViT-B-32-quickgelu"),
+    ],
+)
+def test_what_stands_beside_weights_is_read_strictly(content, message, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"not read")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"open_clip_config.json.*{message}"):
+        build("ViT-B-32", tmp_path, str(tmp_path / "w.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("tag", "message"),
     [
         (None, "expected open_clip_config.json beside it, .*one of openai, laion400m_e31"),
         ("laion", "unknown tag of ViT-L-14 'laion': expected one of"),
+        ("openai", "ViT-L-14: openai was trained with another GELU: use ViT-L-14-quickgelu"),
     ],
 )
 def test_a_path_of_unknown_preprocessing_is_refused(tag, message, tmp_path):
@@ -252,6 +280,11 @@ def test_unknown_names_list_what_there_is(name, pretrained, message):
         create_backbone(BackboneConfig(name, pretrained))
 
 
+def test_preprocessing_is_not_asked_for_where_the_tag_has_its_own():
+    with pytest.raises(ValueError, match="is for weights in files: openai has its own"):
+        create_backbone(BackboneConfig("ViT-B-32-quickgelu", "openai", "laion2b_s34b_b79k"))
+
+
 def test_missing_weights_name_the_file_and_where_to_put_it(offline, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors: no such weights file"):
         create_backbone(BackboneConfig("tvrkit-tiny", str(tmp_path / "nowhere.safetensors")))
@@ -265,7 +298,7 @@ def test_missing_weights_name_the_file_and_where_to_put_it(offline, tmp_path, mo
         match=r"config.json of xlm-roberta-base .* copy models--xlm-roberta-base to",
     ):
         create_backbone(BackboneConfig("xlm-roberta-base-ViT-B-32", None))
-    moved = replace(BACKBONES["tvrkit-tiny"], weights=tmp_path / "gone.safetensors")
+    moved = BACKBONES["tvrkit-tiny"]._replace(weights=tmp_path / "gone.safetensors")
     monkeypatch.setitem(BACKBONES, "tvrkit-tiny", moved)
     with pytest.raises(
         FileNotFoundError,

@@ -1,30 +1,33 @@
 """Files of the hub: the cache first, then the network, else an error that says what to fetch."""
 
-from pathlib import Path
-
 import pytest
 
 from tvrkit.models import hub
 
 
-def test_the_cache_comes_before_the_network_and_safetensors_before_pickles(monkeypatch):
-    asked = []
+def test_the_cache_comes_before_the_network_and_safetensors_before_pickles(monkeypatch, tmp_path):
+    asked, cache = [], tmp_path / "cache"
+    cache.mkdir()
 
-    def download(repository, file, *, local_files_only):
+    def download(repository, *, allow_patterns, local_files_only):
+        (file,) = allow_patterns
         asked.append((file, local_files_only))
-        if (file, local_files_only) != stored:
+        if (file, local_files_only) == stored:
+            (cache / file).write_bytes(b"")
+        elif local_files_only:
             raise hub.EntryNotFoundError(file)
-        return f"cache/{file}"
+        return str(cache)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     monkeypatch.setattr(hub, "reachable", lambda: True)
     safe, pickled = hub.WEIGHT_FILES
     stored = (pickled, True)
-    assert hub.weights("owner/name/") == Path("cache") / pickled
+    assert hub.weights("owner/name/") == cache / pickled
     assert asked == [(safe, True), (pickled, True)]
     asked.clear()
+    (cache / pickled).unlink()
     stored = (safe, False)
-    assert hub.weights("owner/name/") == Path("cache") / safe
+    assert hub.weights("owner/name/") == cache / safe
     assert asked == [(safe, True), (pickled, True), (safe, False)]
 
 

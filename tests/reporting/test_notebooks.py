@@ -143,6 +143,12 @@ def test_force_does_not_remove_what_is_being_trained(kit):
     assert ran == list(TASKS)
 
 
+def test_another_device_is_refused_before_anything_runs(kit):
+    with pytest.raises(ValueError, match="unknown device 'tpu': expected cpu, cuda or cuda:k"):
+        notebooks.reproduce("smoke", "mine", device="tpu")
+    assert kit[2] == []
+
+
 def test_a_run_is_reproduced_once_at_a_time(kit):
     home, _, ran = kit
     with FileLock(home / "reports" / ".mine.lock"):

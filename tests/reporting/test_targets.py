@@ -3,12 +3,14 @@
 import re
 
 import pytest
+import yaml
 
 from tests.fakes import DATA, finished_run
 from tvrkit import files
 from tvrkit.evaluation.compare import published_results
-from tvrkit.recipes import recipe_names
+from tvrkit.recipes import load_recipe, recipe_names, to_dict
 from tvrkit.reporting import pages, targets
+from tvrkit.training.card import write_card
 
 ON = {"data": {"protocol": "msrvtt/1k-A", "made_from": None}}
 
@@ -65,6 +67,15 @@ def test_another_protocol_is_said():
     finished_run("clip4clip_msrvtt", data={**ON["data"], "protocol": "msrvtt/full"})
     line = targets.sentences("mine")[0]
     assert line.endswith("its protocol: msrvtt/1k-A en, ours: msrvtt/full")
+
+
+def test_weights_that_nobody_trained_and_settings_of_another_recipe_are_said():
+    run = finished_run("zeroshot_msrvtt_b32", card={"selection": "untrained"}, **ON)
+    own = to_dict(load_recipe("zeroshot_msrvtt_b32", ["backbone.name=RN50"]))
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(own))
+    write_card(run.folder, run.card)
+    for line in targets.sentences("mine"):
+        assert line.endswith("; ours: untrained weights; not the recipe's: backbone.name")
 
 
 def test_nothing_is_said_where_nothing_is_published():

@@ -101,10 +101,16 @@ def test_features_of_other_data_are_refused(folder, tmp_path):
     card = json.loads((other / "card.json").read_text())
     card["splits"]["test"] = "0" * 12
     (other / "card.json").write_text(json.dumps(card))
+    given = {"features": other, "profile": "smoke", "overrides": SMALL, "run": "other"}
     with pytest.raises(ValueError, match=r"expected split test .*, got 000000000000: make them"):
-        evaluate(
-            "clip4clip_meanp_shapes", features=other, profile="smoke", overrides=SMALL, run="other"
-        )
+        evaluate("clip4clip_meanp_shapes", **given)
+    for shard in other.glob("test-*"):  # of fewer videos, too
+        shard.unlink()
+    with pytest.raises(ValueError, match=r"expected split test .*, got 000000000000: make them"):
+        evaluate("clip4clip_meanp_shapes", **given)
+    (other / "card.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"other/card.json: expected a JSON object, got \[1\]"):
+        evaluate("clip4clip_meanp_shapes", **given)
 
 
 def test_released_glscl_reads_padded_words_which_features_do_not_hold(folder):

@@ -10,10 +10,11 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
 from tests.fakes import DATA, split
+from tests.models.families import make_tokenizer
 from tests.parity import stored_batch
 from tvrkit import cli, files
 from tvrkit.data import loader
@@ -128,6 +129,16 @@ def test_another_method_and_another_file_under_the_same_run_are_refused(trained,
         evaluate("glscl_shapes", "nowhere.pt", profile="smoke", run="nowhere")
 
 
+def test_a_module_that_a_checkpoint_names_is_not_imported(tmp_path, monkeypatch):
+    """Whoever makes a file may say in it what he likes; the recipe says what is run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    save_file({"a": torch.zeros(1)}, "evil.safetensors", {"method": "evil:X", "settings": "{}"})
+    with pytest.raises(ValueError, match="expected weights of method glscl, got evil:X: choose a"):
+        evaluate("glscl_shapes", "evil.safetensors", profile="smoke", run="evil")
+    assert not (tmp_path / "ran").exists()
+
+
 class Stored:
     """A data set of golden inputs: what `runs` asks of a manifest."""
 
@@ -145,7 +156,21 @@ class Stored:
 GOLDEN = {
     "glscl_full": ("glscl", "eval_sim", 1),
     "hmmc_full_english": ("hmmc", "eval_sim_top2", 100),
+    "hmmc_full_chinese": ("hmmc", "eval_sim_top2", 100),
 }
+
+
+def towers(weights, folder):
+    """open_clip's configuration of the towers of a released file, of the file's own sizes."""
+    config = official.clip_config(weights)
+    if official.BERT_WORDS in weights:
+        loaded = official.load_official("hmmc", weights.state)
+        loaded.backbone.clip.text.config.save_pretrained(folder)
+        make_tokenizer(folder, None)
+        named = json.loads((files.ASSETS / "chinese-roberta-wwm-ext-ViT-B-32.json").read_text())
+        places = dict.fromkeys(("hf_model_name", "hf_tokenizer_name"), str(folder))
+        config["text_cfg"] = named["text_cfg"] | places
+    return config
 
 
 @pytest.mark.parametrize("stem", GOLDEN)
@@ -157,7 +182,7 @@ def test_authors_files_through_the_command_give_the_recorded_scores(
     weights = official.Released(name, official.read(shards))
     torch.save(weights.state, tmp_path / "pytorch_model.bin.3")
     stored = load_file(golden / f"{stem}_io.safetensors")
-    (tmp_path / f"{stem}.json").write_text(json.dumps(official.clip_config(weights)))
+    (tmp_path / f"{stem}.json").write_text(json.dumps(towers(weights, tmp_path / "text")))
     open_clip.add_model_config(tmp_path / f"{stem}.json")
     recipe = tmp_path / f"{name}_golden.yaml"
     recipe.write_text(

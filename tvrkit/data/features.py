@@ -69,7 +69,7 @@ class Features:
         if not (self.folder / CARD).is_file():
             state = "is half written" if self.folder.is_dir() else "is not there"
             raise FileNotFoundError(f"{where}: the folder {state}: {AGAIN}")
-        self.card = records.read_json(self.folder / CARD, dict[str, Any])
+        self.card = files.read_json(self.folder / CARD)
         splits = records.checked(self.card.get("splits"), dict[str, str], f"{where}: splits")
         if split not in splits:
             raise ValueError(f"{where}: expected split {split}, got {', '.join(splits)}: {AGAIN}")

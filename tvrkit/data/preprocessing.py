@@ -1,21 +1,22 @@
 """How stored frames become what an image tower was trained on: it follows the weights."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import asdict
+from typing import Any, Literal, Self
 
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from tvrkit.data.manifest import Split
-from tvrkit.settings import choose
+from tvrkit.settings import parse, settings
 from tvrkit.torchvision_compat import InterpolationMode, v2
 
-RESIZES = ("shortest", "squash")
-INTERPOLATIONS = {name: InterpolationMode(name) for name in ("bicubic", "bilinear")}
 LOOKED_AT = 8  # videos whose frames tell how a store was made
+# open_clip's names of the attributes
+NAMES = {"mean": "mean", "std": "std", "interpolation": "interpolation", "resize": "resize_mode"}
 
 
-@dataclass(frozen=True)
+@settings
 class Preprocessing:
     """What open_clip's inference transform does to a picture, less the scaling to float.
 
@@ -26,25 +27,21 @@ class Preprocessing:
         resize: "shortest", short side to S and then the centre, or "squash", both sides to S.
 
     Raises:
-        ValueError: another interpolation or resize.
+        ValueError: no three numbers, or another interpolation or resize.
     """
 
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    resize: str = "shortest"
-
-    def __post_init__(self):
-        choose("interpolation", self.interpolation, INTERPOLATIONS)
-        choose("resize mode", self.resize, RESIZES)
+    size: PositiveInt
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize: Literal["shortest", "squash"] = "shortest"
 
     @classmethod
-    def from_facts(cls, size: int, facts: Mapping[str, Any]) -> Self:
-        """From open_clip's facts of a tag or a model."""
-        names = {"interpolation": "interpolation", "resize_mode": "resize"}
-        other = {own: facts[name] for name, own in names.items() if name in facts}
-        return cls(size, tuple(facts["mean"]), tuple(facts["std"]), **other)
+    def from_facts(cls, size: int, facts: Mapping[str, Any], where: str = "preprocessing") -> Self:
+        """From open_clip's facts of a tag or a model, or from a file `where` they stand."""
+        own = {key: facts[name] for key, name in NAMES.items() if name in facts}
+        own |= {key: tuple(value) for key, value in own.items() if isinstance(value, list)}
+        return parse(cls, {"size": size, **own}, where)
 
     def fit(self, frames: Tensor) -> Tensor:
         """(F, 3, H, W) uint8 -> (F, 3, S, S) uint8."""
@@ -53,7 +50,7 @@ class Preprocessing:
             return frames
         scaled = [self.size] if self.resize == "shortest" else list(target)
         if self.resize == "squash" or min(whole) != self.size:
-            how = INTERPOLATIONS[self.interpolation]
+            how = InterpolationMode(self.interpolation)
             frames = v2.functional.resize(frames, scaled, how, antialias=True)
         return v2.functional.center_crop(frames, list(target))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -110,9 +111,8 @@ def _check_same_queries(evaluations: Mapping) -> None:
                 raise ValueError(f"{name} and {other} are not of the same queries: {sizes}")
         rules = first.metrics["ties"], evaluation.metrics["ties"]
         if rules[0] != rules[1]:
-            raise ValueError(
-                f"{name} and {other} count ties differently: {rules[0]} and {rules[1]}"
-            )
+            both = f"{rules[0]} and {rules[1]}"
+            raise ValueError(f"{name} and {other} count ties differently: {both}")
 
 
 def published_results() -> pd.DataFrame:
@@ -124,13 +124,9 @@ def published_results() -> pd.DataFrame:
     Raises:
         FileNotFoundError: neither the home folder nor the checkout has it.
     """
-    folders = (files.home(), files.PACKAGE.parent)
-    path = next(
-        (f / "data" / PUBLISHED for f in folders if (f / "data" / PUBLISHED).exists()), None
-    )
+    places = [folder / "data" / PUBLISHED for folder in (files.home(), files.PACKAGE.parent)]
+    path = next(filter(Path.exists, places), None)
     if path is None:
-        raise FileNotFoundError(
-            f"no {PUBLISHED} in data/: it comes with the checkout of the project"
-        )
+        raise FileNotFoundError(f"no {PUBLISHED} in data/: it comes with the project's checkout")
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     return rows.assign(**{name: pd.to_numeric(rows[name]) for name in METRICS})

@@ -170,10 +170,8 @@ class Evaluation:
         counts = tuple(len(ranks[direction]) for direction in DIRECTIONS)
         expected = tuple(metrics[f"{direction} queries"] for direction in DIRECTIONS)
         if not counts == expected == arrays["similarity"].shape:
-            raise ValueError(
-                f"{folder}: files of different evaluations: ranks {counts}, metrics {expected}, "
-                f"similarity {arrays['similarity'].shape}"
-            )
+            shapes = f"ranks {counts}, metrics {expected}, similarity {arrays['similarity'].shape}"
+            raise ValueError(f"{folder}: files of different evaluations: {shapes}")
         return cls(ranks=ranks, metrics=metrics, factors=pd.read_csv(folder / FACTORS), **arrays)
 
 

@@ -2,13 +2,11 @@
 patches."""
 
 import hashlib
-import json
 import logging
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import open_clip
 import torch
@@ -22,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from tvrkit import files
-from tvrkit.data.preprocessing import Preprocessing
+from tvrkit.data import records
+from tvrkit.data.preprocessing import NAMES, Preprocessing
 from tvrkit.models import hub, towers
 from tvrkit.models.patches import PatchAttention, lacks_patches, patch_attention
 from tvrkit.settings import BackboneConfig, choose
@@ -31,11 +30,9 @@ from tvrkit.settings import BackboneConfig, choose
 logging.getLogger().addFilter(lambda record: "initialized randomly" not in record.getMessage())
 PROBE = "a small crimson circle slowly drifts past two striped squares; 一个红色的圆慢慢移动"
 EMBEDDED = "tvrkit"  # `pretrained` of the weights that come with the kit
-PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # open_clip's names
 
 
-@dataclass(frozen=True)
-class Embedded:
+class Embedded(NamedTuple):
     """The files of a model that comes with the kit: open_clip config, BPE merges, weights."""
 
     config: Path
@@ -45,6 +42,7 @@ class Embedded:
 
 TINY, ENDINGS = "tvrkit-tiny", (".json", "-merges.txt.gz", ".safetensors")
 BACKBONES = {TINY: Embedded(*(files.ASSETS / f"{TINY}{ending}" for ending in ENDINGS))}
+open_clip.add_model_config(files.ASSETS)  # the embedded model's, and that of HMMC's Chinese release
 
 
 class Backbone(nn.Module):
@@ -231,9 +229,8 @@ class Backbone(nn.Module):
             ValueError: the image tower is no vision transformer with plain attention.
         """
         if tower := lacks_patches(self.clip.visual):
-            raise ValueError(
-                f"{self.name}: patch attention needs a vision transformer, got {tower}"
-            )
+            needs = "patch attention needs a vision transformer"
+            raise ValueError(f"{self.name}: {needs}, got {tower}")
         return patch_attention(self.clip.visual, self.normalise(frames))
 
 
@@ -251,17 +248,15 @@ def create_backbone(config: BackboneConfig, facts: Mapping[str, Any] | None = No
             reachable; the message says which file to fetch and where to put it.
     """
     name, tag = config.name, config.pretrained
-    choose("backbone", name, [*BACKBONES, *open_clip.list_models()])
-    if name in BACKBONES and name not in open_clip.list_models():
-        open_clip.add_model_config(BACKBONES[name].config)
-    architecture = open_clip.get_model_config(name)
-    weights, facts = (None, facts) if facts else _find_weights(config, architecture)
-    text = architecture["text_cfg"]
+    choose("backbone", name, open_clip.list_models())
+    weights, facts = (None, facts) if facts else _find_weights(config)
+    text = open_clip.get_model_config(name)["text_cfg"]
+    biased = text.pop("hf_proj_bias", False)  # open_clip knows no such projection
     if "hf_model_name" in text:  # weights come from the file: the tower needs its configuration
         folder = hub.folder(text["hf_model_name"], "config.json")
         text |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
     options = {"force_custom_text": True, "text_cfg": text}
-    options["force_preprocess_cfg"] = {key: facts[key] for key in PREPROCESSING if key in facts}
+    options["force_preprocess_cfg"] = {key: facts[key] for key in NAMES.values() if key in facts}
     try:
         if weights and zipfile.is_zipfile(weights):
             files.check_zip(weights)
@@ -269,11 +264,11 @@ def create_backbone(config: BackboneConfig, facts: Mapping[str, Any] | None = No
     except Exception as error:  # whatever a file that holds something else raises
         if weights is None:
             raise
-        got = files.reason(error)
+        got = f"expected weights of {name}, got {files.reason(error):.200}"
         other = "name the model they are of; a trained method's file is a checkpoint"
-        raise ValueError(
-            f"{weights}: expected weights of {name}, got {got:.200}: {other}"
-        ) from error
+        raise ValueError(f"{weights}: {got}: {other}") from error
+    if biased:
+        clip.text.proj = nn.Linear(clip.text.proj.in_features, clip.text.output_dim)
     # without weights, open_clip leaves a part of CoCa's decoder, which is dropped, as memory had it
     if weights and not all(weight.isfinite().all() for weight in clip.parameters()):
         raise ValueError(f"{weights}: expected finite weights, got NaN or infinity")
@@ -294,54 +289,64 @@ def _tokenizer(name: str, text: dict[str, Any]) -> Any:
     )
 
 
-def _find_weights(config: BackboneConfig, architecture: dict) -> tuple[Path | None, dict]:
+def _find_weights(config: BackboneConfig) -> tuple[Path | None, Mapping[str, Any]]:
     """The weights file, and open_clip's facts about them, their preprocessing above all."""
     name, tag = config.name, config.pretrained
     if tag is None:
-        return None, next(iter(preprocessing_by_tag(name).values()), {})
+        return None, next(iter(facts_by_tag(name).values()), {})
     if tag == EMBEDDED and name in BACKBONES:
         weights, hint = BACKBONES[name].weights, "`tvrkit backbone pretrain` makes it"
         if not weights.is_file():
             raise FileNotFoundError(f"{weights.name} is missing: {hint}")
         return weights, {}
     if info := open_clip.get_pretrained_cfg(name, tag):
-        quick = info.get("quick_gelu", False)
-        if quick != architecture.get("quick_gelu", False):
-            right = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
-            raise ValueError(f"{name}: {tag!r} was trained with another GELU: use {right}")
+        if config.preprocessing:
+            raise ValueError(f"backbone.preprocessing is for weights in files: {tag} has its own")
+        _check_gelu(name, info, tag)
         return hub.weights(info["hf_hub"]), info
     path = Path(tag).expanduser()
     if path.is_file():
         return path, _facts_of_file(path, config)
     if path.suffix:
         raise FileNotFoundError(f"{path}: no such weights file for {name}")
-    own = [EMBEDDED] if name in BACKBONES else []
-    tags = ", ".join([*own, *open_clip.list_pretrained_tags_by_model(name)])
+    tags = ", ".join([*([EMBEDDED] if name in BACKBONES else []), *facts_by_tag(name)])
     raise ValueError(f"unknown weights {tag!r} of {name}: expected a path, null, or {tags}")
 
 
-def preprocessing_by_tag(name: str) -> dict[str, dict]:
-    """Preprocessing by tag of a model."""
+def _check_gelu(name: str, facts: Mapping[str, Any], whose: Any) -> None:
+    quick = facts.get("quick_gelu", False)
+    if quick != open_clip.get_model_config(name).get("quick_gelu", False):
+        right = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
+        raise ValueError(f"{name}: {whose} was trained with another GELU: use {right}")
+
+
+def facts_by_tag(name: str) -> dict[str, dict]:
+    """What open_clip knows of a model's weights, preprocessing and activation above all."""
     tags = open_clip.list_pretrained_tags_by_model(name)
-    by_tag = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in tags}
-    return {tag: {key: facts[key] for key in PREPROCESSING} for tag, facts in by_tag.items()}
+    return {tag: open_clip.get_pretrained_cfg(name, tag) for tag in tags}
 
 
-def _facts_of_file(path: Path, config: BackboneConfig) -> dict:
+def _facts_of_file(path: Path, config: BackboneConfig) -> Mapping[str, Any]:
     """Preprocessing of weights given as a file: of the tag that the recipe names, of
     `open_clip_config.json` beside it, or what all tags of the model agree on.
 
     Raises:
-        ValueError: nothing of it says.
+        ValueError: nothing of it says, or it is of a model with another activation.
     """
-    by_tag, beside = preprocessing_by_tag(config.name), path.parent / "open_clip_config.json"
-    if config.preprocessing is not None:
-        return by_tag[choose(f"tag of {config.name}", config.preprocessing, by_tag)]
+    by_tag, beside = facts_by_tag(config.name), path.parent / "open_clip_config.json"
+    if tag := config.preprocessing:
+        facts = by_tag[choose(f"tag of {config.name}", tag, by_tag)]
+        _check_gelu(config.name, facts, tag)
+        return facts
     if beside.is_file():
-        return json.loads(beside.read_text(encoding="utf-8"))["preprocess_cfg"]
-    kinds = {str(facts): facts for facts in by_tag.values()}
+        whole, keys = files.read_json(beside), ("model_cfg", "preprocess_cfg")
+        model, facts = (records.checked(whole.get(k, {}), dict, f"{beside}: {k}") for k in keys)
+        _check_gelu(config.name, model, beside)
+        Preprocessing.from_facts(1, facts, f"{beside}: preprocess_cfg")
+        return facts
+    kinds = {Preprocessing.from_facts(1, facts): facts for facts in by_tag.values()}
     if len(kinds) == 1 or config.name in BACKBONES:
         return next(iter(kinds.values()), {})
-    tags = f"backbone.preprocessing, one of {', '.join(by_tag)}" if by_tag else "no tag says"
-    expected = f"expected open_clip_config.json beside it, or {tags}"
+    tags = f", or backbone.preprocessing, one of {', '.join(by_tag)}" if by_tag else ""
+    expected = f"expected open_clip_config.json beside it{tags}"
     raise ValueError(f"{path}: how {config.name} wants pictures is not known: {expected}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tvrkit import files
 from tvrkit.data import records
+from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.models import method_name
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.method import Method
@@ -50,7 +51,10 @@ def facts(path: Path) -> dict[str, Any]:
     version 0.2."""
     with safe_open(path, "pt") as file:
         saved = json_object(file.metadata() or {}, "preprocessing", path)
-    return saved | {"resize_mode": saved.get("resize")} if saved else {}
+    if saved:
+        saved |= {"resize_mode": saved.get("resize")}
+        Preprocessing.from_facts(1, saved, f"{path}: preprocessing")
+    return saved
 
 
 def json_object(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, Any]:

@@ -5,11 +5,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # open_clip's names
@@ -28,10 +27,8 @@ def weights(repository: str) -> Path:
             its path.
     """
     owner, name, file = repository.split("/")
-    candidates = [file] if file else WEIGHT_FILES
-    downloads = [partial(hf_hub_download, f"{owner}/{name}", candidate) for candidate in candidates]
     where = "put it anywhere and set backbone.pretrained to its path"
-    return _cached_or_fetched(downloads, f"{owner}/{name}", candidates[0], where)
+    return _cached_or_fetched(f"{owner}/{name}", [file] if file else WEIGHT_FILES, (), where)
 
 
 def folder(repository: str, file: str, patterns: Sequence[str] = TEXT_FILES) -> Path:
@@ -48,28 +45,28 @@ def folder(repository: str, file: str, patterns: Sequence[str] = TEXT_FILES) -> 
     """
     if (Path(repository) / file).is_file():
         return Path(repository)
-
-    def download(local_files_only: bool) -> str:
-        options: Any = {"allow_patterns": [*patterns], "local_files_only": local_files_only}
-        path = snapshot_download(repository, **options)
-        if not (Path(path) / file).is_file():
-            raise EntryNotFoundError(file)
-        return path
-
     target = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     where = f"`hf download {repository}` where there is a network, and copy "
     where += f"{target.name} to {target.parent}"
-    return _cached_or_fetched([download], repository, file, where)
+    return _cached_or_fetched(repository, [file], patterns, where).parent
 
 
-def _cached_or_fetched(downloads: Sequence, repository: str, file: str, where: str) -> Path:
+def _cached_or_fetched(
+    repository: str, names: Sequence[str], patterns: Sequence[str], where: str
+) -> Path:
+    """The first of the named files that is there, beside those that fit the patterns."""
     for local in (True, False):
-        for download in downloads if local or reachable() else ():
+        for name in names if local or reachable() else ():
+            options: Any = {"allow_patterns": [name, *patterns], "local_files_only": local}
             # neither in the cache nor under this name, or not for everyone
             with suppress(EntryNotFoundError, HfHubHTTPError):
-                return Path(download(local_files_only=local))
-    address = f"{constants.ENDPOINT}/{repository}/resolve/main/{file}"
-    raise FileNotFoundError(f"{file} of {repository} could not be had; fetch {address}: {where}")
+                path = Path(snapshot_download(repository, **options)) / name
+                if path.is_file():
+                    return path
+    address = f"{constants.ENDPOINT}/{repository}/resolve/main/{names[0]}"
+    raise FileNotFoundError(
+        f"{names[0]} of {repository} could not be had; fetch {address}: {where}"
+    )
 
 
 def reachable() -> bool:

@@ -55,7 +55,7 @@ def describe(path: Path) -> Origin:
     state = official.recognise(tensors)
     if state is None:
         expected = f"the kit's or released ones of {', '.join(official.OFFICIAL)}"
-        got = ", ".join([*tensors][:3])
+        got = f"{', '.join([*tensors][:3])}: a backbone's alone are for backbone.pretrained"
         raise ValueError(f"{path}: expected weights of a method, {expected}, got {got}")
     shown = state.method, state.settings(), official.PREPROCESSING
     return Origin(path, sha256, "released", *shown, {}, state)

@@ -23,6 +23,7 @@ from tvrkit.recipes import load_profile, load_recipe, to_dict
 from tvrkit.reporting import pages, targets
 from tvrkit.reporting.notebook_html import notebook_html
 from tvrkit.shapes.dataset import PREFIX
+from tvrkit.training.card import resolve_device
 
 console = Console()
 DATA, TRAINING, ATTENTION = "01_data_preparation", "02_training", "05_attention_maps"
@@ -125,10 +126,12 @@ def reproduce(
 
     Raises:
         FileNotFoundError: a data set is not prepared.
+        ValueError: no such device.
         NotebookFailed: a cell raised. What ran before it is kept, and skipped when run again.
         RuntimeError: the run is being reproduced by another process; or, with `force`, a part of it
             is being trained.
     """
+    resolve_device(device)  # refused here, not by the second notebook
     tasks, root = plan(profile, run, device, overrides), files.run(run)
     if absent := sorted({task.source.name for task in tasks if not task.source.exists()}):
         raise FileNotFoundError(f"no {', '.join(absent)} in {files.notebooks()}")

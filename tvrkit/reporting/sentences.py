@@ -20,7 +20,6 @@ from tvrkit.evaluation.factors import per_factor_accuracy
 from tvrkit.inspection import diagnostics
 from tvrkit.reporting import pages, signs, sweeps, tables, targets
 from tvrkit.reporting.tables import interval, number
-from tvrkit.training.card import read_diagnostics
 from tvrkit.training.runs import Run
 
 REFERENCE = "reference"
@@ -177,7 +176,7 @@ def training(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
 
 def _diagnostics(run: str, number: str, recipe: str, seed: int) -> dict[str, np.ndarray]:
     path = files.run(run) / recipe / f"seed{seed}" / f"diagnostics_{number}.json"
-    return read_diagnostics(path) if path.exists() else {}
+    return diagnostics.load(path) if path.exists() else {}
 
 
 def _listed(numbers: dict[str, np.ndarray], names: Sequence[str], digits: int = 1) -> str:

@@ -3,9 +3,10 @@
 import pandas as pd
 
 from tvrkit.evaluation.compare import published_results
+from tvrkit.recipes import load_recipe, read_sections, to_dict
 from tvrkit.reporting import tables
 from tvrkit.reporting.tables import number
-from tvrkit.training.runs import Run, find
+from tvrkit.training.runs import Run, changed_settings, find
 
 COLUMNS = ["recipe", "metric", "ours", "published", "verdict", "source"]
 
@@ -22,8 +23,9 @@ def table(run: str) -> pd.DataFrame:
     """Texts: a row per recipe of reports/<run>/ and direction for which data/published_results.csv
     has an R@1 (its column `recipes` says of which), all seeds together.
 
-    What keeps the two from being compared stands with the verdict: videos that are missing, or a
-    source that names no protocol, or another one.
+    What keeps the two from being compared stands with the verdict: videos that are missing, a
+    source that names no protocol, or another one, weights that nobody trained, or settings that
+    are not the recipe's.
     """
     done, rows = find(run), []
     known = published_results().to_dict("records") if done else []
@@ -48,6 +50,10 @@ def _doubts(run: Run, row: dict) -> list[str]:
     if row["protocol"] != protocol or row["language"] != run.metrics["language"]:
         theirs = row["protocol"] and f"{row['protocol']} {row['language']}"
         doubts.append(f"its protocol: {theirs or 'not named'}, ours: {protocol}")
+    doubts += ["ours: untrained weights"] * (run.card["selection"] == "untrained")
+    own = to_dict(load_recipe(run.recipe))
+    if changed := changed_settings(own, read_sections(run.artefact("config.yaml"))):
+        doubts.append(f"not the recipe's: {', '.join(changed)}")
     return doubts
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tvrkit.models import method_class, weights
+from tvrkit.models import METHODS, method_class, weights
 from tvrkit.recipes import load_recipe
 from tvrkit.training import cached_features, distributed
 from tvrkit.training.card import resolve_device, seed_everything
@@ -57,7 +57,10 @@ def evaluate(
         return ensure(recipe, overrides=[*overrides, *given], **options)
     origin = weights.describe(start_file(str(checkpoint)))
     wanted = load_recipe(recipe, overrides, profile)
-    if not issubclass(method_class(origin.method), method_class(wanted.method_name)):
+    asked = method_class(wanted.method_name)
+    # the recipe's word imports a module, not the file's
+    taken = asked if origin.method == wanted.method_name else METHODS.get(origin.method, object)
+    if not issubclass(taken, asked):
         expected = f"expected weights of method {wanted.method_name}, got {origin.method}"
         raise ValueError(f"{checkpoint}: {expected}: choose a recipe of {origin.method}")
     known = {field.name for field in fields(wanted.method)}

@@ -110,7 +110,8 @@ class Run:
                 self.artefact(name)
             self._check_shown()
             if redraw and self.card["versions"]["numpy"] == np.__version__:  # others draw others
-                resamples = self.config.eval.bootstrap
+                # not `self.config`: a stranger's may name a module, which would be imported
+                resamples = read_sections(self.artefact("config.yaml"))["eval"]["bootstrap"]
                 _compare(self.metrics, intervals(self.ranks, self.clusters, resamples))
         except Exception as error:  # whatever a stranger's file raises: it must stop nobody else
             message = str(error) if isinstance(error, ValueError | OSError) else repr(error)
@@ -130,7 +131,11 @@ class Run:
         if "curve.csv" in card["artefacts"]:
             self.curve.drop(columns="split", errors="ignore").astype(float)["epoch"].iloc[-1]
         for path in self.folder.glob("diagnostics_*.json"):
-            cards.read_diagnostics(path)
+            kind = dict[str, dict[str, float | None]]
+            for title, ends in checked(files.read_json(path), kind, path.name).items():
+                if {*ends} != {"mean", "low", "high"}:
+                    got = ", ".join(ends)
+                    raise ValueError(f"{path.name}: {title}: expected mean, low, high, got {got}")
 
     @cached_property
     def config(self) -> Config:
@@ -339,14 +344,16 @@ def prepared(config: Config) -> Manifest:
 def lock(path: Path, doing: str) -> Iterator[None]:
     """Hold a lock file; who waits for it says so on stderr, and what the other process is
     doing."""
-    own = FileLock(path)
+    held = FileLock(path)
     try:
-        held = own.acquire(timeout=PATIENCE)
+        held.acquire(timeout=PATIENCE)
     except Timeout:
         print(f"waiting for another process that {doing}", file=sys.stderr, flush=True)
-        held = own.acquire()
-    with held:
+        held.acquire()
+    try:
         yield
+    finally:
+        held.release()
 
 
 def ensure(
@@ -399,10 +406,11 @@ def _finished(folder: Path, config: Config) -> bool:
     _check_settings(folder, config)
     if not (folder / "run.json").exists():
         return False
-    lost = [name for name in (CHECKPOINT, "similarity.npz") if not (folder / name).exists()]
+    needed = (CHECKPOINT, "similarity.npz")
+    lost = [name for name in needed if not (folder / name).exists()]
     if lost:
-        what = f"a finished run without {' and '.join(lost)}, which git does not keep"
-        raise ValueError(f"{_shown(folder)} is {what}: choose another run name")
+        kept = f"{' and '.join(lost)}, which git does not keep: choose another run name"
+        raise ValueError(f"{_shown(folder)} is a finished run without {kept}")
     if damage := Run(folder).damage(every=True):
         raise ValueError(f"{_shown(folder)} is damaged: {damage}: choose another run name")
     return True
@@ -413,20 +421,16 @@ def _check_settings(folder: Path, config: Config) -> None:
     for begun in (folder, *_seed_folders(folder.parent)):
         if not ((begun / "run.json").exists() or States(begun).paths()):
             continue
-        there, wanted = _dotted(read_config(begun / "config.yaml", config.recipe)), _dotted(config)
-        changed = [
-            f"{key} is {there.get(key)!r} there, {wanted.get(key)!r} asked"
-            for key in there | wanted
-            if there.get(key) != wanted.get(key)
-        ]
-        if changed:
-            what = f"holds a run with other settings: {'; '.join(changed)}"
-            raise ValueError(f"{_shown(begun)} {what}. Choose another run name")
+        pairs = changed_settings(read_sections(begun / "config.yaml"), to_dict(config)).items()
+        if changed := "; ".join(f"{key} is {a!r} there, {b!r} asked" for key, (a, b) in pairs):
+            other = f"holds a run with other settings: {changed}. Choose another run name"
+            raise ValueError(f"{_shown(begun)} {other}")
 
 
-def _dotted(config: Config) -> dict:
-    """{"train.lr": 0.001, ...}."""
-    return pd.json_normalize(to_dict(config)).to_dict("records")[0]
+def changed_settings(there: dict, wanted: dict) -> dict[str, tuple]:
+    """{"train.lr": (0.001, 0.01), ...}: what differs between the sections of two recipes."""
+    a, b = (pd.json_normalize(each).to_dict("records")[0] for each in (there, wanted))
+    return {key: (a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key)}
 
 
 class Experiment:

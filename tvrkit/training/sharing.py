@@ -46,7 +46,7 @@ def save_pretrained(run: Run | Path | str, out: Path | str) -> Path:
         ValueError: a file of the run is not as it was written.
     """
     given, out = run if isinstance(run, Run) else opened(run), Path(out)
-    if out.exists() and any(out.iterdir()):
+    if out.is_file() or (out.exists() and any(out.iterdir())):
         raise FileExistsError(f"{out}: expected an empty folder, or none")
     there = {name for name in GIVEN & {*given.card["artefacts"]} if (given.folder / name).exists()}
     sources = [given.artefact(name) for name in {CHECKPOINT} | there]
