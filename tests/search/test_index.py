@@ -154,6 +154,16 @@ def test_a_copy_in_another_folder_takes_no_rows_away(videos, place, encoder, rea
     assert reads == [first.name]
 
 
+def test_a_folder_that_is_moved_whole_keeps_its_rows(videos, place, encoder, reads):
+    Index.build(videos, place, encoder)
+    reads.clear()
+    other = videos.rename(videos.with_name("other"))
+    index = Index.build(other, place, encoder)
+    assert reads == []
+    assert sorted(index.files()["path"]) == sorted(map(str, other.iterdir()))
+    assert index.table.count_rows() == 4
+
+
 def test_failures_have_reasons_and_are_tried_again(videos, corpus, place, encoder, reads):
     (videos / "text.mp4").write_text("no video")
     (videos / "empty.mp4").touch()

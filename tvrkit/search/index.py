@@ -165,8 +165,8 @@ class Index:
         return self.files().query("reason != ''")
 
     def _sort_out(self, folder: Path | str, found: list[Row], retry: bool) -> list[Row]:
-        """Give rows of files that were touched or moved the time and name these have now, remove
-        those of files that are gone or have changed; return what must be read."""
+        """Give rows of files that were touched or moved, from any folder, the time and name these
+        have now; remove those of files that are gone or have changed; return what must be read."""
         known = self.files().astype({"date": "int64"})
         whole, hashes = known["status"] == "ok", known["sha256"]
         settled = {*known[whole | (not retry)][STATE].itertuples(index=False, name=None)}
@@ -174,17 +174,18 @@ class Index:
         below = os.fsencode(os.path.join(os.path.abspath(folder), ""))
         inside = [name.startswith(below) for name in known["name"]]
         gone = {*known["file"][inside]} - {row["file"] for row in found}
-        old = known["file"].isin(gone | stale.keys())
+        old = gone | stale.keys()
         # of several files with the same content none is known by it
-        sole = known[old & whole & (hashes != "") & ~hashes.duplicated(keep=False)]
-        alike = [row for row in stale.values() if row["size"] in {*sole["size"]}]
-        hashed = pd.Series({row["file"]: content(row) for row in alike}, dtype=str)
-        moved = hashed[hashed.isin(sole["sha256"])].drop_duplicates()
-        if old.any():
-            listed = _among("file", known["file"][old])
-            self.table.delete(f"{listed} and not {_among('sha256', ['none', *moved])}")
+        sole = known[whole & (hashes != "") & ~hashes.duplicated(keep=False)]
+        sole = sole[sole["size"].isin([row["size"] for row in stale.values()])]
+        free = sole[sole["file"].isin(old) | ~sole["name"].map(os.path.exists).astype(bool)]
+        sizes = {*free["size"]}
+        same = pd.Series({k: content(r) for k, r in stale.items() if r["size"] in sizes}, dtype=str)
+        moved = same[same.isin(free["sha256"])].drop_duplicates()
+        if old:
+            self.table.delete(f"{_among('file', old)} and not {_among('sha256', ['none', *moved])}")
         if len(moved):
-            renamed = [stale.pop(key) | {"sha256": same} for key, same in moved.items()]
+            renamed = [stale.pop(key) | {"sha256": known_as} for key, known_as in moved.items()]
             kinds = pa.schema({name: FACTS[name] for name in renamed[0]})
             merge = self.table.merge_insert("sha256").when_matched_update_all()
             merge.execute(pa.Table.from_pylist(renamed, kinds))
