@@ -26,8 +26,9 @@ def client(index):
 
 
 def test_hits_are_shown_and_explained(index, corpus):
-    html, table = app.search([index], 0, "a red circle falls", None, "")
+    html, table, *old = app.search([index], 0, "a red circle falls", None, "")
     assert html.count("<video") == len(table) == 10
+    assert old == [None, None], "the last search's explanation goes"
     assert f"/clip/0/{table['file'][0]}#t=0.00,2.00" in html
     hit, miss = app.explain([index], table, 1)
     assert "sentence" in [label.get_text() for label in hit.axes[1].get_yticklabels()]
@@ -40,12 +41,12 @@ def test_words_over_frames_of_dmae(videos, tmp_path, monkeypatch):
     settings = DMAESettings(max_frames=encoder.frames, temporal_layers=1, partial_order=[])
     encoder.method = DMAE(encoder.method.backbone, settings).eval()
     index = Index.build(videos, tmp_path / "index", encoder)
-    _, found = app.search([index], 0, "a red circle falls", None, "")
+    _, found, *_ = app.search([index], 0, "a red circle falls", None, "")
     hit, _ = app.explain([index], found, 1)
     labels = [label.get_text() for label in hit.axes[1].get_yticklabels()]
     assert labels == ["a", "red", "circle", "falls"]
     assert np.abs(hit.axes[1].images[0].get_array()).max() <= 1, "a cosine of each word"
-    _, found = app.search([index], 0, "A  red,   CIRCLE", None, "")
+    _, found, *_ = app.search([index], 0, "A  red,   CIRCLE", None, "")
     hit, _ = app.explain([index], found, 1)
     labels = [label.get_text() for label in hit.axes[1].get_yticklabels()]
     assert labels == ["a", "red,", "circle"]
@@ -53,7 +54,7 @@ def test_words_over_frames_of_dmae(videos, tmp_path, monkeypatch):
 
 def test_a_video_or_picture_as_the_query(index, corpus):
     path = sorted(corpus.iterdir())[4]
-    _, table = app.search([index], 0, "", str(path), "")
+    _, table, *_ = app.search([index], 0, "", str(path), "")
     assert table["path"][0] == str(path)
     with pytest.raises(ValueError, match="expected the number of a hit of a search in words"):
         app.explain([index], table, 1)
@@ -68,12 +69,12 @@ def test_a_video_or_picture_as_the_query(index, corpus):
     ],
 )
 def test_what_is_wrong_is_one_line_until_the_next_search(index, text, upload, where, message):
-    *kept, wrong = app.told(2, app.search, [index], 0, text, upload, where)
-    assert kept == [gr.skip()] * 2
+    *kept, wrong = app.told(4, app.search, [index], 0, text, upload, where)
+    assert kept == [gr.skip()] * 4
     assert wrong.visible
     assert message in wrong.value
     assert len(wrong.value.splitlines()) == 1
-    *_, wrong = app.told(2, app.search, [index], 0, "red", None, "")
+    *_, wrong = app.told(4, app.search, [index], 0, "red", None, "")
     assert not wrong.visible
 
 
@@ -107,7 +108,7 @@ def test_a_folder_is_brought_in(videos, tmp_path, encoder, long_video):
     assert "broken.mp4: can't be read" in said[1]
     assert "no folder of videos" in app.add([index], 0, str(tmp_path / "nowhere"))
     assert app.add([index], 0, None) == "No folder is chosen."
-    _, table = app.search([index], 0, "a square", None, "duration > 40")
+    _, table, *_ = app.search([index], 0, "a square", None, "duration > 40")
     assert len(table) > 1
 
 

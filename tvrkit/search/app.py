@@ -26,7 +26,6 @@ from tvrkit.search import query as queries
 from tvrkit.search.encoder import Query
 from tvrkit.search.index import Index
 
-UPLOAD = "100mb"  # a video or picture as the query, at most
 BAR = gr.Progress(track_tqdm=True)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -42,7 +41,7 @@ def serve(places: Sequence[str], host: str, port: int) -> None:
     indexes = [Index.open(place) for place in places]
     route = Route("/clip/{number:int}/{file}", partial(clip, indexes))
     options: dict[str, Any] = {"footer_links": [], "theme": gr.themes.Base()}
-    options |= {"max_file_size": UPLOAD, "app_kwargs": {"routes": [route]}}
+    options |= {"max_file_size": "100mb", "app_kwargs": {"routes": [route]}}  # of a query
     page(indexes, can_index=host in LOOPBACK).launch(server_name=host, server_port=port, **options)
 
 
@@ -76,8 +75,8 @@ def page(indexes: Sequence[Index], can_index: bool) -> gr.Blocks:
             why = gr.Button("explain")
             drawn, missed = gr.Plot(show_label=False), gr.Plot(show_label=False)
         for event in (button.click, text.submit):
-            run = partial(told, 2, search, indexes)
-            event(run, [place, text, upload, where], [hits, found, wrong])
+            run = partial(told, 4, search, indexes)
+            event(run, [place, text, upload, where], [hits, found, drawn, missed, wrong])
         why.click(partial(told, 2, explain, indexes), [found, number], [drawn, missed, wrong])
         if can_index:
             with gr.Accordion("bring a folder into this index: open it, tick its dot", open=False):
@@ -97,11 +96,11 @@ def told(count: int, function: Callable, *inputs: Any) -> list:
 
 
 def search(indexes: Sequence[Index], place: int, text: str, upload: str | None, where: str):
-    """The hits as HTML, and the table behind them."""
+    """The hits as HTML, the table behind them, and no more explanation of the last ones."""
     query = indexes[place].encoder.file_query(Path(upload)) if upload else text
     table = indexes[place].search(query, where=where.strip() or None)
     table.attrs["index"] = place
-    return queries.render([table], "hits.html", served=f"/clip/{place}/"), table
+    return queries.render([table], "hits.html", served=f"/clip/{place}/"), table, None, None
 
 
 def explain(indexes: Sequence[Index], found: pd.DataFrame | None, number: int | None) -> tuple:
