@@ -1,15 +1,20 @@
-"""A Space of a model hub: the search page over an index that lies beside this file.
+"""A Space of a model hub: the search page over the videos that lie beside this file.
 
-    tvrkit index VIDEOS --out index --run RUN/RECIPE/seedK     # or --backbone and --pretrained
+    tvrkit index videos --out index --run model     # or --backbone and --pretrained
     python app.py
 
-The videos must be where they were when they were indexed; a Space listens on all addresses, so the
-page offers no indexing.
+Where the folder lies elsewhere by now, the index is told so at the start: files are known by their
+content and are not read again. What is new among the videos is indexed then, too. A Space listens on
+all addresses, so the page offers no indexing.
 """
 
+import os
 from pathlib import Path
 
 from tvrkit.search.app import serve
+from tvrkit.search.index import Index
 
 if __name__ == "__main__":
-    serve([str(Path(__file__).with_name("index"))], host="0.0.0.0", port=7860)
+    os.chdir(Path(__file__).parent)  # where `--run model` was said
+    Index.build("videos", "index", Index.open("index").encoder)
+    serve(["index"], host="0.0.0.0", port=7860)
