@@ -4,8 +4,8 @@
     python app.py
 
 Where the folder lies elsewhere by now, the index is told so at the start: files are known by their
-content and are not read again. What is new among the videos is indexed then, too. A Space listens on
-all addresses, so the page offers no indexing.
+content and are not read again. What is new among the videos is indexed then, too. A Space listens
+on all addresses, so the page offers no indexing.
 """
 
 import os

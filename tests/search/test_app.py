@@ -1,7 +1,9 @@
 """The page finds, shows, explains, serves indexed files alone, and says in a line what is wrong."""
 
 import os
+import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +112,20 @@ def test_a_folder_is_brought_in(videos, tmp_path, encoder, long_video):
     assert app.add([index], 0, None) == "No folder is chosen."
     _, table, *_ = app.search([index], 0, "a square", None, "duration > 40")
     assert len(table) > 1
+
+
+def test_a_space_serves_the_videos_that_lie_beside_it(videos, tmp_path, encoder, monkeypatch):
+    made = tmp_path / "made"
+    made.mkdir()
+    Index.build(videos.rename(made / "videos"), made / "index", encoder)
+    space, served = made.rename(tmp_path / "space"), []
+    shutil.copy(Path(__file__).parents[2] / "examples" / "space" / "app.py", space)
+    monkeypatch.setattr(app, "serve", lambda *places, **options: served.append((places, options)))
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(space / "app.py"), run_name="__main__")
+    assert served == [((["index"],), {"host": "0.0.0.0", "port": 7860})]
+    paths = Index.open(space / "index").files()["path"].tolist()
+    assert sorted(paths) == sorted(map(str, (space / "videos").iterdir()))
 
 
 def test_no_analytics_and_no_indexing_for_strangers(index):
