@@ -445,25 +445,24 @@ def data_prepare(
     from tvrkit.data.prepare import FRAMES_ELSEWHERE, SHORT_SIDE, prepare
     from tvrkit.shapes.dataset import prepare_shapes
 
+    out = out or files.data("shapes-quick" if name == "shapes" else name.replace("/", "-"))
     if name.startswith("shapes"):
-        name = "shapes-quick" if name == "shapes" else name
-        made = prepare_shapes(out or files.data(name), workers=workers)
+        made = prepare_shapes(out, workers=workers)
     elif root is None or videos is None:
         what = "a table of captions" if name == "own" else "the folder of its annotations"
         raise ValueError(f"data prepare {name}: expected {what} and --videos FOLDER")
     elif name == "own":
-        settings = FrameSettings(frames or FRAMES_ELSEWHERE, SHORT_SIDE)
-        folder = out or files.data("own")
-        made = prepare_own(
-            root, videos, folder, language=language or "en", settings=settings, workers=workers
-        )
+        who, spoken = decoder or FrameSettings.decoder, language or "en"
+        settings = FrameSettings(frames or FRAMES_ELSEWHERE, SHORT_SIDE, decoder=who)
+        made = prepare_own(root, videos, out, spoken, settings=settings, workers=workers)
     else:
         options: dict[str, Any] = {"language": language, "splits": split, "frames": frames}
         options |= {"decoder": decoder, "allow_partial": allow_partial, "workers": workers}
-        folder = out or files.data(name.replace("/", "-"))
-        made, checked = prepare(name, root, videos, folder, **options)
+        made, checked = prepare(name, root, videos, out, **options)
         print(printable(str(checked)))
     print_coverage(made)
+    if made.root.resolve().parent != (home := files.home() / "data"):
+        print(f"recipes look for data sets in {home}")
 
 
 def print_coverage(made: Manifest) -> None:

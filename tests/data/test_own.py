@@ -28,8 +28,9 @@ def section() -> tuple[str, list[str]]:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A folder with the README's table and made videos, in which its commands run."""
-    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    """A folder with the README's table and made videos, in which its commands run: the kit's own
+    is another."""
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "captions.csv").write_text(section()[0], encoding="utf-8")
     for file in read_own(tmp_path / "captions.csv")["file"].unique():
@@ -49,7 +50,7 @@ def run(monkeypatch, command: str) -> int:
 def test_the_commands_of_the_readme_prepare_train_and_evaluate(home, monkeypatch):
     prepare, train = section()[1]
     assert run(monkeypatch, prepare) == 0
-    made = Manifest.open(home / "data" / "mine")
+    made = Manifest.open(home / "home" / "data" / "own")
     assert made.card["counts"] == {
         "test": {"videos": 2, "ok": 2, "captions": 2},
         "train": {"videos": 2, "ok": 2, "captions": 3},
@@ -62,12 +63,27 @@ def test_the_commands_of_the_readme_prepare_train_and_evaluate(home, monkeypatch
     assert done.metrics["videos"] == 2
 
 
+def test_a_set_that_no_recipe_would_find_is_told_so(home, monkeypatch, capsys):
+    prepare = section()[1][0]
+    assert run(monkeypatch, f"{prepare} --out data/mine") == 0
+    assert f"recipes look for data sets in {home / 'home' / 'data'}" in capsys.readouterr().out
+    assert run(monkeypatch, f"{prepare} --out home/data/mine") == 0
+    assert "recipes look" not in capsys.readouterr().out
+
+
+def test_the_decoder_that_is_asked_for_reads_it(home, monkeypatch):
+    assert run(monkeypatch, f"{section()[1][0]} --decoder pyav") == 0
+    card = Manifest.open(home / "home" / "data" / "own").card
+    assert card["store"]["decoder"].startswith("PyAV")
+    assert [*card["decoders"]] == ["pyav: asked for"]
+
+
 def test_no_split_no_loss(home, monkeypatch, capsys):
     (home / "lines.jsonl").write_text('{"caption": "a cat", "file": "cat.mp4"}\n')
     assert (
         run(monkeypatch, "tvrkit data prepare own lines.jsonl --videos videos --language zh") == 0
     )
-    split = Manifest.open(home / "data" / "own").split("test", "zh")
+    split = Manifest.open(home / "home" / "data" / "own").split("test", "zh")
     assert split.captions["caption"].tolist() == ["a cat"]
     assert split.complete
     assert "test: 1 of 1 videos" in capsys.readouterr().out
@@ -105,4 +121,4 @@ def test_what_is_wrong_with_a_table_is_said(home, monkeypatch, capsys, table, me
     (home / "captions.csv").write_text(table)
     assert run(monkeypatch, "tvrkit data prepare own captions.csv --videos videos") == 1
     assert message in capsys.readouterr().err
-    assert not (home / "data").exists()
+    assert not (home / "home" / "data").exists()

@@ -35,11 +35,6 @@ def test_queue_is_saved_and_takes_no_gradient():
     assert other.pointer == 5
 
 
-def test_queue_needs_room():
-    with pytest.raises(ValueError, match="got 0"):
-        NegativeQueue(4, 0)
-
-
 def test_frozen_copy_starts_equal_and_stays_apart():
     fast = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     slow = freeze_copy(fast)

@@ -9,6 +9,7 @@ import pytest
 from tests.fakes import finished_run
 from tvrkit import files
 from tvrkit.evaluation import compare
+from tvrkit.inspection import diagnostics
 from tvrkit.reporting import sentences, sweeps
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,15 @@ def methods(home):
         for seed in (0, 1, 2):
             finished_run(recipe, seed=seed, skill=skill, ceiling=90)
     finished_run("clip4clip_meanp_shapes", skill=1, ceiling=90, card={"selection": "zero-shot"})
+
+
+def test_what_a_notebook_measured_is_read_beside_its_run(home):
+    """Of a recipe given by its path, too, whose name is another."""
+    done = finished_run("my_method")
+    numbers = diagnostics.Diagnostics({"frame AUC": (0.75, 0.7, 0.8)})
+    numbers.save(done.folder / "diagnostics_05.json")
+    assert sentences.attention(done)[0].endswith("frame AUC 0.750 [0.700, 0.800].")
+    assert sentences.mining(done)[0] == "my_method: not measured."
 
 
 def test_results_stand_between_chance_and_ceiling(methods):

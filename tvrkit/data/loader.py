@@ -128,7 +128,6 @@ class TrainData(Dataset):
         )
         self.captions = split.captions["caption"].tolist()
         self.texts = _texts(split, data, self.tokenizer, tagged)
-        self.features = _features(split, data)
         if data.captions == "tagged":
             tokens, mask, _ = tokenise(tags(split), self.tokenizer, data.max_words)
             self.texts.extras = {"tag_tokens": tokens, "tag_mask": mask}
@@ -153,8 +152,8 @@ class TrainData(Dataset):
         captions = [self._caption(item, draw) for (_, item), draw in zip(items, draws, strict=True)]
         batch = self.texts[torch.tensor(captions)]
         videos = self.split.video_of_caption[captions]
-        if self.features is not None:
-            batch.tokens = self.features.texts(captions, self.data.max_words)
+        if self.clips.features is not None:
+            batch.tokens = self.clips.features.texts(captions, self.data.max_words)
         if self.masker is not None:
             texts, content = [self.captions[row] for row in captions], self.content_spans
             masked = [

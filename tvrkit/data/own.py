@@ -68,8 +68,8 @@ def prepare_own(
     table: Path,
     videos: Path,
     out: Path,
-    *,
     language: str = "en",
+    *,
     settings: FrameSettings,
     workers: int = 2,
 ) -> manifest.Manifest:

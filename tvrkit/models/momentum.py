@@ -50,8 +50,6 @@ class NegativeQueue(nn.Module):
 
     def __init__(self, width: int, size: int):
         super().__init__()
-        if size < 1:
-            raise ValueError(f"queue size: expected at least 1, got {size}")
         self.register_buffer("keys", F.normalize(torch.randn(width, size), dim=0))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 

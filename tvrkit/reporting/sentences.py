@@ -147,9 +147,8 @@ def _blind(recipes: dict[str, list[Run]]) -> str:
     )
 
 
-def training(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
+def training(done: Run) -> list[str]:
     """Notebook 02 in sentences."""
-    done = Run(files.run(run) / recipe / f"seed{seed}")
     curve, history, card = done.curve, done.history, done.card
     if card["selection"] in AS_GIVEN:
         return [f"Not trained, {card['selection']}: {card['parameters']:,} parameters."]
@@ -174,8 +173,8 @@ def training(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
     ]
 
 
-def _diagnostics(run: str, number: str, recipe: str, seed: int) -> dict[str, np.ndarray]:
-    path = files.run(run) / recipe / f"seed{seed}" / f"diagnostics_{number}.json"
+def _diagnostics(done: Run, number: str) -> dict[str, np.ndarray]:
+    path = done.folder / f"diagnostics_{number}.json"
     return diagnostics.load(path) if path.exists() else {}
 
 
@@ -187,9 +186,9 @@ def _listed(numbers: dict[str, np.ndarray], names: Sequence[str], digits: int = 
     return "; ".join(texts) or "not measured"
 
 
-def mining(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
+def mining(done: Run) -> list[str]:
     """Notebook 04 in sentences."""
-    numbers = _diagnostics(run, "04", recipe, seed)
+    numbers = _diagnostics(done, "04")
     hard = [
         "mined pairs that are one factor apart (%)",
         "pairs one factor apart that are mined (%)",
@@ -198,22 +197,23 @@ def mining(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
     false = [f"{kind} among the mined (%)" for kind in FALSE]
     false += ["random pairs that are near-duplicate caption (%)"]
     return [
-        f"{title(recipe)}: {_listed(numbers, ['mined pairs per caption'])}.",
+        f"{title(done.recipe)}: {_listed(numbers, ['mined pairs per caption'])}.",
         f"True hard negatives: {_listed(numbers, hard)}.",
         f"False ones: {_listed(numbers, false)}.",
     ]
 
 
-def attention(run: str, recipe: str = "dmae_shapes", seed: int = 0) -> list[str]:
+def attention(done: Run) -> list[str]:
     """Notebook 05 in sentences."""
-    numbers = _diagnostics(run, "05", recipe, seed)
+    numbers = _diagnostics(done, "05")
     gaps = [f"{what} deletion gap, R@1 (points)" for what in ("word", "frame")]
     masked = [name for name in numbers if name.startswith("TPM-CL") and "full > masked" in name]
     masked += ["captions with masked words (%)", "TPM-CL weight on start and end tokens (%)"]
     same = [name for name in numbers if name.startswith("cosine between")]
     areas = ["content word AUC", "word AUC", "frame AUC"]
     return [
-        f"{title(recipe)}, agreement with the truth (0.5 is chance): {_listed(numbers, areas, 3)}.",
+        f"{title(done.recipe)}, agreement with the truth (0.5 is chance): "
+        f"{_listed(numbers, areas, 3)}.",
         f"What removing the highest weights costs beyond removing random ones: "
         f"{_listed(numbers, gaps)}.",
         f"Parts of its own: {_listed(numbers, [*masked, *same], 1 if masked else 2)}.",
@@ -295,13 +295,18 @@ def pretraining(run: str, seed: int = 0) -> list[str]:
     ]
 
 
+def _of_dmae(sentences: Callable[[Run], list[str]]) -> Callable[[str], list[str]]:
+    """The sentences of one run, of that which notebooks 02, 04 and 05 open with."""
+    return lambda run: sentences(Run(files.run(f"{run}/dmae_shapes/seed0")))
+
+
 BLOCKS: dict[str, Callable[[str], str | list[str]]] = {
     "results": results,
     "claims": pages.markdown,
-    "training": training,
+    "training": _of_dmae(training),
     "evaluation": evaluation,
-    "mining": mining,
-    "attention": attention,
+    "mining": _of_dmae(mining),
+    "attention": _of_dmae(attention),
     "ablations": ablations,
     "pretraining": pretraining,
 }

@@ -77,7 +77,7 @@ def resolve_device(device: str) -> torch.device:
         raise ValueError(f"device {device!r} asked for, but {sees}")
     chosen = torch.device(device)
     if chosen.index is not None:
-        torch.cuda.set_device(chosen)  # accelerate takes the current GPU
+        torch.cuda.set_device(chosen)  # whatever does not name a GPU takes the current one
     return chosen
 
 
