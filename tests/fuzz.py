@@ -54,10 +54,11 @@ from tvrkit.data.extract import extract
 from tvrkit.data.manifest import Manifest
 from tvrkit.data.splits import set_hash
 from tvrkit.data.store import FrameStore
+from tvrkit.inspection import Diagnostics
 from tvrkit.models import checkpoints, official
 from tvrkit.reporting import pages
 from tvrkit.training import runs
-from tvrkit.training.card import write_card
+from tvrkit.training.card import diagnostics, write_card
 
 LIMIT = 60  # seconds for one input
 CAREFUL = "crccheck+bitstream+buffer+careful"
@@ -267,9 +268,8 @@ def run_folders(folder: Path):
     os.environ["TVRKIT_HOME"] = str(folder)
     honest, other = finished_run("honest"), finished_run("other", skill=9.0)
     files.write_text(other.folder / "curve.csv", "epoch,split,score\n0,val,1.0\n1,val,2.0\n")
-    area = {"mean": 0.5, "low": None, "high": 0.75}
-    files.write_json(other.folder / "diagnostics_04.json", {"area": area})
     write_card(other.folder, other.card)
+    Diagnostics(area=(0.5, np.nan, 0.75)).save(other.folder / "diagnostics_04.json")
     saved = folder / "saved"
     shutil.copytree(other.folder, saved)
     scores = {run.recipe: run.metrics["t2v R@1"] for run in (honest, other)}
@@ -283,6 +283,9 @@ def run_folders(folder: Path):
             with contextlib.suppress(Exception):  # what is damaged too much stays so
                 card = json.loads((other.folder / "run.json").read_text())
                 write_card(other.folder, card)
+                area = other.folder / "diagnostics_04.json"
+                numbers = json.loads(area.read_text()).get("numbers", {})
+                files.write_json(area, diagnostics(other.folder, numbers))
         noted = io.StringIO()
         with warnings.catch_warnings(), contextlib.redirect_stderr(noted):
             warnings.simplefilter("ignore")

@@ -2,12 +2,14 @@
 how to go on."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from tests.data.video_files import write_video
 from tests.fakes import finished_run
 from tvrkit import cli
 from tvrkit.data.extract import NO_FILE
@@ -124,6 +126,20 @@ def test_prepare_show_verify_and_extract_on_real_video_files(tvrkit, tmp_path):
     assert next(row["reason"] for row in rows if row["status"] == "failed")
     assert {row["decoder"] for row in rows if row["status"] == "ok"} == {"pyav"}
     assert "1 of 2 files" in out
+
+
+def test_a_folder_of_any_name_is_read_from_and_written_to(tvrkit, tmp_path):
+    """Bytes that are no text, a line's end, a backslash: all is printed as text, an error in one
+    line."""
+    odd = tmp_path / os.fsdecode(b"\xff\n\\\x1b[2J")
+    odd.mkdir()
+    write_video(tmp_path / "a.mp4", count=4).rename(odd / "a.mp4")
+    code, out, err = tvrkit("data", "extract", odd, "--out", odd / ".out", "--frames", 2)
+    assert (code, "1 of 1 files in" in out, "\x1b" in out + err) == (0, True, False)
+    code, out, _ = tvrkit("data", "verify", odd / ".out")
+    assert (code, "1 videos, every frame reads" in out) == (0, True)
+    code, _, err = tvrkit("data", "verify", odd / ".nowhere")
+    assert (code, err.count("\n"), err.startswith("error: no frame store at")) == (1, 1, True)
 
 
 def test_the_real_clips_are_all_extracted(tvrkit, tmp_path, realdata):

@@ -130,6 +130,18 @@ def test_a_video_with_an_odd_header_gives_the_frames_of_the_full_decode_or_a_rea
     assert info.reason.isprintable()
 
 
+def test_a_few_bytes_cannot_buy_hours(tmp_path):
+    """A drawing of 46 kB that has 2,000 pictures of 64 million pixels: its time is what its bytes
+    are worth."""
+    dot = bytes.fromhex("21f90400010000002c00000000010001000002024401 00")
+    size = (8000).to_bytes(2, "little") * 2
+    start = b"GIF89a" + size + bytes.fromhex("800000000000ffffff")
+    (tmp_path / "a.gif").write_bytes(start + dot * 2000 + b";")
+    with DecodePool(1, timeout=1.0) as pool:
+        ((info, _),) = pool.run([tmp_path / "a.gif"], FrameSettings(4))
+    assert info.reason == "hangs: stopped after 1 s"
+
+
 def nothing(path):
     return None
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer import Argument, Option
@@ -16,6 +16,8 @@ from typer import Argument, Option
 from tvrkit.files import on_one_line, printable
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
+
     from tvrkit.data.manifest import Manifest
     from tvrkit.training.runs import Run
 
@@ -493,7 +495,7 @@ def data_extract(
     failed = rows[rows["status"] != "ok"]
     for file, reason in zip(failed["file"], failed["reason"], strict=True):
         print(on_one_line(f"failed {file}: {reason}"))
-    print(f"{len(rows) - len(failed)} of {len(rows)} files in {out}")
+    print(on_one_line(f"{len(rows) - len(failed)} of {len(rows)} files in {out}"))
 
 
 @data_app.command("verify")
@@ -505,7 +507,7 @@ def data_verify(root: Annotated[Path, Argument(help="prepared data set, or a fra
     problems = FrameStore(store).verify()
     if problems:
         raise ValueError(f"{store}: {len(problems)} problems: {'; '.join(problems)}")
-    print(f"{store}: {len(FrameStore(store).video_ids())} videos, every frame reads")
+    print(on_one_line(f"{store}: {len(FrameStore(store).video_ids())} videos, every frame reads"))
 
 
 @data_app.command("show")
@@ -574,6 +576,7 @@ def backbone_pretrain(
 
 def main() -> None:
     """Run the command line; an expected error is one line on stderr, Ctrl-C says how to go on."""
+    cast("TextIOWrapper", sys.stdout).reconfigure(errors="backslashreplace")  # names may be no text
     warnings.formatwarning = lambda message, *_: printable(f"warning: {message}\n")
     try:
         app()
@@ -585,7 +588,7 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise  # one of several processes: which, and where, the launcher shows
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {on_one_line(str(error))}", file=sys.stderr)
         sys.exit(1)
 
 

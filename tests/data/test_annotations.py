@@ -38,7 +38,7 @@ def test_counts_of_real_files(realdata):
     }.items():
         captions = load_annotations(name, folder / name, splits=splits)
         report = check_splits(captions, captions.attrs["protocol"])
-        assert not report.partial
+        assert not report.mismatches
         assert not report.overlaps
         for row in report.table.itertuples():
             found[name, row.split] = (row.videos, row.captions, row.repeated_captions)

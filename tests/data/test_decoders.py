@@ -40,6 +40,8 @@ import av, decord
 
 def hostile(function, where):
     def wrapped(path, *arguments, **options):
+        if "file_" in path:
+            open(path + ".tries", "ab").write(b"x")
         if f"{where}_hangs" in path:
             time.sleep(1000)
         if f"{where}_crashes" in path:
@@ -75,6 +77,8 @@ def test_a_hang_or_crash_costs_that_worker_only(tmp_path, monkeypatch):
         "file_crashes": (0, "", "crashes the decoder (status -11)"),
     }
     assert children() == before
+    tries = [(tmp_path / f"file_{name}.mp4.tries").stat().st_size for name in ("hangs", "crashes")]
+    assert tries == [1, 1]  # decord was never asked: nobody else would do better
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

@@ -14,6 +14,7 @@ import lmdb
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from tests.data.video_files import indices, write_audio, write_video
 from tvrkit.data import extract as frames
@@ -192,7 +193,13 @@ def grow(file):
         opened.write(bytes(100))
 
 
-@pytest.mark.parametrize("change", [grow, os.unlink, os.utime])
+def swap_and_back(file):
+    """Another file stood there for a while: size, time, head and tail are what they were."""
+    os.replace(file, file.with_suffix(".kept"))
+    os.replace(file.with_suffix(".kept"), file)
+
+
+@pytest.mark.parametrize("change", [grow, os.unlink, os.utime, swap_and_back])
 def test_a_file_that_changes_while_it_is_read_gives_nothing(tmp_path, monkeypatch, change):
     """It is another one by then: its frames are read again, and the others are kept."""
     files = {name: write_video(tmp_path / f"{name}.mkv", count=6) for name in ("a", "b")}
@@ -415,6 +422,20 @@ def test_a_second_process_never_writes_into_a_live_store(videos, tmp_path, monke
     assert FrameStore(path).video_ids() == ["a"]
     assert FrameStore(path).verify() == []
     assert not (tmp_path / "frames.lmdb.partial").exists()
+
+
+def test_a_second_process_that_begins_at_once_takes_nothing_from_the_first(
+    videos, tmp_path, monkeypatch
+):
+    """The moment after the lock is released: the second moves the store to where it is built."""
+    path, release_ = tmp_path / "frames.lmdb", FileLock.release
+
+    def another_comes(lock, **options):
+        release_(lock, **options)
+        os.rename(path, tmp_path / "frames.lmdb.partial")
+
+    monkeypatch.setattr(FileLock, "release", another_comes)
+    assert extract({"a": videos / "video0.mp4"}, path, SMALL)["status"].tolist() == ["ok"]
 
 
 def test_the_file_takes_no_more_disk_than_its_content(store):

@@ -236,6 +236,14 @@ def test_a_changed_card_is_told(prepared, change):
         Manifest.open(prepared.root)
 
 
+@pytest.mark.parametrize("name", ["sha256", "files"])
+def test_a_flipped_bit_in_the_name_of_a_hash_does_not_switch_it_off(prepared, name):
+    path = prepared.root / "card.json"
+    path.write_text(path.read_text().replace(f'"{name}": ', f'"~{name[1:]}": '))
+    with pytest.raises(ValueError, match=r"card.json is not as it was written"):
+        Manifest.open(prepared.root)
+
+
 def test_frames_are_compared_with_the_table(prepared, tables):
     """A store made again of other videos, and whole in itself."""
     root, *_ = tables

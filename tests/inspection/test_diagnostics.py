@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tvrkit import files, inspection
-from tvrkit.inspection.diagnostics import load
+from tvrkit.training.card import read_diagnostics
 
 
 def test_auc_counts_the_pairs_that_are_in_order_and_half_the_tied_ones():
@@ -51,8 +51,9 @@ def test_diagnostics_keep_order_and_write_unknown_numbers_as_null(tmp_path):
     assert numbers.table("AUC").index.tolist() == ["word AUC", "frame AUC"]
     assert inspection.format_interval(numbers["mined"], "{:.1f}") == "2.0 [1.0, 3.0]"
     assert inspection.format_interval(numbers["frame AUC"]) == "unknown"
+    files.write_json(tmp_path / "run.json", {})
     numbers.save(tmp_path / "diagnostics_05.json")
-    assert json.loads((tmp_path / "diagnostics_05.json").read_text()) == {
+    assert json.loads((tmp_path / "diagnostics_05.json").read_text())["numbers"] == {
         "word AUC": {"mean": 1.0, "low": 1.0, "high": 1.0},
         "frame AUC": {"mean": None, "low": None, "high": None},
         "mined": {"mean": 2.0, "low": 1.0, "high": 3.0},
@@ -60,12 +61,33 @@ def test_diagnostics_keep_order_and_write_unknown_numbers_as_null(tmp_path):
 
 
 def test_what_was_saved_is_loaded_by_name_whatever_the_order(tmp_path):
+    """Also what an earlier version saved, which had no seal."""
     numbers = inspection.Diagnostics(area=(0.5, 0.25, 0.75), unknown=(np.nan,) * 3)
-    numbers.save(tmp_path / "one.json")
-    saved = json.loads((tmp_path / "one.json").read_text())
-    files.write_json(
-        tmp_path / "one.json", {k: dict(reversed(v.items())) for k, v in saved.items()}
-    )
-    found = load(tmp_path / "one.json")
-    np.testing.assert_array_equal(found["area"], [0.5, 0.25, 0.75])
-    assert np.isnan(found["unknown"]).all()
+    files.write_json(tmp_path / "run.json", {})
+    path = tmp_path / "one.json"
+    numbers.save(path)
+    saved = files.read_json(path)
+    turned = {k: dict(reversed(v.items())) for k, v in saved["numbers"].items()}
+    for there in (saved, turned):
+        files.write_json(path, there)
+        assert list(read_diagnostics(path)) == ["area", "unknown"]
+        np.testing.assert_array_equal(read_diagnostics(path)["area"], [0.5, 0.25, 0.75])
+
+
+@pytest.mark.parametrize("change", ["number", "title", "seal", "run"])
+def test_what_was_changed_since_or_lies_beside_another_run_is_told(tmp_path, change):
+    files.write_json(tmp_path / "run.json", {"seed": 0})
+    path = tmp_path / "diagnostics_04.json"
+    inspection.Diagnostics(area=(0.5, 0.25, 0.75)).save(path)
+    saved = files.read_json(path)
+    if change == "number":
+        saved["numbers"]["area"]["mean"] = 0.75
+    elif change == "title":
+        saved["numbers"]["other"] = saved["numbers"].pop("area")
+    elif change == "seal":
+        del saved["sha256"]
+    else:
+        files.write_json(tmp_path / "run.json", {"seed": 1})
+    files.write_json(path, saved)
+    with pytest.raises(ValueError, match=r"^diagnostics_04.json: not as it was saved beside this"):
+        read_diagnostics(path)

@@ -15,7 +15,8 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -24,7 +25,7 @@ import av
 import numpy as np
 import simplejpeg
 
-from tvrkit.data.decoders import READY, FrameSettings, Result, VideoInfo
+from tvrkit.data.decoders import DECORD, READY, FrameSettings, Result, VideoInfo
 from tvrkit.data.sampling import sample
 
 try:
@@ -37,8 +38,9 @@ REFUSED_FORMATS = {"hls", "dash", "concat", "sdp", "tty", "image2"}
 # types of NAL units: of a picture, and of one after which no frame refers to an earlier one
 SLICE, IDR = 1, 5
 MAX_PIXELS = 1 << 26  # of a picture: twice those of 8K video
-# a long video's time limit grows by a second per so many frames and per so many pixels
-FRAMES_PER_SECOND, PIXELS_PER_SECOND = 200, 1e8
+# a long video's time limit grows by a second per so many frames and per so many pixels, and by none
+# per so many bytes that it has not: a drawing of 50 kB can claim 10^11 pixels
+FRAMES_PER_SECOND, PIXELS_PER_SECOND, BYTES_PER_SECOND = 200, 1e8, 2e4
 BATCH = 8  # frames decord holds at a time
 # bytes of address space that a worker may add to those of its libraries
 MEMORY_LIMIT = 3 << 29
@@ -186,22 +188,25 @@ def _doubt(video: Video, said: list[tuple]) -> str | None:
     return next((why for why, holds in doubts.items() if holds), None)
 
 
-def read(path: str, settings: FrameSettings, timeout: float) -> Result:
-    """The frames of one file; the kernel's alarm is set again when its length is known.
+def read(path: str, settings: FrameSettings, timeout: float, asks: Callable[[], None]) -> Result:
+    """The frames of one file; the kernel's alarm is set again when its length is known. `asks` is
+    called before decord is.
 
     Raises:
         Unreadable, OSError, or whatever a library makes of a hostile file.
     """
     path = os.path.abspath(path)  # so that no name can be taken for an address
-    if not os.path.getsize(path):
+    if not (size := os.path.getsize(path)):
         raise Unreadable("empty file")
     with av.logging.Capture() as said:
         video = Video(path)
         per_frame = 1 / FRAMES_PER_SECOND + video.width * video.height / PIXELS_PER_SECOND
-        signal.setitimer(signal.ITIMER_REAL, timeout + len(video.clock.times) * per_frame)
+        more = min(len(video.clock.times) * per_frame, size / BYTES_PER_SECOND)
+        signal.setitimer(signal.ITIMER_REAL, timeout + more)
         clock, damage, decoder = video.clock, video.damage, "decord"
         why = "asked for" if settings.decoder == "pyav" else _doubt(video, said)
         if not why:
+            asks()
             try:
                 frames = _by_decord(video, settings)
             except Unreadable as error:
@@ -214,10 +219,10 @@ def read(path: str, settings: FrameSettings, timeout: float) -> Result:
             (clock, frames, broken), decoder = _by_counting(video, settings), "pyav"
             damage += [f"damaged: {broken} of {video.stored} frames are broken"] * (broken > 0)
     damage = damage or _complaints(said, video)[:1]
-    size = (video.width, video.height) if video.turn[0, 0] else (video.height, video.width)
+    sides = (video.width, video.height) if video.turn[0, 0] else (video.height, video.width)
     fps, duration = round(clock.fps, 4), round(len(clock.times) / clock.fps, 4)
     why = why or "H.264, every key frame stands alone"
-    return VideoInfo(len(frames), fps, duration, *size, decoder, why, "; ".join(damage)), frames
+    return VideoInfo(len(frames), fps, duration, *sides, decoder, why, "; ".join(damage)), frames
 
 
 def _complaints(said: list[tuple], video: Video) -> list[str]:
@@ -350,10 +355,10 @@ def _is_proven(packet: av.Packet, stream: av.VideoStream, key: bool) -> bool:
     return place == len(data) and bool(kinds & ({IDR} if key else {IDR, SLICE}))
 
 
-def answer(path: str, settings: FrameSettings, timeout: float) -> Result:
+def answer(path: str, *how: Any) -> Result:
     """`read`, with whatever goes wrong as the file's reason."""
     try:
-        return read(path, settings, timeout)
+        return read(path, *how)
     except Unreadable as error:
         reason = str(error)
     except (av.error.FFmpegError, OSError) as error:
@@ -389,13 +394,14 @@ def serve(connection: Connection, timeout: float) -> None:
     if decord:  # below INFO it conceals a part of a picture without a word
         decord.logging.set_level(decord.logging.INFO)
     connection.send_bytes(READY)
+    asks = partial(connection.send_bytes, DECORD)
     with tempfile.TemporaryFile() as log:  # what libraries say about broken files
         os.dup2(log.fileno(), sys.stderr.fileno())
     with contextlib.suppress(EOFError, OSError):
         while True:
             path, settings = json.loads(connection.recv_bytes())
             signal.setitimer(signal.ITIMER_REAL, timeout)
-            info, frames = answer(path, FrameSettings(**settings), timeout)
+            info, frames = answer(path, FrameSettings(**settings), timeout, asks)
             signal.setitimer(signal.ITIMER_REAL, 0)
             for message in (json.dumps(vars(info)).encode(), *frames):
                 connection.send_bytes(message)

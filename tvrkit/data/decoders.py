@@ -1,7 +1,7 @@
 """Decoding that survives hostile files: each is read in a worker process under a wall-clock limit.
 
-A file that hangs or crashes its worker costs that worker, which is replaced; the file is tried once
-more with the other decoder, and then has a reason. What runs in the worker is
+A file that hangs or crashes its worker costs that worker, which is replaced; if decord was reading,
+the file is tried once more by PyAV; then it has a reason. What runs in the worker is
 `tvrkit.data.decode_worker`.
 
 The workers are a program of their own and not `multiprocessing`'s: they start in a third of a
@@ -14,7 +14,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ from importlib.metadata import files, version
 from importlib.util import find_spec
 from multiprocessing.connection import Pipe
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from threading import get_ident
 from typing import Self
 
@@ -35,7 +35,7 @@ from tvrkit.files import PACKAGE
 
 DECODERS = ("auto", "decord", "pyav")
 TIMEOUT = 20.0  # seconds
-READY = b"ready"
+READY, DECORD = b"ready", b"decord is asked"
 START_LIMIT = 120.0  # seconds a worker may take to import its libraries
 # of the environment, which may hold secrets; decord looks at PATH
 KEPT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
@@ -152,7 +152,7 @@ class DecodePool:
     Args:
         workers: processes; each is started and held by a thread of this process.
         timeout: wall-clock seconds a decoder may take per file, and one more per 200 frames of a
-            long one.
+            long one, but not more than one per 20 kB.
     """
 
     def __init__(self, workers: int = 2, timeout: float = TIMEOUT):
@@ -189,33 +189,36 @@ class DecodePool:
             yield pending.popleft().result()
 
     def _read(self, path: str, settings: FrameSettings) -> Result:
-        """The file's result; a new worker tries again where the first one dies."""
-        status = 0
-        for decoder in ("auto", "pyav") if settings.decoder == "auto" else (settings.decoder,):
-            worker = self._workers.get(get_ident()) or _Worker(self.timeout)
-            self._workers[get_ident()] = worker
-            # A worker that was just starting when the pool was left was not killed with the others.
-            if self._closing:
-                break
-            if result := worker.read(path, replace(settings, decoder=decoder)):
-                again = "" if decoder == settings.decoder else "decord hangs or crashes"
-                return replace(result[0], why=again or result[0].why), result[1]
-            status = self._workers.pop(get_ident()).close()
+        """The file's result; where a worker dies of decord, a new one tries again without."""
+        worker = self._workers.get(get_ident()) or _Worker(self.timeout)
+        self._workers[get_ident()] = worker
+        # A worker that was just starting when the pool was left was not killed with the others.
+        if self._closing:
+            return VideoInfo(), []
+        if result := worker.read(path, settings):
+            return result
+        status = self._workers.pop(get_ident()).close()
+        if worker.asked and settings.decoder == "auto":
+            info, frames = self._read(path, replace(settings, decoder="pyav"))
+            return replace(info, why="decord hangs or crashes"), frames
         hangs = status == -signal.SIGALRM
         reason = f"hangs: stopped after {self.timeout:g} s"
         return VideoInfo(reason=reason if hangs else f"crashes the decoder (status {status})"), []
 
 
 class _Worker:
-    """A process that reads one file after another."""
+    """A process that reads one file after another.
+
+    Attributes:
+        asked: it has begun to read the last one by decord.
+    """
 
     def __init__(self, timeout: float):
         self.connection, theirs = Pipe()
         fd = theirs.fileno()
         program = [sys.executable, "-P", "-m", "tvrkit.data.decode_worker", str(fd), str(timeout)]
-        nothing, errors = subprocess.DEVNULL, subprocess.PIPE
-        self.process = subprocess.Popen(
-            program, pass_fds=[fd], env=_environment(), stdin=nothing, stdout=nothing, stderr=errors
+        self.process = Popen(
+            program, pass_fds=[fd], env=_environment(), stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE
         )
         theirs.close()
         with suppress(EOFError, OSError):
@@ -228,8 +231,11 @@ class _Worker:
     def read(self, path: str, settings: FrameSettings) -> Result | None:
         """What became of the file; None where the process has ended without an answer."""
         try:
+            self.asked = False
             self.connection.send_bytes(json.dumps([path, asdict(settings)]).encode())
-            info = VideoInfo(**json.loads(self.connection.recv_bytes()))
+            while (message := self.connection.recv_bytes()) == DECORD:
+                self.asked = True
+            info = VideoInfo(**json.loads(message))
             return info, [self.connection.recv_bytes() for _ in range(info.frames)]
         except (EOFError, OSError):
             return None

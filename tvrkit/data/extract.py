@@ -81,37 +81,38 @@ def extract(
             stays), or another process is at work on this store.
     """
     builder = Builder(Path(store), settings)
-    known = {i: Path(path) for i, path in files.items() if stores.check_id(i) and path}
-    there = {i: path for i, path in known.items() if os.path.isfile(path)}
-    if not builder.store.exists() or _left(builder.rows(builder.store), there):
+    usable = {i: path for i, path in files.items() if stores.check_id(i)}
+    there = {i: Path(path) for i, path in usable.items() if path and os.path.isfile(path)}
+    rows = builder.rows(builder.store) if builder.store.exists() else None
+    if rows is None or _left(rows, there):
         builder.store.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(builder.store.with_name(f".{builder.store.name}.lock"), timeout=0):
-                builder.build(there, DecodePool(workers, timeout))
+                rows = builder.build(there, DecodePool(workers, timeout))
         except Timeout:
             raise OSError(f"another process is extracting into {store}") from None
-    rows, lost = builder.rows(builder.store), VideoInfo(reason=NO_FILE)
-    table = [rows.get(i) or builder.row(i, None, None, (lost, [])) for i in files]
-    return pd.DataFrame(table).drop(columns="state")
+    made = [rows.get(i) or builder.row(i, None, [], (VideoInfo(reason=NO_FILE), [])) for i in files]
+    return pd.DataFrame(made).drop(columns="state")
 
 
 def _left(rows: Mapping[str, dict], files: Mapping[str, Path]) -> dict[str, Path]:
     """The files that no row tells all is well of, in the order in which they are read."""
-    sound = {i: row for i, row in rows.items() if row.get("hash") and not row.get("reason")}
-    good = {i: row.get("state") for i, row in sound.items()}
-    return {i: files[i] for i in sorted(files) if i not in good or good[i] != _state(files[i])}
+    ok = {i: r.get("state") for i, r in rows.items() if r.get("hash") and not r.get("reason")}
+    return {i: files[i] for i in sorted(files) if i not in ok or ok[i] != _state(files[i])[:3]}
 
 
-def _state(file: Path) -> list | None:
+def _state(file: Path) -> list:
     """What a file is known by, wherever it lies: size, time of the last change (ns), a hash of head
-    and tail. None where it can't be read."""
+    and tail. Last what no program can set, the time at which anything about it changed: for a
+    comparison within minutes only. Empty where it can't be read."""
     try:
         with open(file, "rb") as opened:
             stat, ends = os.fstat(opened.fileno()), opened.read(END)
             opened.seek(max(0, stat.st_size - END))
-            return [stat.st_size, stat.st_mtime_ns, sha256(ends + opened.read(END)).hexdigest()]
+            known = sha256(ends + opened.read(END)).hexdigest()
+            return [stat.st_size, stat.st_mtime_ns, known, stat.st_ctime_ns]
     except OSError:
-        return None
+        return []
 
 
 class Builder:
@@ -136,8 +137,9 @@ class Builder:
             raise ValueError(f"{store} {why}: it has {has}, asked for is {wanted}")
         return read.rows()
 
-    def build(self, files: Mapping[str, Path], pool: DecodePool) -> None:
-        """What is left of the files, into a store that is being built until all are read."""
+    def build(self, files: Mapping[str, Path], pool: DecodePool) -> dict[str, dict]:
+        """What is left of the files, into a store that is being built until all are read. All rows
+        of it: once the lock is released, another process may add to the store."""
         if self.store.exists() and self.partial.exists():
             both = f"{self.store} and {self.partial.name} both exist"
             raise ValueError(f"{both}: delete the one not wanted")
@@ -153,6 +155,7 @@ class Builder:
             while batch := list(islice(entries, COMMIT)):
                 _commit(environment, batch)
         os.replace(self.partial, self.store)
+        return self.rows(self.store)
 
     @contextmanager
     def writing(self) -> Iterator[lmdb.Environment]:
@@ -160,7 +163,7 @@ class Builder:
         self.partial.mkdir(exist_ok=True)
         stores.release(self.partial)
         try:
-            with lmdb.open(str(self.partial), map_size=MAP, lock=False) as environment:
+            with lmdb.open(os.fsencode(self.partial), map_size=MAP, lock=False) as environment:
                 with environment.begin(write=True) as transaction:
                     described = json.dumps(self.built_with, sort_keys=True).encode()
                     transaction.put(stores.SETTINGS, described)
@@ -190,11 +193,11 @@ class Builder:
         here, ahead = tee((i, path, _state(path)) for i, path in files.items())
         results = pool.run((path for _, path, _ in ahead), self.settings)
         for (video_id, path, state), result in zip(here, results, strict=False):
-            if result[1] and (state is None or _state(path) != state):
+            if result[1] and not (state and _state(path) == state):
                 result = VideoInfo(reason=CHANGED), []
             yield self.row(video_id, path, state, result), result[1]
 
-    def row(self, video_id: str, file: Path | None, state: list | None, result: Result) -> dict:
+    def row(self, video_id: str, file: Path | None, state: list, result: Result) -> dict:
         """A line of videos.jsonl, and the file's `_state`."""
         (info, frames), name, folder = result, str(file or ""), self.store.resolve().parent
         if file and file.resolve().is_relative_to(folder):
@@ -203,7 +206,7 @@ class Builder:
         row |= {"status": "ok" if frames else "failed", "reason": info.reason}
         row |= {"requested": self.settings.frames, **asdict(info)}
         row["bytes"], row["hash"] = state[0] if state else 0, "".join(map(stores.digest, frames))
-        return row | {"state": state}
+        return row | {"state": state[:3]}
 
 
 def _commit(environment: lmdb.Environment, entries: list[Entry]) -> None:

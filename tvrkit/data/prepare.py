@@ -109,15 +109,10 @@ def _adopt(store: FrameStore, ids: Iterable[str]) -> list[dict]:
 def _card(report: SplitReport) -> dict:
     """What the check found; `shared_sources` counts test videos, and is None where the sources are
     not known."""
-    repeated = report.table.set_index("split")["repeated_captions"]
-    return {
-        "protocol": report.protocol,
-        "partial": report.partial,
-        "mismatches": report.mismatches,
-        "notes": report.notes,
-        "repeated_captions": {split: int(count) for split, count in repeated.items()},
-        "shared_sources": None if report.shared_sources is None else len(report.shared_sources),
-    }
+    repeated, shared = report.table.set_index("split")["repeated_captions"], report.shared_sources
+    card = {name: vars(report)[name] for name in ("protocol", "mismatches", "notes")}
+    card |= {"partial": bool(report.mismatches), "repeated_captions": repeated.to_dict()}
+    return card | {"shared_sources": None if shared is None else len(shared)}
 
 
 def extract_folder(

@@ -55,11 +55,6 @@ class SplitReport:
     notes: list[str]
     mismatches: list[str]
 
-    @property
-    def partial(self) -> bool:
-        """Whether results must be labelled "not comparable"."""
-        return bool(self.mismatches)
-
     def __str__(self) -> str:
         shown = self.table.drop(columns="source")
         for column in ("ids_sha256", "expected_ids_sha256"):
@@ -68,7 +63,7 @@ class SplitReport:
         if self.shared_sources is not None:
             shared = str(len(self.shared_sources))
         lines = [
-            f"{self.protocol}: {'PARTIAL, not comparable' if self.partial else 'as expected'}",
+            f"{self.protocol}: {'PARTIAL, not comparable' if self.mismatches else 'as expected'}",
             shown.to_string(index=False, na_rep="-"),
             f"test videos that share their source with training: {shared}",
             *(f"in {a} and {b}: {len(ids)}" for (a, b), ids in self.overlaps.items()),

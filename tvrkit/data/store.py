@@ -50,10 +50,8 @@ def check_id(video_id: str) -> str:
     """
     size = len(video_id.encode(errors="replace")) if isinstance(video_id, str) else 0
     if not 0 < size <= MAX_ID or UNUSABLE_ID.search(video_id):
-        raise ValueError(
-            f"unusable video id {str(video_id)[:80]!r}: expected 1 to {MAX_ID} bytes of text "
-            "that holds no slash or control character and does not begin with a dot"
-        )
+        expected = f"1 to {MAX_ID} bytes of text, no dot first, no slash or control character"
+        raise ValueError(f"unusable video id {str(video_id)[:80]!r}: expected {expected}")
     return video_id
 
 
@@ -276,7 +274,7 @@ def _environment(path: Path) -> lmdb.Environment:
 def _open(path: Path, size: int) -> lmdb.Environment:
     options = {"readonly": True, "lock": False, "readahead": False, "create": False}
     try:
-        environment = lmdb.open(str(path), subdir=path.is_dir(), **options)
+        environment = lmdb.open(os.fsencode(path), subdir=path.is_dir(), **options)
     except lmdb.Error as error:
         raise ValueError(f"{path} is no frame store: {error}") from None
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]

@@ -8,9 +8,9 @@ from scipy import stats
 
 from tvrkit import files
 from tvrkit.evaluation.statistics import ratio_interval
+from tvrkit.training import card as cards
 
 Interval = tuple[float, float, float]  # value, low, high
-BOUNDS = ["mean", "low", "high"]
 
 
 def auc(scores, truth) -> float:
@@ -64,15 +64,10 @@ class Diagnostics(dict[str, Interval]):
     def table(self, contains: str = "") -> pd.DataFrame:
         """Rows by title, those whose title contains a text; columns mean, low, high."""
         rows = {title: interval for title, interval in self.items() if contains in title}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=BOUNDS)
+        return pd.DataFrame.from_dict(rows, orient="index", columns=cards.BOUNDS)
 
     def save(self, path: Path) -> None:
-        """Write them as JSON for the run's page; what is unknown is null."""
+        """Write them into a finished run's folder, for its page; what is unknown is null."""
         table = self.table().astype(object)
-        files.write_json(path, table.where(table.notna(), None).to_dict("index"))
-
-
-def load(path: Path) -> dict[str, np.ndarray]:
-    """What `Diagnostics.save` wrote: title -> (3,) float mean, low, high; NaN for unknown."""
-    saved = files.read_json(path)
-    return {title: np.array([ends[b] for b in BOUNDS], float) for title, ends in saved.items()}
+        numbers = table.where(table.notna(), None).to_dict("index")
+        files.write_json(path, cards.diagnostics(path.parent, numbers))

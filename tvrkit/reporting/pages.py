@@ -21,6 +21,7 @@ from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.inspection import diagnostics
 from tvrkit.reporting import claims, signs, targets
 from tvrkit.reporting.tables import cells, protocol_of, results
+from tvrkit.training.card import read_diagnostics
 from tvrkit.training.runs import Run, sound
 
 ABSENT = "–"
@@ -158,7 +159,7 @@ def _diagnostics(runs: Sequence[Run]) -> Tables:
     shown: dict[str, dict[str, str]] = {}
     for run in runs:
         for file in sorted(run.folder.glob("diagnostics_*.json")):
-            for title, ends in diagnostics.load(file).items():
+            for title, ends in read_diagnostics(file).items():
                 text = diagnostics.format_interval(ends)
                 shown.setdefault(title, {})[f"{run.recipe}, seed {run.seed}"] = text
     table = pd.DataFrame(shown).T.sort_index(axis=1).rename_axis("number").reset_index()

@@ -20,6 +20,7 @@ from tvrkit.evaluation.factors import per_factor_accuracy
 from tvrkit.inspection import diagnostics
 from tvrkit.reporting import pages, signs, sweeps, tables, targets
 from tvrkit.reporting.tables import interval, number
+from tvrkit.training.card import read_diagnostics
 from tvrkit.training.runs import Run
 
 REFERENCE = "reference"
@@ -175,7 +176,7 @@ def training(done: Run) -> list[str]:
 
 def _diagnostics(done: Run, number: str) -> dict[str, np.ndarray]:
     path = done.folder / f"diagnostics_{number}.json"
-    return diagnostics.load(path) if path.exists() else {}
+    return read_diagnostics(path) if path.exists() else {}
 
 
 def _listed(numbers: dict[str, np.ndarray], names: Sequence[str], digits: int = 1) -> str:

@@ -52,9 +52,8 @@ def _doubts(run: Run, row: dict) -> list[str]:
         doubts.append(f"its protocol: {theirs or 'not named'}, ours: {protocol}")
     doubts += ["ours: untrained weights"] * (run.card["selection"] == "untrained")
     own = to_dict(load_recipe(run.recipe))
-    if changed := changed_settings(own, read_sections(run.artefact("config.yaml"))):
-        doubts.append(f"not the recipe's: {', '.join(changed)}")
-    return doubts
+    changed = changed_settings(own, read_sections(run.artefact("config.yaml")))
+    return doubts + [f"not the recipe's: {', '.join(changed)}"] * bool(changed)
 
 
 def sentences(run: str) -> list[str]:

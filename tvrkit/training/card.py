@@ -9,10 +9,11 @@ import resource
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Len
 
 from tvrkit import files
 from tvrkit.data import records
@@ -25,6 +26,7 @@ SCORES = ("metrics.json", "ranks.npz")  # what tables are made from
 TABLES = ("history.csv", "curve.csv", "mined.csv.gz")
 KEPT = ("train.log", "similarity.npz")  # not given to others
 ARTEFACTS = ("config.yaml", *TABLES, *SCORES, "factors.csv", *KEPT, CHECKPOINT)
+BOUNDS = ["mean", "low", "high"]  # of a number that a notebook adds
 GIVEN = {*ARTEFACTS, "run.json", "README.md"} - {*KEPT}
 
 
@@ -47,6 +49,28 @@ def read_card(folder: Path) -> dict[str, Any]:
     if card != files.sealed(card):
         raise ValueError("run.json: not as it was written: its own SHA-256 differs, or is absent")
     return card
+
+
+def diagnostics(folder: Path, numbers: dict[str, dict]) -> dict:
+    """What is written of the numbers that a notebook adds to a finished run: also the SHA-256 of
+    its run.json and, as that has, of all of it."""
+    return files.sealed({"run": files.sha256(folder / "run.json"), "numbers": numbers})
+
+
+def read_diagnostics(path: Path) -> dict[str, np.ndarray]:
+    """The numbers of a file of `diagnostics`, or of an earlier version, which has no hashes: title
+    -> (3,) float `BOUNDS`; NaN for unknown.
+
+    Raises:
+        ValueError: it was changed since, is another run's, or holds anything else.
+    """
+    saved = files.read_json(path)
+    numbers = saved.get("numbers", saved)
+    if "numbers" in saved and saved != diagnostics(path.parent, numbers):
+        raise ValueError(f"{path.name}: not as it was saved beside this run: other hashes")
+    bounds = Annotated[dict[Literal["mean", "low", "high"], float | None], Len(3, 3)]
+    rows = records.checked(numbers, dict[str, bounds], path.name)
+    return {title: np.array([row[name] for name in BOUNDS], float) for title, row in rows.items()}
 
 
 def sha256(path: Path) -> str:

@@ -131,11 +131,7 @@ class Run:
         if "curve.csv" in card["artefacts"]:
             self.curve.drop(columns="split", errors="ignore").astype(float)["epoch"].iloc[-1]
         for path in self.folder.glob("diagnostics_*.json"):
-            kind = dict[str, dict[str, float | None]]
-            for title, ends in checked(files.read_json(path), kind, path.name).items():
-                if {*ends} != {"mean", "low", "high"}:
-                    got = ", ".join(ends)
-                    raise ValueError(f"{path.name}: {title}: expected mean, low, high, got {got}")
+            cards.read_diagnostics(path)
 
     @cached_property
     def config(self) -> Config:
@@ -344,16 +340,14 @@ def prepared(config: Config) -> Manifest:
 def lock(path: Path, doing: str) -> Iterator[None]:
     """Hold a lock file; who waits for it says so on stderr, and what the other process is
     doing."""
-    held = FileLock(path)
+    own = FileLock(path)
     try:
-        held.acquire(timeout=PATIENCE)
+        held = own.acquire(timeout=PATIENCE)
     except Timeout:
         print(f"waiting for another process that {doing}", file=sys.stderr, flush=True)
-        held.acquire()
-    try:
+        held = own.acquire()
+    with held:
         yield
-    finally:
-        held.release()
 
 
 def ensure(
@@ -406,11 +400,10 @@ def _finished(folder: Path, config: Config) -> bool:
     _check_settings(folder, config)
     if not (folder / "run.json").exists():
         return False
-    needed = (CHECKPOINT, "similarity.npz")
-    lost = [name for name in needed if not (folder / name).exists()]
+    lost = [name for name in (CHECKPOINT, "similarity.npz") if not (folder / name).exists()]
     if lost:
-        kept = f"{' and '.join(lost)}, which git does not keep: choose another run name"
-        raise ValueError(f"{_shown(folder)} is a finished run without {kept}")
+        what = f"a finished run without {' and '.join(lost)}, which git does not keep"
+        raise ValueError(f"{_shown(folder)} is {what}: choose another run name")
     if damage := Run(folder).damage(every=True):
         raise ValueError(f"{_shown(folder)} is damaged: {damage}: choose another run name")
     return True
