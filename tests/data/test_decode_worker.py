@@ -21,6 +21,7 @@ from tests.data.video_files import (
     write_audio,
     write_video,
 )
+from tvrkit import files
 from tvrkit.data.decoders import (
     DecodeError,
     DecodePool,
@@ -57,6 +58,13 @@ def test_sampled_frames_are_those_of_the_full_decode(matrix, name):
     assert row["why"]
     if row["read by"] == "decord":
         assert row["decord right"] == SAMPLED
+
+
+def test_the_table_of_before_and_after_has_every_kind_and_its_page_says_the_same():
+    table = codecs.read(files.ASSETS / "decoders.csv")
+    assert table["file"].tolist() == list(codecs.MATRIX)
+    text = (files.PACKAGE.parent / "docs/decoders.md").read_text(encoding="utf-8")
+    assert text == codecs.page(table)
 
 
 @needs_decord

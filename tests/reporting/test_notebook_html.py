@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tvrkit.reporting.notebook_html import mathml, notebook_html
 
@@ -47,6 +47,16 @@ def test_formulas_in_text_are_set_and_dollars_in_code_stay():
     assert [code.text for code in page("code")] == ["$HOME"]
     assert "'$5 and $6'" in page.select_one("div.highlight").text
     assert page.title.text == "tvrkit · prices"
+
+
+def test_no_output_leads_the_browser_elsewhere():
+    """A refresh by <meta> is what no content security policy forbids."""
+    refresh = "<MeTa http-equiv=refresh content='0;url=http://example.org/'>"
+    output = new_output("display_data", data={"text/html": f"<p>{refresh}</p>"})
+    cells = [new_markdown_cell(refresh), new_code_cell("1", outputs=[output])]
+    page = BeautifulSoup(notebook_html(new_notebook(cells=cells), "m"), "html.parser")
+    assert not page.find_all("meta", content=re.compile("^0"))
+    assert "<MeTa" not in notebook_html(new_notebook(cells=cells), "m")
 
 
 def test_sizes_of_fences_are_left_to_the_browser():

@@ -190,14 +190,14 @@ class DecodePool:
 
     def _read(self, path: str, settings: FrameSettings) -> Result:
         """The file's result; where a worker dies of decord, a new one tries again without."""
-        worker = self._workers.get(get_ident()) or _Worker(self.timeout)
-        self._workers[get_ident()] = worker
+        me = get_ident()
+        self._workers[me] = worker = self._workers.get(me) or _Worker(self.timeout)
         # A worker that was just starting when the pool was left was not killed with the others.
         if self._closing:
             return VideoInfo(), []
         if result := worker.read(path, settings):
             return result
-        status = self._workers.pop(get_ident()).close()
+        status = self._workers.pop(me).close()
         if worker.asked and settings.decoder == "auto":
             info, frames = self._read(path, replace(settings, decoder="pyav"))
             return replace(info, why="decord hangs or crashes"), frames

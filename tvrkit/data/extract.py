@@ -81,8 +81,7 @@ def extract(
             stays), or another process is at work on this store.
     """
     builder = Builder(Path(store), settings)
-    usable = {i: path for i, path in files.items() if stores.check_id(i)}
-    there = {i: Path(path) for i, path in usable.items() if path and os.path.isfile(path)}
+    there = {i: Path(p) for i, p in files.items() if stores.check_id(i) and p and os.path.isfile(p)}
     rows = builder.rows(builder.store) if builder.store.exists() else None
     if rows is None or _left(rows, there):
         builder.store.parent.mkdir(parents=True, exist_ok=True)

@@ -42,5 +42,6 @@ class _Exporter(HTMLExporter):
 def notebook_html(notebook: nbformat.NotebookNode, title: str) -> str:
     """The page of an executed notebook."""
     body, _ = _Exporter(template_name="basic").from_notebook_node(notebook)
+    body = re.sub(r"(?i)<meta\b", "&lt;meta", body)  # of a refresh no content security policy knows
     styles = HtmlFormatter(style="default").get_style_defs(".highlight")
     return render("notebook.html", title=title, body=Markup(body), styles=Markup(styles))
