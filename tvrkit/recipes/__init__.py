@@ -38,7 +38,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), profile: str | None 
         FileNotFoundError: `recipe` is a path, and nothing is there.
     """
     path = Path(recipe)
-    if path.suffix != ".yaml":
+    if not recipe.endswith(".yaml"):
         path = files.RECIPES / f"{choose('recipe', recipe, recipe_names())}.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"recipe {path}: no such file")
