@@ -25,7 +25,10 @@ from tvrkit.training.runs import Run
 
 REFERENCE = "reference"
 TITLES = {"clip4clip": "CLIP4Clip", "dmae": "DMAE", "glscl": "GLSCL", "hmmc": "HMMC"}
-FALSE = "false negatives", "near-duplicate captions"  # or perhaps hard ones
+HARD = ["mined pairs that are one factor apart (%)", "pairs one factor apart that are mined (%)"]
+HARD += ["random pairs that are one factor apart (%)"]
+FALSE = [f"{kind} among the mined (%)" for kind in ("false negatives", "near-duplicate captions")]
+FALSE += ["random pairs that are near-duplicate caption (%)"]  # perhaps hard ones
 WAYS = {"t2v": "text to video", "v2t": "video to text"}
 MARK = re.compile(r"(<!-- reference: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -106,8 +109,8 @@ def _wins(pairs: pd.DataFrame, about: str) -> str:
         wins.setdefault(f"{title(better)} above {title(other)}", []).append(
             f"{row['metric']} by {size}"
         )
-    listed = [f"{pair} ({'; '.join(by)})" for pair, by in wins.items()]
-    return ", ".join(listed) or "no two can be told apart"
+    listed = ", ".join(f"{pair} ({'; '.join(by)})" for pair, by in wins.items())
+    return listed or "no two can be told apart"
 
 
 def evaluation(run: str) -> list[str]:
@@ -182,25 +185,17 @@ def _diagnostics(done: Run, number: str) -> dict[str, np.ndarray]:
 def _listed(numbers: dict[str, np.ndarray], names: Sequence[str], digits: int = 1) -> str:
     """Numbers by title, with intervals, of those that were measured."""
     known = [name for name in names if name in numbers and not np.isnan(numbers[name][0])]
-    form = f"{{:.{digits}f}}"
-    texts = [f"{name} {diagnostics.format_interval(numbers[name], form)}" for name in known]
-    return "; ".join(texts) or "not measured"
+    values = [diagnostics.format_interval(numbers[name], f"{{:.{digits}f}}") for name in known]
+    return "; ".join(map(" ".join, zip(known, values, strict=True))) or "not measured"
 
 
 def mining(done: Run) -> list[str]:
     """Notebook 04 in sentences."""
     numbers = _diagnostics(done, "04")
-    hard = [
-        "mined pairs that are one factor apart (%)",
-        "pairs one factor apart that are mined (%)",
-    ]
-    hard += ["random pairs that are one factor apart (%)"]
-    false = [f"{kind} among the mined (%)" for kind in FALSE]
-    false += ["random pairs that are near-duplicate caption (%)"]
     return [
         f"{title(done.recipe)}: {_listed(numbers, ['mined pairs per caption'])}.",
-        f"True hard negatives: {_listed(numbers, hard)}.",
-        f"False ones: {_listed(numbers, false)}.",
+        f"True hard negatives: {_listed(numbers, HARD)}.",
+        f"False ones: {_listed(numbers, FALSE)}.",
     ]
 
 
@@ -251,12 +246,7 @@ def absent(run: str) -> str:
 def ablations(run: str) -> list[str]:
     """Notebook 06 in sentences."""
     tests = {name: sweeps.tests(name, run) for name in sweeps.load_all()}
-    parts = sweeps.main_effects("dmae_components", run)
-    lines = [
-        f"{part}: {tables.differences(rows)} (recipe: {tables.verdicts(rows, 'recipe')}; weights: "
-        f"{tables.verdicts(rows, 'weights')})"
-        for part, rows in (parts.groupby(level=0, sort=False) if len(parts) else ())
-    ]
+    lines = _effects(sweeps.main_effects("dmae_components", run))
     every = pd.concat(tests)
     certain = ~every.reindex(columns=["weights", "recipe"]).isin(statistics.UNTOLD)
     differs = certain.groupby(level=[0, 1]).any()
@@ -273,6 +263,26 @@ def ablations(run: str) -> list[str]:
         f"recipes, {differs['weights'].sum()} as the "
         f"weights that were trained. As recipes: {', '.join(differ) or 'none'}.",
     ]
+
+
+def _effects(tests: pd.DataFrame) -> list[str]:
+    """Differences and verdicts of each name of `sweeps.paired_tests`."""
+    return [
+        f"{name}: {tables.differences(rows)} (recipe: {tables.verdicts(rows, 'recipe')}; weights: "
+        f"{tables.verdicts(rows, 'weights')})"
+        for name, rows in (tests.groupby(level=0, sort=False) if len(tests) else ())
+    ]
+
+
+def released(run: str) -> list[str]:
+    """Notebook 08 in sentences: methods trained as released, and corrected with the same head."""
+    parts, sides = pages.sections(run), dict[str, tuple[list[Run], list[Run]]]()
+    corrected = {(each.recipe, each.card["seed"]): each for each in parts[""] + parts["meanP"]}
+    for each in parts["released"]:
+        ours, theirs = sides.setdefault(title(each.recipe), ([], []))
+        ours.append(each)
+        theirs.append(corrected[each.recipe, each.card["seed"]])
+    return _effects(sweeps.paired_tests(sides))
 
 
 def pretraining(run: str, seed: int = 0) -> list[str]:
@@ -301,15 +311,13 @@ def _of_dmae(sentences: Callable[[Run], list[str]]) -> Callable[[str], list[str]
     return lambda run: sentences(Run(files.run(f"{run}/dmae_shapes/seed0")))
 
 
+OF_A_RUN = [training, mining, attention]
+OF_ALL = [evaluation, ablations, pretraining, released]
 BLOCKS: dict[str, Callable[[str], str | list[str]]] = {
     "results": results,
     "claims": pages.markdown,
-    "training": _of_dmae(training),
-    "evaluation": evaluation,
-    "mining": _of_dmae(mining),
-    "attention": _of_dmae(attention),
-    "ablations": ablations,
-    "pretraining": pretraining,
+    **{make.__name__: _of_dmae(make) for make in OF_A_RUN},
+    **{make.__name__: make for make in OF_ALL},
 }
 
 
