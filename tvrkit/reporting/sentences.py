@@ -163,8 +163,7 @@ def training(done: Run) -> list[str]:
             f"{curve[f'{way} R@1'].iloc[-1]:.1f}"
             for way in WAYS
         ]
-        learnt = f"On {curve['split'].iloc[0]}, from the first of {len(curve)} epochs to the last, "
-        learnt += f"{' and '.join(recall)}."
+        learnt = f"On {curve['split'].iloc[0]}, epoch 1 to {len(curve)}, {' and '.join(recall)}."
     tenth = max(1, len(history) // 10)
     parts = history.drop(columns=["step", "epoch", "lr", "logit_scale"])
     ends = zip(parts.columns, parts[:tenth].mean(), parts[-tenth:].mean(), strict=True)
