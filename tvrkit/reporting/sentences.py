@@ -310,13 +310,11 @@ def _of_dmae(sentences: Callable[[Run], list[str]]) -> Callable[[str], list[str]
     return lambda run: sentences(Run(files.run(f"{run}/dmae_shapes/seed0")))
 
 
-OF_A_RUN = [training, mining, attention]
-OF_ALL = [evaluation, ablations, pretraining, released]
 BLOCKS: dict[str, Callable[[str], str | list[str]]] = {
     "results": results,
     "claims": pages.markdown,
-    **{make.__name__: _of_dmae(make) for make in OF_A_RUN},
-    **{make.__name__: make for make in OF_ALL},
+    **{make.__name__: _of_dmae(make) for make in (training, mining, attention)},
+    **{make.__name__: make for make in (evaluation, ablations, pretraining, released)},
 }
 
 
