@@ -246,6 +246,15 @@ def test_a_build_that_was_killed_before_its_table_was_there_goes_on(videos, plac
     assert len(Index.build(videos, place, encoder).files()) == 4
 
 
+def test_a_store_that_does_not_answer_is_one_line(monkeypatch):
+    def refuse(*arguments, **options):
+        raise ValueError("Invalid input, Failed to connect: retries: 3, /root/io.rs:9:1\n  at x")
+
+    monkeypatch.setattr(lancedb, "connect", refuse)
+    with pytest.raises(OSError, match=r"s3://a/b cannot be reached: .*retries: 3$"):
+        Index.open("s3://a/b")
+
+
 def test_a_segment_has_a_length(videos, place, encoder):
     with pytest.raises(ValueError, match="seconds of a segment: expected more than 0, got 0"):
         Index.build(videos, place, encoder, seconds=0)

@@ -257,8 +257,8 @@ def opened(place: str, columns: pa.Schema | None = None) -> Any:
     """
     if columns is None and "://" not in place and not Path(place).is_dir():
         return None
-    store = lancedb.connect(place, storage_options=STORE)
     try:
+        store = lancedb.connect(place, storage_options=STORE)
         return store.open_table(SEGMENTS)
     except (ValueError, RuntimeError) as error:
         if "was not found" in str(error):
