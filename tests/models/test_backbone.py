@@ -366,3 +366,19 @@ def test_weights_that_are_nan_are_refused(tmp_path):
     torch.save(clip.state_dict() | {"logit_scale": torch.tensor(torch.nan)}, path)
     with pytest.raises(ValueError, match=r"a\.pt: expected finite weights, got NaN"):
         create_backbone(BackboneConfig(pretrained=str(path)))
+
+
+def test_a_model_of_ones_own_is_registered_by_its_file(tmp_path):
+    """As CONTRIBUTING says; one whose words are not CLIP's is refused before a word is read."""
+    config = open_clip.get_model_config("ViT-B-32-quickgelu")
+    small = {"width": 64, "layers": 1}
+    config["vision_cfg"] |= {"image_size": 32, "patch_size": 16, **small}
+    for name, words in (("mine", config["text_cfg"]["vocab_size"]), ("mine-fewer", 600)):
+        config["text_cfg"] |= {"vocab_size": words, "heads": 1, **small}
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    backbone = create_backbone(BackboneConfig("mine", pretrained=None))
+    tokens = backbone.tokenizer(["a red circle"])
+    assert backbone.encode_text(tokens, tokens > 0)[1].shape == (1, 512)
+    with pytest.raises(ValueError, match="49408 words of CLIP's tokenizer, got 600"):
+        create_backbone(BackboneConfig("mine-fewer", pretrained=None))

@@ -280,7 +280,11 @@ def _tokenizer(name: str, text: dict[str, Any]) -> Any:
         merges = str(BACKBONES[name].merges)
         return open_clip.SimpleTokenizer(bpe_path=merges, context_length=text["context_length"])
     if "hf_tokenizer_name" not in text:
-        return open_clip.get_tokenizer(name)
+        clip, size = open_clip.get_tokenizer(name), text.get("vocab_size", 0)
+        if 0 < size < clip.vocab_size:
+            expected = f"expected the {clip.vocab_size} words of CLIP's tokenizer"
+            raise ValueError(f"backbone {name}: {expected}, got {size}: another tokenizer?")
+        return clip
     return open_clip.tokenizer.HFTokenizer(
         str(hub.folder(text["hf_tokenizer_name"], "tokenizer_config.json")),
         context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),

@@ -1,12 +1,12 @@
 """What is here and works: devices, versions, weights, tagger, decoders, prepared data, speed."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 
 from tvrkit import files
+from tvrkit.data.decoders import decoder_versions
 from tvrkit.data.manifest import Manifest
 from tvrkit.data.text import LANGUAGES, Tagger
 from tvrkit.models.backbone import TINY, create_backbone
@@ -15,7 +15,6 @@ from tvrkit.settings import BackboneConfig
 from tvrkit.training.bench import clips_per_second
 from tvrkit.training.card import cpu_name, versions
 
-DECODERS = ("decord", "av")
 SECONDS = 20.0  # that the speed is measured for
 
 
@@ -28,7 +27,7 @@ def examine(seconds: float = SECONDS) -> Iterator[tuple[str, str]]:
         "devices": lambda: "; ".join([f"cpu: {cpu_name()}", *named]),
         "versions": lambda: ", ".join(f"{name} {version}" for name, version in versions().items()),
         "weights": lambda: f"{create_backbone(BackboneConfig(TINY)).name} reads",
-        "decoders": lambda: ", ".join(filter(importlib.util.find_spec, DECODERS)) or "FAILS: none",
+        "decoders": decoder_versions,
     }
     checks |= {f"tagger {language}": partial(_tagger, language) for language in LANGUAGES}
     for root in sorted((files.home() / "data").glob("*/card.json")):
