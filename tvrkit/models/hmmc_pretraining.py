@@ -2,6 +2,7 @@
 encoders at the level of videos (VTM) and of frames (FTM), agreement of neighbouring frames (FAM),
 and masked language modelling (MLM)."""
 
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from tvrkit.losses.momentum import frame_text, neighbour_frames, queue_contrast
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.hmmc import HMMC, EncoderSettings
 from tvrkit.models.method import Tensors
-from tvrkit.models.momentum import NegativeQueue, freeze_copy, momentum_update
+from tvrkit.models.momentum import NegativeQueue, momentum_update
 from tvrkit.models.temporal import mean_frame
 from tvrkit.settings import Share, settings
 
@@ -152,7 +153,7 @@ class HMMCPretraining(HMMC):
         self.word_head = WordHead(width, vocabulary)
         ids: Any = {"mask_token": self.mask_token, "vocabulary": vocabulary}
         self.mask_words: Any = partial(mask_words, share=settings.mask_share, **ids)
-        self.slow: Any = freeze_copy(self._fast())
+        self.slow: Any = deepcopy(self._fast()).requires_grad_(False)
         sizes = dict.fromkeys(("video", "title", "tag"), settings.queue_size)
         sizes |= dict.fromkeys(("frames", "projected"), settings.frame_queue_size)
         queues = {name: NegativeQueue(width, size) for name, size in sizes.items()}

@@ -1,16 +1,9 @@
 """Momentum encoders and queues of negatives (MoCo; He et al., 2020), as HMMC's pre-training uses
 them."""
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def freeze_copy(module: nn.Module) -> nn.Module:
-    """A copy of `module` that takes no gradient: the start of its momentum encoder."""
-    return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -21,7 +14,7 @@ def momentum_update(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
         passes.
 
     Args:
-        slow: the momentum encoder, made by `freeze_copy(fast)`.
+        slow: the momentum encoder, at the start a copy of `fast`.
         fast: the encoder that is trained.
         momentum: in [0, 1].
     """

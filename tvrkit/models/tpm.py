@@ -2,7 +2,6 @@
 video and a whole caption match better than their versions without their most important tokens."""
 
 from dataclasses import field
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -322,9 +321,8 @@ class PartialOrder(nn.Module):
         frame_weight = self.frame_predictor(sentence[:, None], frames, None, frame_mask)
         tau = self.threshold if threshold is None else threshold
         how: Any = {"mask_crossing": self.mask_crossing, "straight_through": self.straight_through}
-        choose_tokens: Any = partial(select_tokens, **how)
-        words, word_kept = choose_tokens(words, word_weight, tau)
-        frames, frame_kept = choose_tokens(frames, frame_weight, tau)
+        words, word_kept = select_tokens(words, word_weight, tau, **how)
+        frames, frame_kept = select_tokens(frames, frame_weight, tau, **how)
         maps = {"partial_word_weight": word_weight, "partial_frame_weight": frame_weight}
         maps |= {"word_kept": word_kept, "frame_kept": frame_kept}
         return pairs._replace(words=words, frames=frames), maps
