@@ -177,7 +177,9 @@ def test_a_refused_upload_is_one_line(home, monkeypatch):
         push_to_hub(home, "me/dmae")
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "a/b/seed0", "nowhere.pt", "reports/mine"])
+@pytest.mark.parametrize(
+    "name", ["nobody/nothing", "a/b/seed0", "nowhere.pt", "reports/mine", "../nothing"]
+)
 def test_what_is_nowhere_is_one_line(home, name, monkeypatch, capsys):
     """Offline: what was expected, what came, what to do."""
     for command in (["evaluate", RECIPE, "--checkpoint", name], ["score", "a", "b", "--run", name]):

@@ -87,13 +87,13 @@ def _apply(raw: dict, override: str) -> None:
     key, equals, value = override.partition("=")
     *parents, last = key.strip().split(".")
     if not equals or not parents:
-        raise ValueError(f"override {override!r}: expected section.key=value")
+        raise ValueError(f"override {files.shown(override)}: expected section.key=value")
     for parent in parents:
         raw[parent] = raw.get(parent) or {}
         raw = raw[parent]
         if not isinstance(raw, dict):
-            raise ValueError(f"override {override!r}: {parent} is a value, not a section")
-    raw[last] = _yaml(value, f"override {override!r}")
+            raise ValueError(f"override {files.shown(override)}: {parent} is a value, no section")
+    raw[last] = _yaml(value, f"override {files.shown(override)}")
 
 
 class _Loader(yaml.SafeLoader):

@@ -55,7 +55,7 @@ from tvrkit.training.card import CHECKPOINT, SCORES, peak_memory_mb, resolve_dev
 from tvrkit.training.resume import States, write_table
 from tvrkit.training.trainer import State, Trainer
 
-ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+ON_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LARGEST = 2**28  # bytes that ranks.npz may unpack to
 PATIENCE = 2.0  # seconds that a lock is waited for without a word
 
