@@ -173,6 +173,8 @@ def test_weights_by_path_in_both_layouts_of_open_clip(tiny, tmp_path):
         ("PE-Core-T-16-384", None, None, (0.5, "squash", "bilinear")),
         ("ViT-L-14", "laion2b_s32b_b82k", None, (0.5, "shortest", "bicubic")),
         ("ViT-L-14", None, (0.1, "squash", "bilinear"), (0.1, "squash", "bilinear")),
+        # what stands beside it says nothing of the model
+        ("ViT-L-14-quickgelu", None, (0.1, "squash", "bicubic"), (0.1, "squash", "bicubic")),
     ],
 )
 def test_preprocessing_follows_weights_that_are_given_as_a_path(

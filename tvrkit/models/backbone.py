@@ -345,7 +345,7 @@ def _facts_of_file(path: Path, config: BackboneConfig) -> Mapping[str, Any]:
     if beside.is_file():
         whole, keys = files.read_json(beside), ("model_cfg", "preprocess_cfg")
         model, facts = (records.checked(whole.get(k, {}), dict, f"{beside}: {k}") for k in keys)
-        _check_gelu(config.name, model, beside)
+        _check_gelu(config.name, model or open_clip.get_model_config(config.name), beside)
         Preprocessing.from_facts(1, facts, f"{beside}: preprocess_cfg")
         return facts
     kinds = {Preprocessing.from_facts(1, facts): facts for facts in by_tag.values()}
