@@ -32,6 +32,21 @@ def test_all_of_it_comes_from_one_commit_one_machine_state_and_one_number_of_thr
     assert not next(iter(cards.values()))["git_commit"].endswith("-dirty")
 
 
+@pytest.mark.parametrize("name", sweeps.load_all())
+def test_every_variant_of_every_sweep_is_there(name):
+    """README and the notebooks speak of all of them; about recipes, with two seeds or more."""
+    sweep, done = sweeps.load(name), sweeps.finished(name, "reference")
+    assert done.keys() == sweep.overrides.keys()
+    assert all({*sweep.seeds[:2]} <= {*seeds} for seeds in done.values())
+
+
+def test_pre_training_is_there():
+    assert {run.recipe for run in runs.find("reference/pretraining")} == {
+        "hmmc_pretrain_shapes",
+        "hmmc_pretrain_shapes_zh",
+    }
+
+
 def control(variant):
     accuracy = per_factor_accuracy([*sweeps.finished("time", "reference")[variant].values()])
     return accuracy.set_index("factor")

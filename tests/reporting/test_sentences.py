@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from tests.fakes import finished_run
-from tvrkit import files
-from tvrkit.evaluation import compare
+from tvrkit.evaluation import compare, statistics
 from tvrkit.inspection import diagnostics
 from tvrkit.reporting import sentences, sweeps
+from tvrkit.training.card import write_card
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / "README.md", ROOT / "reports" / "README.md"]
@@ -72,14 +73,15 @@ def test_results_stand_between_chance_and_ceiling(methods):
 
 def test_who_wins_is_what_the_tests_say_and_about_what(methods):
     pairs = compare.pairwise(sentences.trained("mine"))
-    (told,) = (t for t in sentences.results("mine").splitlines() if t.startswith("Of the recipes"))
+    (told,) = (
+        t for t in sentences.results("mine").splitlines() if t.startswith("- Of the recipes")
+    )
     about = {"recipe": told.split("Of these")[0], "weights": told.split("Of these")[1]}
     for name, text in about.items():
         for row in pairs.itertuples():
             better, other = (row.a, row.b)[:: 1 if row.difference > 0 else -1]
-            win = f"{sentences.title(better)} above {sentences.title(other)} ("
-            (found,) = re.findall(re.escape(win) + r"(.*?)\)", text) or [""]
-            assert (f"{row.metric} by" in found) == (getattr(row, name) in ("better", "worse"))
+            win = f"{sentences.title(better)} above {sentences.title(other)} in {row.metric} ("
+            assert (win in text) == (getattr(row, name) in ("better", "worse"))
     assert "GLSCL above HMMC" in about["recipe"]
     assert "3 seeds, all 9 comparisons" in about["recipe"]
 
@@ -93,16 +95,60 @@ def test_one_seed_says_nothing_of_the_recipe(home):
     assert "was not recorded" in told
 
 
-def test_what_was_not_run_is_named(methods, monkeypatch):
+def test_a_control_that_was_not_run_is_said_to_be_missing(methods):
     assert "was not run" in sentences.control("mine")
-    told = sentences.absent("mine")
-    assert all(f"`{name}`" in told for name in sweeps.load_all())
-    assert "pre-training (notebook 07)" in told
-    whole = {name: dict.fromkeys(sweep.overrides) for name, sweep in sweeps.load_all().items()}
-    whole["time"].pop("meanP")
-    monkeypatch.setattr(sweeps, "finished", lambda name, run: whole[name])
-    (files.run("mine") / "pretraining").mkdir()
-    assert sentences.absent("mine") == "Not in this run, or not whole: `time`."
+
+
+def test_verdicts_on_sweeps_are_adjusted_over_all_variants_that_the_sentence_counts(monkeypatch):
+    monkeypatch.setenv("TVRKIT_HOME", str(ROOT))
+    *_, told = sentences.ablations("reference")
+    rows = pd.concat([sweeps.tests(name, "reference") for name in sweeps.load_all()])
+    adjusted = statistics.holm(rows["p_recipe"].dropna())
+    sure = int((adjusted < statistics.ALPHA).sum())
+    assert f"adjusted for all {len(rows)} comparisons" in told
+    assert len(re.findall(r"[+-]\d+\.\d", told)) == sure
+    assert sure < (rows["recipe"].isin(["better", "worse"])).sum()  # adjusted a sweep at a time
+
+
+def test_what_is_said_of_released_code_is_the_test_of_its_runs(home):
+    for name, place in (("dmae", "meanP/"), ("glscl", ""), ("hmmc", "")):
+        for seed in (0, 1, 2):
+            finished_run(f"{name}_shapes", run=f"mine/{place}".rstrip("/"), seed=seed, skill=4)
+    assert sentences.released("mine") == ["DMAE: not run.", "GLSCL: not run.", "HMMC: not run."]
+    for seed in (0, 1):
+        finished_run("hmmc_shapes", run="mine/released", seed=seed, skill=1)
+    hmmc, *others = sentences.released("mine")
+    assert others == ["DMAE: not run.", "GLSCL: not run."]
+    assert hmmc.startswith("HMMC, released minus corrected (seeds: 2): t2v R@1 -")
+    assert "About these weights: t2v R@1 worse" in hmmc
+
+
+def test_what_is_dead_in_every_seed_is_said_of_the_recipe(home):
+    """What is alive in one seed is not said to be dead; nor what recorded no signs."""
+    finished_run("hmmc_shapes")
+    assert sentences.dead("mine") == "Dead in every seed (signs: notebook 02). No part watched."
+    for seed, (words, frames) in enumerate(([0.3, 1.0], [0.3, 30.0])):
+        run = finished_run("dmae_shapes", seed=seed)
+        signs = {"words masked (%)": [40.0, words], "frames masked (%)": [0.0, frames]}
+        pd.DataFrame({"epoch": [1, 2], **signs}).to_csv(run.folder / "curve.csv", index=False)
+        write_card(run.folder, run.card)
+    told = (
+        "Dead in every seed (signs: notebook 02). DMAE: TPM-CL masks almost no word, or almost all."
+    )
+    assert sentences.dead("mine") == told
+
+
+def test_both_languages_of_the_pre_training_are_judged(monkeypatch):
+    monkeypatch.setenv("TVRKIT_HOME", str(ROOT))
+    told = " ".join(sentences.pretraining("reference"))
+    assert re.search(r"English: Dead: .* Chinese: Dead: ", told)
+
+
+def test_wide_intervals_are_named_with_the_reason(methods, monkeypatch):
+    monkeypatch.setenv("TVRKIT_HOME", str(ROOT))
+    told = sentences.results("reference")
+    assert re.search(r"make an interval wide: .*colour2 \(\d+ families\), .*then \(", told)
+    assert "Dead in every seed (signs: notebook 02). " in told
 
 
 def test_only_what_stands_between_marks_is_made_anew(methods):
@@ -111,12 +157,12 @@ def test_only_what_stands_between_marks_is_made_anew(methods):
     assert made.startswith("before\n<!-- reference: evaluation -->\n")
     assert made.endswith("<!-- end -->\nafter")
     assert "old" not in made
-    assert made.count("\n- ") == 3
+    assert made.count("\n- ") == 4
     assert sentences.filled(made, "mine") == made
 
 
 def test_a_run_without_sweeps_has_no_variants(methods):
     *_, last = sentences.ablations("mine")
     assert last.startswith(
-        "Of 0 variants 0 differ from their reference as recipes, 0 as the weights"
+        "Of 0 variants of all sweeps, adjusted for all 0 comparisons, 0 differ from their reference"
     )

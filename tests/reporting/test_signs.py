@@ -23,7 +23,7 @@ def test_a_dead_part_is_said_to_be_dead_in_words(home):
     assert table.index.tolist() == ["words masked (%)", "frames masked (%)"]
     assert table.loc["words masked (%)", [1, 2]].tolist() == [40.0, 0.3]
     assert table["verdict"]["frames masked (%)"] == "alive"  # the last epoch counts
-    told = "Dead: TPM-CL masks (next to) no word, or all (words masked (%) 0.3)."
+    told = "Dead: TPM-CL masks almost no word, or almost all (words masked (%) 0.3)."
     assert signs.sentence(run) == told
 
 

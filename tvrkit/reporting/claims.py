@@ -4,7 +4,6 @@ import pandas as pd
 import yaml
 
 from tvrkit import files
-from tvrkit.evaluation import statistics
 from tvrkit.reporting import sweeps, tables
 from tvrkit.settings import parse, settings
 from tvrkit.training.runs import Run, sound
@@ -40,17 +39,21 @@ class Claim:
             return sweeps.part_sides(self.sweep, run)[self.part]
         if self.sweep:
             done, reference = sweeps.finished(self.sweep, run), sweeps.load(self.sweep).reference
-            ours, theirs = done.get(reference, {}), done.get(self.variant or "", {})
-        else:
-            ours, theirs = (_by_seed(f"{run}/{name}") for name in (self.runs, self.against))
-        seeds = [seed for seed in ours if seed in theirs]
-        if len({tables.protocol_of(side[seed]) for side in (ours, theirs) for seed in seeds}) > 1:
-            return [], []
-        return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+            return same_seeds(done.get(reference, {}), done.get(self.variant or "", {}))
+        return same_seeds(*(by_seed(f"{run}/{name}") for name in (self.runs, self.against)))
 
 
-def _by_seed(folder: str) -> dict[int, Run]:
+def by_seed(folder: str) -> dict[int, Run]:
+    """The finished runs in a folder of a recipe below reports/."""
     return {run.seed: run for run in sound(sorted(files.run(folder).glob("seed*")))}
+
+
+def same_seeds(ours: dict[int, Run], theirs: dict[int, Run]) -> tuple[list, list]:
+    """The runs of both sides whose seeds both have; none where their protocols differ."""
+    seeds = [seed for seed in ours if seed in theirs]
+    if len({tables.protocol_of(side[seed]) for side in (ours, theirs) for seed in seeds}) > 1:
+        return [], []
+    return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
 
 
 def load() -> list[Claim]:
@@ -103,16 +106,5 @@ def shown(results: pd.DataFrame) -> pd.DataFrame:
 
 def sentences(tests: pd.DataFrame) -> str:
     """What a run says to one claim, from its rows of `results`."""
-    if tests["difference"].isna().all():
-        return UNTESTED
-    lowest = {
-        about: f"lowest {tables.p_value(tests[f'holm_{about}'].min())}"
-        for about in ("recipe", "weights")
-    }
-    recipe, weights = (tables.verdicts(tests, about) for about in lowest)
-    if recipe != statistics.ONE_SEED:
-        recipe += f" ({lowest['recipe']})"
-    return (
-        f"With it minus without: {tables.differences(tests)}. About the recipe: {recipe}. "
-        f"About these weights: {weights} ({lowest['weights']})."
-    )
+    untested = tests["difference"].isna().all()
+    return UNTESTED if untested else f"With it minus without: {tables.judged(tests)}"

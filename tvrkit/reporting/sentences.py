@@ -18,7 +18,7 @@ from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.factors import per_factor_accuracy
 from tvrkit.inspection import diagnostics
-from tvrkit.reporting import pages, signs, sweeps, tables, targets
+from tvrkit.reporting import claims, pages, signs, sweeps, tables, targets
 from tvrkit.reporting.tables import interval, number
 from tvrkit.training.card import read_diagnostics
 from tvrkit.training.runs import Run
@@ -30,6 +30,7 @@ HARD += ["random pairs that are one factor apart (%)"]
 FALSE = [f"{kind} among the mined (%)" for kind in ("false negatives", "near-duplicate captions")]
 FALSE += ["random pairs that are near-duplicate caption (%)"]  # perhaps hard ones
 WAYS = {"t2v": "text to video", "v2t": "video to text"}
+WIDE = 5  # points to either side
 MARK = re.compile(r"(<!-- reference: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -63,7 +64,19 @@ def results(run: str) -> str:
     table.loc["ceiling: a perfect reader, who guesses where several fit"] = [*known, pages.ABSENT]
     made = [table.rename_axis("test split, raw scores"), factors(recipes)]
     parts = [pages.as_markdown(table.reset_index()) for table in made if len(table)]
-    return "\n\n".join([*parts, _verdicts(recipes), f"{control(run)} {absent(run)}".strip()])
+    said = _blind(recipes), _verdicts(recipes), dead(run), control(run)
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in said)])
+
+
+def dead(run: str) -> str:
+    """Which parts of a run's own recipes no seed keeps alive."""
+    said = []
+    for recipe, seeds in trained(run).items():
+        watched = [each for each in seeds if "curve.csv" in each.card["artefacts"]]
+        lost = [w for each in watched for w in signs.table(each)["verdict"] if w != "alive"]
+        words = [word for word in dict.fromkeys(lost) if lost.count(word) == len(watched)]
+        said += [f"{title(recipe)}: {'; '.join(words)}."] if words else []
+    return f"Dead in every seed (signs: notebook 02). {' '.join(said) or 'No part watched.'}"
 
 
 def _accuracy(seeds: Sequence[Run]) -> dict[str, str]:
@@ -93,7 +106,7 @@ def _verdicts(recipes: dict[str, list[Run]]) -> str:
     """What can be told of the differences between recipes, and of their weights."""
     pairs, fewest = compare.pairwise(recipes), min(map(len, recipes.values()))
     seeds = f"{fewest} seeds" if fewest > 1 else "one seed: not known"
-    adjusted = f"all {len(pairs)} comparisons ({', '.join(compare.TESTED)}) adjusted together"
+    adjusted = f"all {len(pairs)} comparisons of {', '.join(compare.TESTED)} adjusted together"
     return (
         f"Of the recipes ({seeds}, {adjusted}): {_wins(pairs, 'recipe')}. "
         f"Of these weights alone: {_wins(pairs, 'weights')}."
@@ -102,15 +115,12 @@ def _verdicts(recipes: dict[str, list[Run]]) -> str:
 
 def _wins(pairs: pd.DataFrame, about: str) -> str:
     """By what, and over whom, each recipe wins."""
-    wins: dict[str, list[str]] = {}
+    wins = []
     for row in pairs[~pairs[about].isin(statistics.UNTOLD)].to_dict("records"):
         better, other = (row["a"], row["b"])[:: 1 if row["difference"] > 0 else -1]
-        size = f"{abs(row['difference']):.1f}, {tables.p_value(row[f'holm_{about}'])}"
-        wins.setdefault(f"{title(better)} above {title(other)}", []).append(
-            f"{row['metric']} by {size}"
-        )
-    listed = ", ".join(f"{pair} ({'; '.join(by)})" for pair, by in wins.items())
-    return listed or "no two can be told apart"
+        size = f"by {abs(row['difference']):.1f}, {tables.p_value(row[f'holm_{about}'])}"
+        wins.append(f"{title(better)} above {title(other)} in {row['metric']} ({size})")
+    return ", ".join(wins) or "no two can be told apart"
 
 
 def evaluation(run: str) -> list[str]:
@@ -129,25 +139,28 @@ def evaluation(run: str) -> list[str]:
         f"R@1 {numbers}; {bounds}.",
         _verdicts(recipes) if len(recipes) > 1 else "One recipe: nothing to compare.",
         _blind(recipes),
+        dead(run),
         *targets.sentences(run),
     ]
 
 
 def _blind(recipes: dict[str, list[Run]]) -> str:
-    """Which factors every method tells apart, and which none does."""
+    """Which factors every method tells apart, which none does, and whose intervals are wide."""
     accuracy = pd.concat([per_factor_accuracy(seeds) for seeds in recipes.values()])
     if accuracy.empty:
         return "Accuracy by swapped factor was not recorded in this run."
-    rows = accuracy.groupby("factor")[["accuracy", "low", "high"]]
+    half = (accuracy["high"] - accuracy["low"]) / 2
+    rows = accuracy.assign(half=half).groupby("factor")
     low, high = rows.min(), rows.max()
-    known = [f"{name} ({low.accuracy[name]:.0f} %)" for name in low.index[low["low"] > 90]]
-    chance = [
-        f"{name} ({low.accuracy[name]:.0f} to {high.accuracy[name]:.0f} %)"
-        for name in high.index[~(high["low"] > 50)]
-    ]
+    share = {n: f"{n} ({low.accuracy[n]:.0f} to {high.accuracy[n]:.0f} %)" for n in low.index}
+    known = [share[name] for name in low.index[low["low"] > 90]]
+    chance = [share[name] for name in high.index[~(high["low"] > 50)]]
+    wide = [f"{r.Index} ({r.families} families)" for r in high[high["half"] > WIDE].itertuples()]
     return (
-        f"Of videos one factor apart every method tells {', '.join(known) or 'none surely'}; "
-        f"above the 50 % of chance no method is for {', '.join(chance) or 'none'}."
+        "Of two videos that differ in one factor only, every method puts the right one first in "
+        f"nearly all pairs for {', '.join(known) or 'no factor'}; no method is surely above the "
+        f"50 % of chance for {', '.join(chance) or 'no factor'}. Few families of videos make an "
+        f"interval wide: over {WIDE} points to either side for {', '.join(wide) or 'no factor'}."
     )
 
 
@@ -218,90 +231,74 @@ def attention(done: Run) -> list[str]:
 def control(run: str) -> str:
     """The sweep `time` in a sentence: whether time can be seen in this world, and by whom."""
     shares = []
-    for variant, seeds in sweeps.finished("time", run).items():
-        accuracy = per_factor_accuracy([*seeds.values()]).set_index("factor")
-        if "direction" in accuracy.index:
-            row = accuracy.loc["direction"]
-            shares.append(f"{variant} {row.accuracy:.0f} % [{row.low:.0f}, {row.high:.0f}]")
+    for name, seeds in sweeps.finished("time", run).items():
+        accuracy = per_factor_accuracy([*seeds.values()]).query("factor == 'direction'")
+        for row in accuracy.itertuples():
+            shares.append(f"{name} {row.accuracy:.0f} % {interval(row.low, row.high, 0)}")
     if not shares:
         return "The control, whether time matters here (sweep `time`), was not run."
     return (
         "Control: of a video and the same played backwards, CLIP4Clip scores the right one higher "
-        f"in this share of pairs (chance 50 %): {', '.join(shares)}."
+        f"in this share of pairs (chance 50 %, {len(seeds)} seeds): {', '.join(shares)}."
     )
-
-
-def absent(run: str) -> str:
-    """Which sweeps were not run, or not all of their variants, and whether pre-training was."""
-    parts = [
-        f"`{name}`"
-        for name, sweep in sweeps.load_all().items()
-        if {*sweeps.finished(name, run)} != {*sweep.overrides}
-    ]
-    parts += [] if files.run(f"{run}/pretraining").exists() else ["pre-training (notebook 07)"]
-    return f"Not in this run, or not whole: {', '.join(parts)}." if parts else ""
 
 
 def ablations(run: str) -> list[str]:
     """Notebook 06 in sentences."""
-    tests = {name: sweeps.tests(name, run) for name in sweeps.load_all()}
-    lines = _effects(sweeps.main_effects("dmae_components", run))
-    every = pd.concat(tests)
-    certain = ~every.reindex(columns=["weights", "recipe"]).isin(statistics.UNTOLD)
-    differs = certain.groupby(level=[0, 1]).any()
-    differ = [
-        f"{name} {row.Index} {row.metric} {row.difference:+.1f}"
-        for name, table in tests.items()
-        for row in table.itertuples()
-        if row.recipe not in statistics.UNTOLD
-    ]
+    sides = {name: sweeps.sides(name, run) for name in sweeps.load_all()}
+    every = {f"{name} {key}": runs for name, some in sides.items() for key, runs in some.items()}
+    tests = sweeps.paired_tests(every)
+    certain = ~tests.reindex(columns=["recipe", "weights"]).isin(statistics.UNTOLD)
+    differs = certain.groupby(level=0).any().sum()
+    sure = tests[certain["recipe"]]
+    named = [f"{row.Index} {row.metric} {row.difference:+.1f}" for row in sure.itertuples()]
     return [
         control(run),
-        f"DMAE with each part minus without it, {'; '.join(lines) or 'nothing to compare yet'}.",
-        f"Of {len(differs)} variants {differs['recipe'].sum()} differ from their reference as "
-        f"recipes, {differs['weights'].sum()} as the "
-        f"weights that were trained. As recipes: {', '.join(differ) or 'none'}.",
+        *_judged(sweeps.main_effects("dmae_components", run), "DMAE, {} minus without it"),
+        f"Of {len(every)} variants of all sweeps, adjusted for all {len(tests)} comparisons, "
+        f"{differs['recipe']} differ from their reference as recipes and {differs['weights']} as "
+        f"the weights that were trained. As recipes: {', '.join(named) or 'none'}.",
     ]
 
 
-def _effects(tests: pd.DataFrame) -> list[str]:
-    """Differences and verdicts of each name of `sweeps.paired_tests`."""
+def _judged(tests: pd.DataFrame, what: str) -> list[str]:
+    """A sentence for each comparison of `sweeps.paired_tests`; `what` takes its name."""
     return [
-        f"{name}: {tables.differences(rows)} (recipe: {tables.verdicts(rows, 'recipe')}; weights: "
-        f"{tables.verdicts(rows, 'weights')})"
-        for name, rows in (tests.groupby(level=0, sort=False) if len(tests) else ())
+        f"{what.format(name)} (seeds: {rows['seeds'].iloc[0]}): {tables.judged(rows)}"
+        for name, rows in tests.groupby(level=0, sort=False)
     ]
 
 
 def released(run: str) -> list[str]:
-    """Notebook 08 in sentences: methods trained as released, and corrected with the same head."""
-    parts, sides = pages.sections(run), dict[str, tuple[list[Run], list[Run]]]()
-    corrected = {(each.recipe, each.card["seed"]): each for each in parts[""] + parts["meanP"]}
-    for each in parts["released"]:
-        ours, theirs = sides.setdefault(title(each.recipe), ([], []))
-        ours.append(each)
-        theirs.append(corrected[each.recipe, each.card["seed"]])
-    return _effects(sweeps.paired_tests(sides))
+    """Notebook 08 in sentences."""
+    sides = {}
+    for name, corrected in (("dmae", "meanP/"), ("glscl", ""), ("hmmc", "")):
+        both = (claims.by_seed(f"{run}/{at}{name}_shapes") for at in ("released/", corrected))
+        sides[TITLES[name]] = claims.same_seeds(*both)
+    tests = sweeps.paired_tests({name: runs for name, runs in sides.items() if runs[0]})
+    return [
+        *_judged(tests, "{}, released minus corrected"),
+        *(f"{name}: not run." for name, runs in sides.items() if not runs[0]),
+        *_judged(sweeps.tests("dmae_released", run), "Sweep `dmae_released`, {} minus corrected"),
+    ]
 
 
 def pretraining(run: str, seed: int = 0) -> list[str]:
     """Notebook 07 in sentences."""
     if not files.run(f"{run}/pretraining").exists():
-        measured = "zero-shot R@1", "fine-tuning with and without it", "whether each part is alive"
-        return [f"Not run: {what}." for what in measured]
-    zero, tuned = [], []
+        return ["Pre-training was not run."]
+    zero, alive, sides = [], [], {}
     for language, end in (("English", ""), ("Chinese", "_zh")):
         done = Run(files.run(f"{run}/pretraining/hmmc_pretrain_shapes{end}/seed{seed}"))
         zero.append(f"{compare.with_interval(done.metrics, 't2v R@1')} in {language}")
-        recipe = f"hmmc_shapes{end}/seed{seed}"
-        alone = [files.run(f"{run}/{place}{recipe}") for place in ("", "not_pretrained/")]
-        sides = files.run(f"{run}/pretrained/{recipe}"), next(p for p in alone if p.exists())
-        tests = sweeps.paired_tests({language: ([Run(sides[0])], [Run(sides[1])])})
-        tuned.append(f"{language}: {tables.differences(tests)}")
+        alive.append(f"{language}: {signs.sentence(done)}")
+        places = "pretrained/", "", "not_pretrained/"
+        tuned, *alone = (claims.by_seed(f"{run}/{at}hmmc_shapes{end}") for at in places)
+        sides[language] = claims.same_seeds(tuned, alone[0] or alone[1])
     return [
         f"Pre-trained and not fine-tuned, text-to-video R@1 is {' and '.join(zero)}.",
-        f"Fine-tuned, with pre-training minus without (one seed): {'; '.join(tuned)}.",
-        signs.sentence(done),
+        *_judged(sweeps.paired_tests(sides), "{}, fine-tuned, with pre-training minus without"),
+        *alive,
     ]
 
 
@@ -314,7 +311,7 @@ BLOCKS: dict[str, Callable[[str], str | list[str]]] = {
     "results": results,
     "claims": pages.markdown,
     **{make.__name__: _of_dmae(make) for make in (training, mining, attention)},
-    **{make.__name__: make for make in (evaluation, ablations, pretraining, released)},
+    **{make.__name__: make for make in (evaluation, ablations, pretraining, released, dead)},
 }
 
 

@@ -26,6 +26,5 @@ def sentence(run: Run) -> str:
     if signs.empty:
         return "Whether each part is alive was not recorded."
     dead = signs[signs["verdict"] != "alive"]
-    numbers = zip(dead.index, dead.iloc[:, -3], dead["verdict"], strict=True)
-    named = [f"{verdict} ({name} {value:.2g})" for name, value, verdict in numbers]
+    named = [f"{row.verdict} ({name} {row.iloc[-3]:.2g})" for name, row in dead.iterrows()]
     return f"Dead: {'; '.join(named)}." if named else f"All {len(signs)} signs say: alive."

@@ -320,6 +320,18 @@ def results(name: str, run: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(done, orient="index").rename_axis("variant")
 
 
+def sides(name: str, run: str) -> dict[str, tuple[list, list]]:
+    """Each variant but the reference -> its runs, and the reference's; empty where that is not
+    there.
+
+    Raises:
+        ValueError: as `finished`.
+    """
+    done = {variant: [*seeds.values()] for variant, seeds in finished(name, run).items()}
+    reference = done.pop(load(name).reference, [])
+    return {variant: (seeds, reference) for variant, seeds in done.items() if reference}
+
+
 def tests(name: str, run: str) -> pd.DataFrame:
     """Every variant against the reference: a row per variant and metric of `compare.TESTED`.
 
@@ -330,11 +342,7 @@ def tests(name: str, run: str) -> pd.DataFrame:
     Raises:
         ValueError: as `finished`.
     """
-    done = {variant: [*seeds.values()] for variant, seeds in finished(name, run).items()}
-    reference = done.pop(load(name).reference, [])
-    return paired_tests(
-        {variant: (seeds, reference) for variant, seeds in done.items() if reference}
-    )
+    return paired_tests(sides(name, run))
 
 
 def main_effects(name: str, run: str) -> pd.DataFrame:

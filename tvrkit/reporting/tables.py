@@ -141,13 +141,19 @@ def difference(test: pd.Series) -> str:
     return f"{test['difference']:+.1f} {interval(test['low'], test['high'], sign='+')}"
 
 
-def differences(tests: pd.DataFrame) -> str:
-    """One comparison on its metrics: "t2v R@1 +2.5 [-0.2, +5.3], ..."."""
-    return ", ".join(f"{test['metric']} {difference(test)}" for _, test in tests.iterrows())
-
-
 def verdicts(tests: pd.DataFrame, about: str) -> str:
     """The verdicts of one comparison on its metrics: "can't tell", or "v2t R@1 better"."""
     sure = tests[~tests[about].isin(statistics.UNTOLD)]
     words = sure["metric"] + " " + sure[about]
     return ", ".join(words) or tests[about].iloc[0]
+
+
+def judged(tests: pd.DataFrame) -> str:
+    """One comparison on its metrics: the differences, and both verdicts with the lowest of their
+    adjusted p-values."""
+    said = [", ".join(f"{test['metric']} {difference(test)}" for _, test in tests.iterrows())]
+    for about, name in (("recipe", "the recipe"), ("weights", "these weights")):
+        lowest = tests[f"holm_{about}"].min()
+        known = "" if np.isnan(lowest) else f" (lowest {p_value(lowest)})"
+        said.append(f"About {name}: {verdicts(tests, about)}{known}")
+    return ". ".join(said) + "."
