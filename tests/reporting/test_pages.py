@@ -168,7 +168,7 @@ def test_dead_parts_are_named_on_the_page_of_all_columns(home):
     details = page(pages.write_index("mine").with_name("details.html"))
     (row,) = rows(details("table")[-1])
     assert (row["sign"], row["2"]) == ("words masked (%)", "0.25")
-    assert row["verdict"] == "TPM-CL masks (next to) no word, or all"
+    assert row["verdict"] == "TPM-CL masks almost no word, or almost all"
 
 
 def test_figures_of_the_findings_are_open_and_every_link_leads_somewhere(home):
