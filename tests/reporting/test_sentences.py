@@ -157,12 +157,13 @@ def test_only_what_stands_between_marks_is_made_anew(methods):
     assert made.startswith("before\n<!-- reference: evaluation -->\n")
     assert made.endswith("<!-- end -->\nafter")
     assert "old" not in made
-    assert made.count("\n- ") == 4
+    assert made.count("\n- ") == 3
     assert sentences.filled(made, "mine") == made
 
 
 def test_a_run_without_sweeps_has_no_variants(methods):
-    *_, last = sentences.ablations("mine")
+    _, parts, last = sentences.ablations("mine")
+    assert parts == "DMAE's parts: nothing to compare yet."
     assert last.startswith(
         "Of 0 variants of all sweeps, adjusted for all 0 comparisons, 0 differ from their reference"
     )

@@ -138,8 +138,7 @@ def evaluation(run: str) -> list[str]:
     return [
         f"R@1 {numbers}; {bounds}.",
         _verdicts(recipes) if len(recipes) > 1 else "One recipe: nothing to compare.",
-        _blind(recipes),
-        dead(run),
+        f"{_blind(recipes)} {dead(run)}",
         *targets.sentences(run),
     ]
 
@@ -245,6 +244,7 @@ def control(run: str) -> str:
 
 def ablations(run: str) -> list[str]:
     """Notebook 06 in sentences."""
+    parts = _judged(sweeps.main_effects("dmae_components", run), "DMAE, {} minus without it")
     sides = {name: sweeps.sides(name, run) for name in sweeps.load_all()}
     every = {f"{name} {key}": runs for name, some in sides.items() for key, runs in some.items()}
     tests = sweeps.paired_tests(every)
@@ -254,7 +254,7 @@ def ablations(run: str) -> list[str]:
     named = [f"{row.Index} {row.metric} {row.difference:+.1f}" for row in sure.itertuples()]
     return [
         control(run),
-        *_judged(sweeps.main_effects("dmae_components", run), "DMAE, {} minus without it"),
+        " ".join(parts) or "DMAE's parts: nothing to compare yet.",
         f"Of {len(every)} variants of all sweeps, adjusted for all {len(tests)} comparisons, "
         f"{differs['recipe']} differ from their reference as recipes and {differs['weights']} as "
         f"the weights that were trained. As recipes: {', '.join(named) or 'none'}.",
@@ -279,7 +279,6 @@ def released(run: str) -> list[str]:
     return [
         *_judged(tests, "{}, released minus corrected"),
         *(f"{name}: not run." for name, runs in sides.items() if not runs[0]),
-        *_judged(sweeps.tests("dmae_released", run), "Sweep `dmae_released`, {} minus corrected"),
     ]
 
 
@@ -297,8 +296,8 @@ def pretraining(run: str, seed: int = 0) -> list[str]:
         sides[language] = claims.same_seeds(tuned, alone[0] or alone[1])
     return [
         f"Pre-trained and not fine-tuned, text-to-video R@1 is {' and '.join(zero)}.",
-        *_judged(sweeps.paired_tests(sides), "{}, fine-tuned, with pre-training minus without"),
-        *alive,
+        " ".join(_judged(sweeps.paired_tests(sides), "{}, fine-tuned, pre-trained minus not")),
+        " ".join(alive),
     ]
 
 
