@@ -155,7 +155,6 @@ PATCHERS = {"setattr", "delattr", "getattr", "object"}  # name what they reach i
 READERS = sorted(
     path for room in ("examples", "tests", "tvrkit") for path in (ROOT / room).rglob("*.py")
 )
-SEARCH = {"test_index.py", "million_segments.py"}
 
 
 def private_reach(text: str) -> set[str]:
@@ -202,9 +201,7 @@ def test_private_names_are_used_at_home_only():
         code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
         sources[path.relative_to(ROOT)] = re.sub("^%.*", "", code, flags=re.MULTILINE)
     reached = {path: private_reach(text) for path, text in sources.items()}
-    assert {
-        path: names for path, names in reached.items() if names and path.name not in SEARCH
-    } == {}
+    assert {path: names for path, names in reached.items() if names} == {}
 
 
 DIALECT = {"of", "one", "told", "found"}  # say nothing of what they hold
@@ -218,7 +215,7 @@ def test_names_say_what_they_hold():
         names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
         names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         room = path.relative_to(ROOT).parts
-        if room[0] != "tests" and "search" not in room and names & DIALECT:
+        if room[0] != "tests" and names & DIALECT:
             named[path.name] = names & DIALECT
     assert named == {}
 

@@ -52,7 +52,8 @@ def dense(text, video, text_mask, video_mask, size):
 
 
 @torch.no_grad()
-def bench_token_interaction_and_bare_product(against, tokens):
+@pytest.mark.parametrize("second", [False, True])
+def bench_token_interaction_and_bare_product(against, tokens, second):
     text, video, mask, _ = tokens
     words, frames = text[mask], video.flatten(0, 1).T
 
@@ -60,8 +61,9 @@ def bench_token_interaction_and_bare_product(against, tokens):
         for block in words.split(512):
             block @ frames
 
-    what = f"token interaction, {SIZE:,} x {SIZE:,}, against the bare product of the valid words"
-    against(product, lambda: token_interaction(*tokens, second_frame=True), what, rounds=3)
+    name = "token interaction and second look" if second else "token interaction"
+    what = f"{name}, {SIZE:,} x {SIZE:,}, against the bare product of the valid words"
+    against(product, lambda: token_interaction(*tokens, second_frame=second), what, rounds=3)
 
 
 @torch.no_grad()

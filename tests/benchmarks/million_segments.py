@@ -90,7 +90,7 @@ def main(folder: str, count: int = 1_000_000) -> None:
     print(f"{COMMIT} rows more, as a build adds them: median {np.median(times):.0f} ms", flush=True)
     size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     print(f"{size / 1e9:.2f} GB on disk, {size / count:.0f} bytes a row", flush=True)
-    index.note(unrelated=index._unrelated())
+    index.note(unrelated=index.unrelated_scores())
     random = torch.Generator().manual_seed(-1 % 2**31)
     spread = torch.randn(ASKED, 128, generator=random) / 128**0.5
     vectors = normalize(scenes[:ASKED] + spread, dim=-1)

@@ -71,12 +71,12 @@ def test_a_video_or_picture_as_the_query(index, corpus):
     ],
 )
 def test_what_is_wrong_is_one_line_until_the_next_search(index, text, upload, where, message):
-    *kept, wrong = app.told(4, app.search, [index], 0, text, upload, where)
+    *kept, wrong = app.answered(4, app.search, [index], 0, text, upload, where)
     assert kept == [gr.skip()] * 4
     assert wrong.visible
     assert message in wrong.value
     assert len(wrong.value.splitlines()) == 1
-    *_, wrong = app.told(4, app.search, [index], 0, "red", None, "")
+    *_, wrong = app.answered(4, app.search, [index], 0, "red", None, "")
     assert not wrong.visible
 
 

@@ -313,7 +313,10 @@ def test_a_long_build_is_packed_on_its_way(corpus, place, encoder, monkeypatch):
 
 def test_two_builders_at_once(videos, place, encoder):
     Index.build(videos, place, encoder)
-    with indexes._building(str(place)), pytest.raises(OSError, match="another process is building"):
+    with (
+        indexes.only_builder(str(place)),
+        pytest.raises(OSError, match="another process is building"),
+    ):
         Index.build(videos, place, encoder)
     Index.build(videos, place, encoder)
 
@@ -354,7 +357,7 @@ def test_a_failing_encoder_ends_the_workers(corpus, place, encoder, monkeypatch)
     monkeypatch.setattr(encoder, "videos", broken)
     with pytest.raises(RuntimeError, match="broken"):
         Index.build(corpus, place.with_name("other"), encoder)
-    assert all(w.process.poll() is not None for w in pools[0]._workers.values())
+    assert all(w.process.poll() is not None for w in pools[0].held.values())
 
 
 def test_many_vectors_get_an_approximate_index(videos, place, encoder, monkeypatch):

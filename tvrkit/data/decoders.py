@@ -158,7 +158,7 @@ class DecodePool:
     def __init__(self, workers: int = 2, timeout: float = TIMEOUT):
         self.timeout = timeout
         self._threads = ThreadPoolExecutor(workers)
-        self._workers: dict[int, _Worker] = {}  # by the thread that holds it
+        self.held: dict[int, _Worker] = {}  # by the thread that holds it
         self._closing = False
 
     def __enter__(self) -> Self:
@@ -167,10 +167,10 @@ class DecodePool:
     def __exit__(self, *exception) -> None:
         self._closing = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in list(self._workers.values()):
+        for worker in list(self.held.values()):
             worker.process.kill()
         self._threads.shutdown()
-        for worker in self._workers.values():
+        for worker in self.held.values():
             worker.close()
 
     def run(self, paths: Iterable[Path | str], settings: FrameSettings) -> Iterator[Result]:
@@ -191,13 +191,13 @@ class DecodePool:
     def _read(self, path: str, settings: FrameSettings) -> Result:
         """The file's result; where a worker dies of decord, a new one tries again without."""
         me = get_ident()
-        self._workers[me] = worker = self._workers.get(me) or _Worker(self.timeout)
+        self.held[me] = worker = self.held.get(me) or _Worker(self.timeout)
         # A worker that was just starting when the pool was left was not killed with the others.
         if self._closing:
             return VideoInfo(), []
         if result := worker.read(path, settings):
             return result
-        status = self._workers.pop(me).close()
+        status = self.held.pop(me).close()
         if worker.asked and settings.decoder == "auto":
             info, frames = self._read(path, replace(settings, decoder="pyav"))
             return replace(info, why="decord hangs or crashes"), frames

@@ -19,8 +19,8 @@ from tvrkit.settings import choose
 MaskFill = Literal["zero", "exclude"]
 Look = tuple[Tensor, Tensor]  # gain and index, see `second_look`
 BLOCK = 2**22  # floats in a similarity's largest block (16 MB): fastest on 2 cores, D 512
-TILE = 2**19  # of a product that is read more than once: it stays in a core's cache
-ROWS = 352  # of a matrix product: with fewer the product itself slows down
+TILE = 2**21  # of a product that is read more than once: it stays in the cache (8 MB)
+ROWS = 704  # of a matrix product: with fewer the product itself slows down
 NORM_EPS = 1e-8  # shortest length that a vector is divided by, as in torch's cosine_similarity
 
 

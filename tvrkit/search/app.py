@@ -60,7 +60,7 @@ def page(indexes: Sequence[Index], can_index: bool) -> gr.Blocks:
     """The page over `indexes`; with `can_index` it also brings a folder into one of them."""
     names = [(f"{i.place} ({i.card['made']['method']})", n) for n, i in enumerate(indexes)]
     with gr.Blocks(title="tvrkit search", analytics_enabled=False) as blocks:
-        found = gr.State()
+        result = gr.State()
         with gr.Row():
             text = gr.Textbox(label="what happens in the video", scale=3)
             place = gr.Dropdown(names, value=0, label="index (method)")
@@ -75,9 +75,9 @@ def page(indexes: Sequence[Index], can_index: bool) -> gr.Blocks:
             why = gr.Button("explain")
             drawn, missed = gr.Plot(show_label=False), gr.Plot(show_label=False)
         for event in (button.click, text.submit):
-            run = partial(told, 4, search, indexes)
-            event(run, [place, text, upload, where], [hits, found, drawn, missed, wrong])
-        why.click(partial(told, 2, explain, indexes), [found, number], [drawn, missed, wrong])
+            run = partial(answered, 4, search, indexes)
+            event(run, [place, text, upload, where], [hits, result, drawn, missed, wrong])
+        why.click(partial(answered, 2, explain, indexes), [result, number], [drawn, missed, wrong])
         if can_index:
             with gr.Accordion("bring a folder into this index: open it, tick its dot", open=False):
                 root = os.path.abspath(os.sep)
@@ -87,7 +87,7 @@ def page(indexes: Sequence[Index], can_index: bool) -> gr.Blocks:
     return blocks
 
 
-def told(count: int, function: Callable, *inputs: Any) -> list:
+def answered(count: int, function: Callable, *inputs: Any) -> list:
     """The `count` values of a function, and last what went wrong; it stays until the next time."""
     try:
         return [*function(*inputs), gr.Textbox(visible=False)]
@@ -103,12 +103,12 @@ def search(indexes: Sequence[Index], place: int, text: str, upload: str | None, 
     return queries.render([table], "hits.html", served=f"/clip/{place}/"), table, None, None
 
 
-def explain(indexes: Sequence[Index], found: pd.DataFrame | None, number: int | None) -> tuple:
+def explain(indexes: Sequence[Index], result: pd.DataFrame | None, number: int | None) -> tuple:
     """Why a hit scores what it does, and the same for the segment that looks most like it."""
-    if found is None or not found.attrs["language"] or not (number and 0 < number <= len(found)):
+    if result is None or not result.attrs["language"] or not (number and 0 < number <= len(result)):
         raise ValueError("expected the number of a hit of a search in words")
-    index, hit = indexes[found.attrs["index"]], found.iloc[number - 1]
-    query = index.encoder.text_query(found.attrs["query"])
+    index, hit = indexes[result.attrs["index"]], result.iloc[number - 1]
+    query = index.encoder.text_query(result.attrs["query"])
     near = queries.nearest(index.table, hit["vector"], 20, f"file != '{hit['file']}'").to_pandas()
     others = near[near["_distance"] > 1 - queries.SAME]
     missed = [why_figure(index, query, miss, "looks like it") for _, miss in others[:1].iterrows()]

@@ -42,7 +42,7 @@ def find(folder: Path) -> list[Row]:
     Raises:
         FileNotFoundError: no such folder.
     """
-    found, entered = [], set()
+    files, entered = [], set()
     for place, folders, names in walk(folder, followlinks=True):
         if (here := os.path.realpath(place)) in entered:
             folders[:] = names = []
@@ -51,8 +51,8 @@ def find(folder: Path) -> list[Row]:
         for path in (os.path.join(place, name) for name in names if name[0] != "."):
             if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES and os.path.isfile(path):
                 with contextlib.suppress(FileNotFoundError):  # it may be gone by now
-                    found.append(_facts(os.fsencode(os.path.abspath(path)), os.stat(path)))
-    return sorted(found, key=lambda row: row["name"])
+                    files.append(_facts(os.fsencode(os.path.abspath(path)), os.stat(path)))
+    return sorted(files, key=lambda row: row["name"])
 
 
 def _facts(name: bytes, status: os.stat_result) -> Row:

@@ -115,17 +115,17 @@ class Index:
             ValueError: no video in it, or the index is of another model.
             OSError: another process builds this index, or the disk is full.
         """
-        place, found = str(place), find(Path(folder))
+        place, rows = str(place), find(Path(folder))
         run = ENGINES[choose("engine", engine, ENGINES)]
         if seconds <= 0:
             raise ValueError(f"seconds of a segment: expected more than 0, got {seconds:g}")
-        if not found and opened(place) is None:
+        if not rows and opened(place) is None:
             raise ValueError(f"{folder}: expected videos, such as .mp4 or .mkv, found none")
-        with _building(place):
+        with only_builder(place):
             opened(place, encoder.columns())
             index = cls.open(place, encoder)
             before = index.table.version
-            unread = index._sort_out(folder, found, retry)
+            unread = index._sort_out(folder, rows, retry)
             with tqdm(desc=f"indexing {folder}", total=len(unread), unit="video") as bar:
                 for number, table in enumerate(run(unread, encoder, seconds, workers), 1):
                     index.table.add(table, on_bad_vectors="null")
@@ -134,7 +134,7 @@ class Index:
                         index.settle()
             if index.table.version != before or "unrelated" not in index.card:
                 index.settle()
-                index.note(unrelated=index._unrelated())
+                index.note(unrelated=index.unrelated_scores())
         return index
 
     @cached_property
@@ -164,16 +164,16 @@ class Index:
         """`files` that gave no frames, or are damaged."""
         return self.files().query("reason != ''")
 
-    def _sort_out(self, folder: Path | str, found: list[Row], retry: bool) -> list[Row]:
+    def _sort_out(self, folder: Path | str, rows: list[Row], retry: bool) -> list[Row]:
         """Give rows of files that were touched or moved, from any folder, the time and name these
         have now; remove those of files that are gone or have changed; return what must be read."""
         known = self.files().astype({"date": "int64"})
         whole, hashes = known["status"] == "ok", known["sha256"]
         settled = {*known[whole | (not retry)][STATE].itertuples(index=False, name=None)}
-        stale = {row["file"]: row for row in found if (*map(row.get, STATE),) not in settled}
+        stale = {row["file"]: row for row in rows if (*map(row.get, STATE),) not in settled}
         below = os.fsencode(os.path.join(os.path.abspath(folder), ""))
         inside = [name.startswith(below) for name in known["name"]]
-        gone = {*known["file"][inside]} - {row["file"] for row in found}
+        gone = {*known["file"][inside]} - {row["file"] for row in rows}
         old = gone | stale.keys()
         # of several files with the same content none is known by it
         sole = known[whole & (hashes != "") & ~hashes.duplicated(keep=False)]
@@ -193,22 +193,22 @@ class Index:
 
     def settle(self) -> None:
         """Pack what was written in pieces, and keep an approximate index of many vectors."""
-        count, names = self.table.count_rows(), [one.name for one in self.table.list_indices()]
+        count, names = self.table.count_rows(), [each.name for each in self.table.list_indices()]
         indexed = sum(self.table.index_stats(name).num_indexed_rows for name in names)
         if count >= APPROXIMATE and count > GROWTH * indexed:
             kind = IvfSq(distance_type="cosine", num_partitions=math.isqrt(count) // 2)
             self.table.create_index("vector", config=kind)
         self.table.optimize(cleanup_older_than=KEPT)
 
-    def _unrelated(self) -> dict[str, list[float]]:
+    def unrelated_scores(self) -> dict[str, list[float]]:
         """The best score here of each query of `unrelated_*.txt`, by language; one that needs a
         tagger which is not installed is left out."""
-        found = {}
+        scores = {}
         for language in ("en", "zh"):
             lines = (ASSETS / f"unrelated_{language}.txt").read_text(encoding="utf-8").splitlines()
             with contextlib.suppress(ValueError):
-                found[language] = [float(s) for q in lines for s in self.search(q, k=1)["score"]]
-        return found
+                scores[language] = [float(s) for q in lines for s in self.search(q, k=1)["score"]]
+        return scores
 
     def search(
         self, query: str | Query, k: int = 10, where: str | None = None, shortlist: int = SHORTLIST
@@ -240,13 +240,13 @@ class Index:
         self.table.checkout_latest()
         near = nearest(self.table, query.vector, shortlist, where)
         exact = query.score(unpack(near["features"].to_pylist())).numpy() if len(near) else ()
-        found = ranked(near, exact, k)
+        hits = ranked(near, exact, k)
         background = pd.Series(self.card.get("unrelated", {}).get(query.language, []), dtype=float)
-        found["unrelated"] = [background.ge(score).mean() for score in found["score"]]
-        matches = bool(len(found)) and not found["unrelated"][0] > NOTHING
-        found.attrs = {"query": query.label, "language": query.language}
-        found.attrs |= {"matches": matches, "notes": query.notes}
-        return found[SHOWN]
+        hits["unrelated"] = [background.ge(score).mean() for score in hits["score"]]
+        matches = bool(len(hits)) and not hits["unrelated"][0] > NOTHING
+        hits.attrs = {"query": query.label, "language": query.language}
+        hits.attrs |= {"matches": matches, "notes": query.notes}
+        return hits[SHOWN]
 
 
 def opened(place: str, columns: pa.Schema | None = None) -> Any:
@@ -273,7 +273,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _building(place: str) -> Iterator[None]:
+def only_builder(place: str) -> Iterator[None]:
     """This process alone builds (an object store has no lock: there, see to it yourself), and a
     write that fails is one line."""
     remote = "://" in place

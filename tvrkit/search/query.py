@@ -52,9 +52,9 @@ def ranked(near: pa.Table, exact: Any, k: int) -> pd.DataFrame:
     same = overlap | (vectors @ vectors.T >= SAME)
     frame["first"] = [row.argmax() for row in same]  # the best one that each is the same as
     places = frame["path"] + frame["start"].map(" {:.1f} s".format).astype(str)
-    found = frame.drop_duplicates("first", ignore_index=True).head(k)
-    copies = [places[frame["first"] == first][1:].tolist() for first in found["first"]]
-    return found.assign(copies=copies)
+    best = frame.drop_duplicates("first", ignore_index=True).head(k)
+    copies = [places[frame["first"] == first][1:].tolist() for first in best["first"]]
+    return best.assign(copies=copies)
 
 
 def shortlist_recall(
@@ -83,36 +83,36 @@ def shortlist_recall(
     return pd.DataFrame({"length": lengths} | recalls)
 
 
-def notes(found: pd.DataFrame) -> list[str]:
+def notes(result: pd.DataFrame) -> list[str]:
     """What the searcher should know."""
-    if not len(found):
-        return [*found.attrs["notes"], "no segment passes the filter and the least score"]
-    return found.attrs["notes"] + [UNRELATED] * (not found.attrs["matches"])
+    if not len(result):
+        return [*result.attrs["notes"], "no segment passes the filter and the least score"]
+    return result.attrs["notes"] + [UNRELATED] * (not result.attrs["matches"])
 
 
-def to_lines(found: pd.DataFrame) -> str:
+def to_lines(result: pd.DataFrame) -> str:
     """A line for each hit; control characters of names are escaped."""
     return "\n".join(
         f"{hit.score:.3f}  {hit.start:.1f}-{hit.end:.1f} s  {on_one_line(hit.path)}"
         + (f"  (and {len(hit.copies)} near-duplicates)" if hit.copies else "")
-        for hit in found.itertuples()
+        for hit in result.itertuples()
     )
 
 
-def to_json(found: pd.DataFrame) -> str:
+def to_json(result: pd.DataFrame) -> str:
     """One line: query, matches, notes and hits."""
-    told = found.drop(columns=["name", *SEEN, "vector"])
-    hits = told.to_json(orient="records", date_format="iso", double_precision=6)
-    return json.dumps({**found.attrs, "hits": json.loads(hits)}, ensure_ascii=False)
+    table = result.drop(columns=["name", *SEEN, "vector"])
+    hits = table.to_json(orient="records", date_format="iso", double_precision=6)
+    return json.dumps({**result.attrs, "hits": json.loads(hits)}, ensure_ascii=False)
 
 
-def render(found: list[pd.DataFrame], template: str = "search.html", served: str = "") -> str:
+def render(tables: list[pd.DataFrame], template: str = "search.html", served: str = "") -> str:
     """A page that needs no other file: film strips inside, links to the videos at their time.
 
     Args:
-        found: tables of `Index.search`.
+        tables: tables of `Index.search`.
         template: of `assets/`; "hits.html" is the part without the frame.
         served: where a server plays the videos, the address before their keys.
     """
-    searches = [(table.attrs["query"], notes(table), list(table.itertuples())) for table in found]
+    searches = [(table.attrs["query"], notes(table), list(table.itertuples())) for table in tables]
     return html.render(template, title="search", searches=searches, served=served)
