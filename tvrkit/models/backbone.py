@@ -161,7 +161,7 @@ class Backbone(nn.Module):
             normalised.
 
         Raises:
-            ValueError: L exceeds the context length.
+            ValueError: L exceeds the context length, or a token is none of the vocabulary.
         """
         if tokens.is_floating_point():
             if mask_padding:
@@ -175,7 +175,11 @@ class Backbone(nn.Module):
             return text.proj(output.last_hidden_state), text.proj(text.pooler(output, mask.long()))
         if self.whole_context:
             tokens = pad(tokens, (0, longest - length), value=self._pad_token())
-        x, attend = text._embeds(tokens)
+        try:
+            x, attend = text._embeds(tokens)
+        except IndexError:
+            got = f"token {tokens.max()}: another tokenizer?"
+            raise ValueError(f"{self.name}: expected tokens of its vocabulary, got {got}") from None
         if attend is not None:
             attend = attend[..., : x.shape[1], : x.shape[1]]
         if mask_padding and not self.whole_context:
@@ -280,11 +284,7 @@ def _tokenizer(name: str, text: dict[str, Any]) -> Any:
         merges = str(BACKBONES[name].merges)
         return open_clip.SimpleTokenizer(bpe_path=merges, context_length=text["context_length"])
     if "hf_tokenizer_name" not in text:
-        clip, size = open_clip.get_tokenizer(name), text.get("vocab_size", 0)
-        if 0 < size < clip.vocab_size:
-            expected = f"expected the {clip.vocab_size} words of CLIP's tokenizer"
-            raise ValueError(f"backbone {name}: {expected}, got {size}: another tokenizer?")
-        return clip
+        return open_clip.get_tokenizer(name)
     return open_clip.tokenizer.HFTokenizer(
         str(hub.folder(text["hf_tokenizer_name"], "tokenizer_config.json")),
         context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
