@@ -114,6 +114,10 @@ def test_precision_is_what_is_named_within_and_not_behind():
 @pytest.mark.parametrize("name", ["bf16", "fp32"])
 def test_precision_leaves_the_settings_of_others_as_they_were(name):
     before = torch.get_float32_matmul_precision()
-    with pytest.raises(KeyError), precision(TrainConfig(precision=name), "cpu"):
-        raise KeyError
-    assert torch.get_float32_matmul_precision() == before
+    torch.set_float32_matmul_precision("medium")  # that no setting of ours asks for
+    try:
+        with pytest.raises(KeyError), precision(TrainConfig(precision=name), "cpu"):
+            raise KeyError
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
