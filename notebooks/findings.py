@@ -115,8 +115,8 @@ def finding(number: int, released: Any = "released", corrected: Any = "corrected
 def stated() -> pd.DataFrame:
     """`findings.csv`, all findings by number: `where` (the method or its part), `what` (the
     quantity), `released` and `corrected` (empty where they are measured), `keyword` (what chooses
-    between both, or where the kit's repair is), `source` (repository at a commit, file and line or
-    function)."""
+    between both, or where the kit's repair is), `source` (repository at a commit, file and line
+    there)."""
     return pd.read_csv(TABLE, index_col="number", dtype={"number": int}, keep_default_na=False)
 
 
