@@ -1,6 +1,7 @@
 """Where things are, how a file is written whole or not at all, and how one of a stranger is read:
 a leaf that loads nothing heavy."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -125,6 +126,12 @@ def write_text(path: Path, text: str) -> None:
     """UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_gzip(path: Path, text: str) -> None:
+    """`write_text`, compressed: the same bytes at any time."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def write_json_lines(path: Path, rows: Iterable[dict]) -> None:

@@ -186,6 +186,7 @@ class Profile:
         inspect: those of them whose hard negatives and attention are looked into.
         seeds: of each recipe.
         overrides: what makes the profile small or large, over every recipe.
+        contrast: prepared data set on which accuracy by factor is counted; "" = the test split.
     """
 
     notebooks: list[str]
@@ -193,6 +194,7 @@ class Profile:
     inspect: list[str]
     seeds: list[NonNegativeInt]
     overrides: list[str] = dataclasses.field(default_factory=list)
+    contrast: str = ""
 
 
 SECTIONS = {

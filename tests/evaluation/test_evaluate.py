@@ -273,7 +273,7 @@ def test_saved_and_loaded(tmp_path):
     written = evaluate(FakeMethod(), FakeManifest(), make_config(ties="mean"))
     written.save(tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "factors.csv",
+        "factors.csv.gz",
         "metrics.json",
         "ranks.npz",
         "similarity.npz",

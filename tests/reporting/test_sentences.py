@@ -71,6 +71,16 @@ def test_results_stand_between_chance_and_ceiling(methods):
     assert rows[-1].split("|")[2].strip() == "90.0"
 
 
+def test_accuracy_by_factor_is_of_the_contrast_set_where_it_was_scored(methods):
+    given = {"selection": "as given"}
+    apart = [finished_run("hmmc_shapes", "mine/contrast", seed, card=given) for seed in (0, 1, 2)]
+    recipes = sentences.trained("mine")
+    families = sentences.on_families("mine", recipes)
+    assert [*families] == [*recipes]
+    assert families.pop("hmmc_shapes") == apart
+    assert all(families[name] == recipes[name] for name in families)
+
+
 def test_who_wins_is_what_the_tests_say_and_about_what(methods):
     pairs = compare.pairwise(sentences.trained("mine"))
     (told,) = (
@@ -147,8 +157,11 @@ def test_both_languages_of_the_pre_training_are_judged(monkeypatch):
 def test_wide_intervals_are_named_with_the_reason(methods, monkeypatch):
     monkeypatch.setenv("TVRKIT_HOME", str(ROOT))
     told = sentences.results("reference")
-    assert re.search(r"make an interval wide: .*colour2 \(\d+ families\), .*then \(", told)
     assert "Dead in every seed (signs: notebook 02). " in told
+    few = {"clip4clip_shapes": [*sweeps.finished("time", "reference")["meanP"].values()]}
+    monkeypatch.setattr(sentences, "on_families", lambda run, recipes: few)
+    told = sentences.results("reference")
+    assert re.search(r"make an interval wide: .*colour2 \(\d+ families\), .*then \(", told)
 
 
 def test_only_what_stands_between_marks_is_made_anew(methods):

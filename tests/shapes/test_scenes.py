@@ -75,6 +75,21 @@ def test_families_differ_in_exactly_one_factor():
     assert kinds == {*FACTORS, "order", "direction"}
 
 
+def test_the_contrast_set_is_families_of_scenes_that_were_not_trained_on():
+    videos = plan(PRESETS["contrast"], 0)
+    scenes = {video.video_id: video.scene for video in videos}
+    assert {video.split for video in videos} == {"test"}
+    assert len({*scenes.values()}) == len(videos) == PRESETS["contrast"].test
+    assert not {*scenes.values()} & {video.scene for video in plan(PRESETS["quick"], 0)}
+    families = {factor: set() for factor in (*FACTORS, "order", "direction")}
+    for video in videos:
+        if video.family != video.video_id:
+            (factor,) = differing(video.scene, scenes[video.family])
+            families[factor].add(video.family)
+    assert min(map(len, families.values())) >= 25
+    assert len({video.family for video in videos}) < len(videos) / 8
+
+
 def test_training_scenes_share_looks_so_that_only_motion_tells_them_apart():
     preset = replace(SMOKE, train=400, alike=0.8, families=0.0, look_size=20, duplicates=0.0)
     looks = {}

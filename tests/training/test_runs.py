@@ -46,7 +46,7 @@ def test_the_run_folder_has_everything_a_reader_needs(home):
         "history.csv",
         "curve.csv",
         "metrics.json",
-        "factors.csv",
+        "factors.csv.gz",
         "ranks.npz",
         "similarity.npz",
         "mined.csv.gz",
@@ -228,6 +228,18 @@ def test_other_settings_are_refused_for_another_seed_too(home):
     overrides = [*OVERRIDES, "train.lr=0.5"]
     with pytest.raises(ValueError, match=r"seed0 holds a run with other settings: train\.lr"):
         runs.ensure("clip4clip_shapes", profile="smoke", overrides=overrides, run="test", seed=1)
+
+
+def test_seeds_may_start_from_weights_of_their_own_and_one_seed_from_no_others(home):
+    begin = [*OVERRIDES, "train.epochs=0", "train.start_from=test/clip4clip_shapes/seed0"]
+    where = {"profile": "smoke", "run": "given"}
+    runs.ensure("clip4clip_shapes", overrides=begin, seed=0, **where)
+    copied = files.run("copied") / "clip4clip_shapes/seed0"
+    shutil.copytree(home.folder, copied)
+    begin[-1] = "train.start_from=copied/clip4clip_shapes/seed0"
+    assert runs.ensure("clip4clip_shapes", overrides=begin, seed=1, **where).seed == 1
+    with pytest.raises(ValueError, match=r"train\.start_from is 'test/clip.*copied.* asked"):
+        runs.ensure("clip4clip_shapes", overrides=begin, seed=0, **where)
 
 
 def test_a_wrong_split_is_refused_before_anything_is_trained(home):

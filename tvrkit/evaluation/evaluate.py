@@ -36,7 +36,7 @@ LARGEST = 2**32  # bytes of arrays that a file may unpack to
 BOUNDS = ("optimistic", "pessimistic")
 AS_GIVEN = ("zero-shot", "untrained", "as given")  # selections of what was not trained here
 IDS = ("caption_ids", "video_ids", "video_of_caption", "family_of_video")
-FACTORS = "factors.csv"
+FACTORS = "factors.csv.gz"
 NO_FACTORS = pd.DataFrame(columns=factors.COUNTED)
 
 
@@ -147,7 +147,7 @@ class Evaluation:
         # as it is: compressing costs 20 times the writing (docs/performance.md)
         with files.replacing(folder / "similarity.npz") as part:
             np.savez(part, similarity=self.similarity)
-        files.write_text(folder / FACTORS, self.factors.to_csv(index=False))
+        files.write_gzip(folder / FACTORS, self.factors.to_csv(index=False))
         files.write_json(folder / "metrics.json", self.metrics)
 
     @classmethod

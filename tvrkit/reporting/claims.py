@@ -88,12 +88,16 @@ def _tested_on(claim: Claim, ours: list, run: str) -> str:
     if not ours:
         sweep = claim.sweep and sweeps.training_command(claim.sweep, run)
         return sweep or f"{claim.runs} against {claim.against}"
-    first = ours[0][0] if claim.part else ours[0]
-    data, videos = first.card["data"], first.metrics["videos"]
-    preset = (data.get("made_from") or {}).get("preset", "")
     seeds = f"{len(ours)} seed{'s' * (len(ours) > 1)}"
-    where = f"{data['protocol']} {preset}".strip() + f", {videos:,} videos, {seeds}"
+    where = f"{on_data(ours[0][0] if claim.part else ours[0])}, {seeds}"
     return where + (f", sweep {claim.sweep}" if claim.sweep else "")
+
+
+def on_data(run: Run) -> str:
+    """What a run was evaluated on: "shapes quick, 1,000 videos"."""
+    data, videos = run.card["data"], run.metrics["videos"]
+    preset = (data.get("made_from") or {}).get("preset", "")
+    return f"{data['protocol']} {preset}".strip() + f", {videos:,} videos"
 
 
 def shown(results: pd.DataFrame) -> pd.DataFrame:

@@ -134,7 +134,8 @@ class Preset:
     """How much there is and how hard it is.
 
     Attributes:
-        train, val, test: videos per split.
+        train, val, test: videos per split. Without training videos it tests what "quick" has
+            trained, and shares no scene with it.
         frames: per video, all of them stored.
         fps: frames per second.
         second_object: share of scenes with two objects.
@@ -197,6 +198,21 @@ PRESETS = {
     "hard": replace(
         _QUICK, second_object=0.6, distractors=0.4, families=0.9, test_families=0.9, omit=0.5
     ),
+    # families alone, with a member for every factor of their first scene
+    "contrast": replace(
+        _QUICK,
+        train=0,
+        val=0,
+        test=1400,
+        second_object=0.85,
+        second_event=0.93,
+        test_families=1.0,
+        test_crossing=0.36,
+        family_size=12,
+        duplicates=0.0,
+        captions_en=2,
+        captions_zh=0,
+    ),
 }
 
 
@@ -239,7 +255,7 @@ def plan(preset: Preset, seed: int) -> list[Video]:
 
     No scene is in two splits; none is in one twice without being marked as a duplicate.
     """
-    used: set[Scene] = set()
+    used = {video.scene for video in plan(_QUICK, seed)} if not preset.train else set()
     videos = []
     for number, split in enumerate(SPLITS):
         rng = np.random.default_rng([seed, number])

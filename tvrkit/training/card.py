@@ -25,7 +25,7 @@ CHECKPOINT = "checkpoint.safetensors"
 SCORES = ("metrics.json", "ranks.npz")  # what tables are made from
 TABLES = ("history.csv", "curve.csv", "mined.csv.gz")
 KEPT = ("train.log", "similarity.npz")  # not given to others
-ARTEFACTS = ("config.yaml", *TABLES, *SCORES, "factors.csv", *KEPT, CHECKPOINT)
+ARTEFACTS = ("config.yaml", *TABLES, *SCORES, "factors.csv.gz", *KEPT, CHECKPOINT)
 BOUNDS = ["mean", "low", "high"]  # of a number that a notebook adds
 GIVEN = {*ARTEFACTS, "run.json", "README.md"} - {*KEPT}
 

@@ -7,7 +7,6 @@ others, with which they are compared whenever they are read.
 """
 
 import contextlib
-import gzip
 import math
 import os
 import re
@@ -32,7 +31,6 @@ from tvrkit.data import loader, processes
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.data.records import checked
 from tvrkit.evaluation.evaluate import (
-    FACTORS,
     NO_FACTORS,
     Evaluation,
     clusters,
@@ -198,8 +196,8 @@ class Run:
     @property
     def factors(self) -> pd.DataFrame:
         """As `Evaluation.factors`; empty, too, where a run is older than they are."""
-        noted = FACTORS in self.card["artefacts"]
-        return pd.read_csv(self.artefact(FACTORS)) if noted else NO_FACTORS
+        noted = [name for name in self.card["artefacts"] if name.startswith("factors.")]
+        return pd.read_csv(self.artefact(noted[0])) if noted else NO_FACTORS
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -414,8 +412,11 @@ def _check_settings(folder: Path, config: Config) -> None:
     for begun in (folder, *_seed_folders(folder.parent)):
         if not ((begun / "run.json").exists() or States(begun).paths()):
             continue
-        pairs = changed_settings(read_sections(begun / "config.yaml"), to_dict(config)).items()
-        if changed := "; ".join(f"{key} is {a!r} there, {b!r} asked" for key, (a, b) in pairs):
+        pairs = changed_settings(read_sections(begun / "config.yaml"), to_dict(config))
+        if begun != folder:
+            pairs.pop("train.start_from", None)  # each seed may have weights of its own
+        asked = (f"{key} is {a!r} there, {b!r} asked" for key, (a, b) in pairs.items())
+        if changed := "; ".join(asked):
             other = f"holds a run with other settings: {changed}. Choose another run name"
             raise ValueError(f"{_shown(begun)} {other}")
 
@@ -570,6 +571,4 @@ def _note_mined(path: Path, epoch: int, result: Evaluation) -> None:
     if path.exists():
         before = pd.read_csv(path)
         table = pd.concat([before[before["epoch"] < epoch], table])
-    text = table.to_csv(index=False, float_format="%.5f")
-    with files.replacing(path) as part:
-        part.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same bytes at any time
+    files.write_gzip(path, table.to_csv(index=False, float_format="%.5f"))
