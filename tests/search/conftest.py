@@ -9,6 +9,7 @@ import simplejpeg
 pytest.importorskip("lancedb", reason="search needs the extra `search`")
 
 from tvrkit.data.decoders import DecodePool, FrameSettings
+from tvrkit.search import index as indexes
 from tvrkit.search.encoder import Encoder
 from tvrkit.search.index import Index
 from tvrkit.shapes.render import encode, render
@@ -26,6 +27,21 @@ def jpegs(path, count):
 def pictures(path, count):
     """(F, H, W, 3) of a video, as an index keeps them."""
     return [*map(simplejpeg.decode_jpeg, jpegs(path, count))]
+
+
+@pytest.fixture(autouse=True)
+def few_unrelated_queries(short_lists, monkeypatch):
+    """Each build scores 80 of them, which takes longer than its videos: a test's own builds score
+    two. `built` is made before, with all."""
+    monkeypatch.setattr(indexes, "ASSETS", short_lists)
+
+
+@pytest.fixture(scope="session")
+def short_lists(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("assets")
+    for path in indexes.ASSETS.glob("unrelated_*.txt"):
+        (folder / path.name).write_text(path.read_text("utf-8").splitlines()[0], "utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -188,7 +188,7 @@ def test_ray_gives_the_same_table_though_a_worker_is_killed(corpus, encoder, mon
         pytest.skip(f"Ray does not start on this machine: {error}")
     found, tables, killed = find(corpus), [], []
     try:
-        for table in encoders.on_ray(found, encoder, 10.0, 2):
+        for table in encoders.on_ray(found, encoder, 10.0, 1):
             tables.append(table)
             if not killed:
                 killed = _running(psutil, "Encoder")[:1]
