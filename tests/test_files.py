@@ -33,6 +33,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     assert json.loads(target.read_text()) == {"R@1": 34.4}
 
 
+def test_a_refusal_says_where_what_was_expected_and_what_came():
+    files.expect(True, "k", "at least 1", 1)
+    with pytest.raises(ValueError, match=r"^k: expected at least 1, got 0$"):
+        files.expect(0, "k", "at least 1", 0)
+
+
 def test_what_a_terminal_would_obey_is_written_out():
     text = "a\x1b[2J\x07\x9b\u202e b\tc\n猫\udcff"
     assert files.printable(text) == r"a\x1b[2J\x07\x9b\u202e b" + "\tc\n猫" + r"\udcff"

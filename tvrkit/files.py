@@ -72,6 +72,17 @@ def shown(value: Any) -> str:
     return _SHOWN.repr(value)
 
 
+def expect(holds: Any, where: object, expected: object, got: object) -> None:
+    """Go on if it `holds`.
+
+    Raises:
+        ValueError: it does not; in the words of every refusal, where it is, what was expected
+            there, and what came.
+    """
+    if not holds:
+        raise ValueError(f"{where}: expected {expected}, got {got}")
+
+
 def reason(error: Exception) -> str:
     """An error as a part of another's line; torch's without what it lacks and what it advises
     (to unpickle nevertheless): what came."""

@@ -93,7 +93,7 @@ def test_no_split_no_loss(home, monkeypatch, capsys):
     ("table", "message"),
     [
         ("caption,video\na,b\n", "captions.csv: expected columns caption, file, missing file"),
-        ("caption,file\n", "captions.csv: expected a row per caption, found none"),
+        ("caption,file\n", "captions.csv: expected a row per caption, got none"),
         (
             "caption,file,split\na,cat.mp4,dev\n",
             "captions.csv: at 0.split: Input should be 'train', 'val' or 'test', got 'dev'",

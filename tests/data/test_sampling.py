@@ -27,7 +27,7 @@ def test_samplings(sampling, available, count, seed):
 
 
 def test_sampling_errors():
-    with pytest.raises(ValueError, match="unknown sampling 'middle': expected one of head, random"):
+    with pytest.raises(ValueError, match="sampling: expected one of head, random"):
         sample("middle", 10, 2)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         sample("uniform", 10, 0)

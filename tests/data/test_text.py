@@ -189,7 +189,7 @@ def test_any_text_keeps_the_contract(clip, english, captions, length):
 def test_bad_input_is_one_clear_line(clip):
     with pytest.raises(ValueError, match="expected 2 or more, got 1"):
         tokenise(["a"], clip, 1)
-    with pytest.raises(ValueError, match="expected captions as text, got NoneType"):
+    with pytest.raises(ValueError, match="captions: expected text, got None"):
         tokenise([None], clip, 32)
     with pytest.raises(ValueError, match="unknown language 'fr': expected one of en, zh"):
         Tagger("fr")

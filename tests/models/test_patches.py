@@ -67,6 +67,6 @@ def test_patch_attention_needs_a_vision_transformer(tiny):
     other = deepcopy(tiny)
     other.clip.visual = torch.nn.Identity()
     with pytest.raises(
-        ValueError, match="tvrkit-tiny: patch attention needs a vision transformer, got Identity"
+        ValueError, match="attention of tvrkit-tiny: expected a vision transformer, got Identity"
     ):
         other.patch_attention(random_frames(1, 3, 64, 64))

@@ -165,6 +165,13 @@ def test_weights_of_another_run_are_not_believed_but_equal_ones_in_another_file_
         copied.method()
 
 
+def test_scores_of_another_evaluation_are_refused(copied):
+    np.savez(copied.folder / "similarity.npz", similarity=copied.evaluation.similarity[:-1])
+    write_card(copied.folder, copied.card)
+    with pytest.raises(ValueError, match=r"^similarity.npz: expected \(\d+, \d+\) scores, got"):
+        _ = runs.Run(copied.folder).evaluation
+
+
 def test_metrics_that_were_edited_with_their_hash_are_counted_again(copied):
     metrics = copied.metrics
     files.write_json(copied.folder / "metrics.json", metrics | {"t2v R@1": 99.0})

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from tvrkit.data import records
 from tvrkit.data.splits import expected_counts, protocols
 from tvrkit.data.store import check_id
+from tvrkit.files import expect, shown
 from tvrkit.settings import choose
 
 COLUMNS = ["video_id", "caption_id", "caption", "language", "split"]
@@ -153,9 +154,8 @@ def _msvd(request: Request) -> Iterator[Row]:
 def _msvd_chinese(request: Request) -> Texts:
     lines = records.read_lines(request.path("youtube_mapping.txt"))
     rows = [line.split() for line in lines if line.strip()]
-    if odd := [row for row in rows if len(row) != 2]:
-        got = " ".join(odd[0])
-        raise ValueError(f"youtube_mapping.txt: expected '<id> vidN' on each line, got {got!r}")
+    for row in rows:
+        expect(len(row) == 2, "youtube_mapping.txt", "'<id> vidN' on each line", shown(row))
     names = {name: video for video, name in rows}
     sentences = records.read_csv(request.path("MSVD-CN.csv"), ["video_id", "sentence"])
     pairs = [(row["video_id"].removesuffix(".mp4"), row["sentence"]) for row in sentences]
@@ -217,10 +217,8 @@ def _activitynet(request: Request) -> Iterator[Row]:
         ids = {video: video for video in request.ids(list_name)}
         parts = [(video, row["sentences"], row["timestamps"]) for video, row in events.items()]
         for video, sentences, times in parts:
-            if len(times) != len(sentences):
-                got = f"got {len(times)} and {len(sentences)}"
-                expected = "expected as many timestamps as sentences"
-                raise ValueError(f"{name}: at {video}: {expected}, {got}")
+            at, got = f"{name}: at {video}", f"{len(times)} and {len(sentences)}"
+            expect(len(times) == len(sentences), at, "as many timestamps as sentences", got)
         yield from _paragraphs(request, split, ids, parts)
 
 
@@ -372,9 +370,9 @@ def _table(rows: Iterable[Row], request: Request) -> pd.DataFrame:
     table = pd.DataFrame(padded, columns=names, dtype=object)
     for video in table["video_id"].unique():
         check_id(video)
-    if empty := [split for split in request.splits if split not in set(table["split"])]:
-        wanted = f"{request.language} captions in {', '.join(empty)}"
-        raise ValueError(f"{request.protocol}: expected {wanted}, got none")
+    empty = [split for split in request.splits if split not in set(table["split"])]
+    wanted = f"{request.language} captions in {', '.join(empty)}"
+    expect(not empty, request.protocol, wanted, "none")
     table[["caption", "tags"]] = table[["caption", "tags"]].map(_clean)
     blank = table.loc[table["caption"] == "", "video_id"]
     request.note("empty captions kept, of", list(blank))

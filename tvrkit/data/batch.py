@@ -5,7 +5,7 @@ Shapes: B batch, N_t texts, N_v videos, L words, F frames, D width. Masks are bo
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,13 +21,20 @@ class _Tensors:
     """Dataclasses of tensors that share their first dimension; moved, indexed and joined field by
     field."""
 
-    def map(self, function):
-        def apply(value):
-            if isinstance(value, dict):
-                return {key: function(entry) for key, entry in value.items()}
-            return None if value is None else function(value)
+    def __len__(self) -> int:
+        return next(len(value) for value in vars(self).values() if value is not None)
 
-        return replace(self, **{f.name: apply(getattr(self, f.name)) for f in fields(self)})
+    def map(self, function, *others):
+        """`function` of each tensor, and of those in its place in `others`, which have the same
+        fields present."""
+
+        def apply(*values):
+            if isinstance(values[0], dict):
+                return {key: function(*(each[key] for each in values)) for key in values[0]}
+            return None if values[0] is None else function(*values)
+
+        sides = zip(*(vars(each).values() for each in (self, *others)), strict=True)
+        return type(self)(*(apply(*values) for values in sides))
 
     def to(self, device: torch.device | str):
         """The same on `device`."""
@@ -53,13 +60,7 @@ class _Tensors:
     @classmethod
     def cat(cls, parts: Sequence[Any]):
         """Join along the first dimension. Every part has the same fields present."""
-
-        def join(values):
-            if isinstance(values[0], dict):
-                return {key: torch.cat([value[key] for value in values]) for key in values[0]}
-            return None if values[0] is None else torch.cat(values)
-
-        return cls(**{f.name: join([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+        return parts[0].map(lambda *tensors: torch.cat(tensors), *parts[1:])
 
 
 @dataclass
@@ -95,9 +96,6 @@ class TextVideoBatch(_Tensors):
     extras: dict[str, Tensor] = field(default_factory=dict)
     seed: Tensor = ABSENT
 
-    def __len__(self) -> int:
-        return len(self.tokens if self.tokens is not None else self.frames)
-
 
 @dataclass
 class TextFeatures(_Tensors):
@@ -118,9 +116,6 @@ class TextFeatures(_Tensors):
     weight: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.sentence)
-
 
 @dataclass
 class VideoFeatures(_Tensors):
@@ -138,9 +133,6 @@ class VideoFeatures(_Tensors):
     frames: Tensor
     mask: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
 
 def pieces(items: Any, size: int) -> list[Any]:

@@ -31,7 +31,7 @@ from typing import Self
 import numpy as np
 
 from tvrkit.data.sampling import sample
-from tvrkit.files import PACKAGE
+from tvrkit.files import PACKAGE, expect
 
 DECODERS = ("auto", "decord", "pyav")
 TIMEOUT = 20.0  # seconds
@@ -73,9 +73,7 @@ class FrameSettings:
 
     def __post_init__(self):
         sample(self.sampling, 1, self.frames)
-        if self.decoder not in DECODERS:
-            known = ", ".join(DECODERS)
-            raise ValueError(f"unknown decoder {self.decoder!r}: expected one of {known}")
+        expect(self.decoder in DECODERS, "decoder", f"one of {', '.join(DECODERS)}", self.decoder)
         if self.window and not 0 <= self.window[0] < self.window[1]:
             raise ValueError(f"window {self.window}: expected 0 <= start < end, in seconds")
 

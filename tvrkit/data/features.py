@@ -71,8 +71,7 @@ class Features:
             raise FileNotFoundError(f"{where}: the folder {state}: {AGAIN}")
         self.card = files.read_json(self.folder / CARD)
         splits = records.checked(self.card.get("splits"), dict[str, str], f"{where}: splits")
-        if split not in splits:
-            raise ValueError(f"{where}: expected split {split}, got {', '.join(splits)}: {AGAIN}")
+        files.expect(split in splits, where, f"split {split}", f"{', '.join(splits)}: {AGAIN}")
 
     def item(self, kind: str, row: int) -> Tensor:
         """(n, D) float: the frames of a video ("videos"), or a caption's sentence and words

@@ -23,6 +23,7 @@ from tvrkit.data.manifest import Split
 from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.data.sampling import SAMPLERS, sample
 from tvrkit.data.text import KeywordMasker, Tagger, tokenise
+from tvrkit.files import expect
 from tvrkit.settings import Config, DataConfig, choose
 
 tagger = cache(Tagger)  # one per language and process: it remembers what it has tagged
@@ -193,9 +194,8 @@ class EpochBatches(Sampler):
 
     def __init__(self, data: Any, batch_size: int):
         self.data, self.size, self.first = data, min(batch_size, len(data)), 0
-        if self.size % processes.count():
-            expected = f"expected rows for {processes.count()} processes alike"
-            raise ValueError(f"train.batch_size: {expected}, got a batch of {self.size}")
+        alike, rows = self.size % processes.count() == 0, f"rows for {processes.count()} processes"
+        expect(alike, "train.batch_size", f"{rows} alike", f"a batch of {self.size}")
 
     def __len__(self) -> int:
         return len(self.data) // self.size

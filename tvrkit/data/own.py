@@ -11,7 +11,7 @@ from tvrkit.data import manifest, records
 from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.extract import extract
 from tvrkit.data.store import make_id
-from tvrkit.files import sha256
+from tvrkit.files import expect, sha256
 from tvrkit.settings import choose
 
 LANGUAGES = ("en", "zh")
@@ -51,15 +51,13 @@ def read_own(path: Path, language: str = "en") -> pd.DataFrame:
         rows = records.read_json_lines(path, Row)
     else:
         rows = records.checked(records.read_csv(path, ["caption", "file"]), list[Row], path.name)
-    if not rows:
-        raise ValueError(f"{path.name}: expected a row per caption, found none")
+    expect(rows, path.name, "a row per caption", "none")
     defaults = {"split": "test", "language": choose("language", language, LANGUAGES)}
     table = pd.DataFrame([defaults | row for row in rows]).fillna("")  # tags some rows have not
     table["video_id"] = [make_id("__".join(PurePosixPath(file).parts)) for file in table["file"]]
     in_two = table.groupby("video_id")[["split", "file"]].nunique().gt(1).any(axis=1)
-    if in_two.any():
-        expected = "expected a video in one split, under one path"
-        raise ValueError(f"{path.name}: {in_two.idxmax()}: {expected}")
+    where = f"{path.name}: {in_two.idxmax()}"
+    expect(not in_two.any(), where, "a video in one split, under one path", "several")
     number = table.groupby(["video_id", "language"]).cumcount().astype(str)
     return table.assign(caption_id=table["video_id"] + "-" + table["language"] + number)
 

@@ -12,7 +12,7 @@ from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.extract import NO_FILE, extract, find_videos
 from tvrkit.data.splits import SplitReport, check_splits
 from tvrkit.data.store import FrameStore, apart, escape
-from tvrkit.files import write_json_lines
+from tvrkit.files import expect, write_json_lines
 
 # HMMC's stores; 64 for paragraphs
 FRAMES = {"msrvtt": 30, "vatex": 30, "chvtt": 48, "didemo": 64, "activitynet": 64}
@@ -88,9 +88,7 @@ def adopt_store(store: Path, out: Path, ids: Iterable[str]) -> pd.DataFrame:
         raise ValueError(f"{link} is another store than {store}: choose another folder")
     rows = apart(_adopt, FrameStore(link), list(ids))
     most = max(row["frames"] for row in rows)
-    if not most:
-        expected = f"expected frames of {len(rows)} videos, such as {rows[0]['video_id']}"
-        raise ValueError(f"{store}: {expected}, found none")
+    expect(most, store, f"frames of {len(rows)} videos, such as {rows[0]['video_id']}", "none")
     unknown = {"fps": 0.0, "duration": 0.0, "bytes": 0}
     return pd.DataFrame(rows).assign(**unknown, file=store.resolve().name, requested=most)
 
@@ -133,8 +131,7 @@ def extract_folder(
         ValueError: the folder has no file.
     """
     files = find_videos(folder)
-    if not files:
-        raise ValueError(f"{folder}: expected videos, found no file")
+    expect(files, folder, "videos", "no file")
     out.mkdir(parents=True, exist_ok=True)
     settings = FrameSettings(frames, SHORT_SIDE, decoder=decoder or FrameSettings.decoder)
     rows = extract(files, out / manifest.STORE, settings, workers=workers)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from tvrkit.files import parse_json, read_text, shown
+from tvrkit.files import expect, parse_json, read_text, shown
 
 
 def read_ids(path: Path) -> list[str]:
@@ -87,8 +87,7 @@ def read_table(path: Path, columns: int) -> list[list[str]]:
 
 def _same_length(rows: list[list[str]], length: int, where: str, what: str, start: int) -> None:
     for number, row in enumerate(rows, start):
-        if len(row) != length:
-            raise ValueError(f"{where} {number}: expected {length} {what}, got {len(row)}")
+        expect(len(row) == length, f"{where} {number}", f"{length} {what}", len(row))
 
 
 def _instructions(names: str) -> set[str]:

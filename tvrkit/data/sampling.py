@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.random import Generator
 
+from tvrkit.files import expect
+
 
 def uniform(available: int, count: int, rng: Generator) -> np.ndarray:
     """The middle of each of `count` equal segments."""
@@ -53,11 +55,8 @@ def sample(sampling: str, available: int, count: int, rng: Generator | None = No
     Raises:
         ValueError: unknown sampling, or a count below 1.
     """
-    if sampling not in SAMPLERS:
-        known = ", ".join(sorted(SAMPLERS))
-        raise ValueError(f"unknown sampling {sampling!r}: expected one of {known}")
-    if count < 1:
-        raise ValueError(f"expected a count of frames of at least 1, got {count}")
+    expect(sampling in SAMPLERS, "sampling", f"one of {', '.join(sorted(SAMPLERS))}", sampling)
+    expect(count >= 1, "frames", "a count of at least 1", count)
     if count >= available:
         return np.arange(available)
     return SAMPLERS[sampling](available, count, rng or np.random.default_rng(0))

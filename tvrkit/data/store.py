@@ -21,7 +21,7 @@ import simplejpeg
 from tqdm import tqdm
 
 from tvrkit.data.records import checked
-from tvrkit.files import parse_json
+from tvrkit.files import expect, parse_json
 
 T = TypeVar("T")
 # of a frame's key: what it is made of, and how its video's id is found in it
@@ -120,9 +120,7 @@ class FrameStore:
             known = self._known(transaction, video_id)
             images = [self._image(transaction, video_id, int(i), known) for i in indices]
         sizes = sorted({image.shape for image in images})
-        if len(sizes) != 1:
-            expected = f"expected frames of one size of {video_id!r}"
-            raise ValueError(f"{self.path}: {expected}, got sizes {sizes}")
+        expect(len(sizes) == 1, self.path, f"frames of one size of {video_id!r}", f"sizes {sizes}")
         return np.stack(images)
 
     def count(self, video_id: str) -> int:

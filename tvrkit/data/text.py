@@ -100,12 +100,9 @@ def _encode(captions: Sequence[str], tokenizer, max_words: int):
     # Slow to import; whoever has a tokenizer has paid already.
     from open_clip.tokenizer import SimpleTokenizer
 
-    if max_words < 2:
-        expected = "max_words must leave room for SOT and EOT: expected 2 or more"
-        raise ValueError(f"{expected}, got {max_words}")
-    if odd := [caption for caption in captions if not isinstance(caption, str)]:
-        got = f"{type(odd[0]).__name__}: {files.shown(odd[0])}"
-        raise ValueError(f"expected captions as text, got {got}")
+    files.expect(max_words >= 2, "max_words", "2 or more", f"{max_words}: SOT and EOT need room")
+    odd = [files.shown(caption) for caption in captions if not isinstance(caption, str)]
+    files.expect(not odd, "captions", "text", ", ".join(odd[:3]))
     longest = max_words * CHARACTERS_PER_TOKEN
     texts = [tokenizer.clean_fn(caption)[:longest] for caption in captions]
     encode = _encode_clip if isinstance(tokenizer, SimpleTokenizer) else _encode_hf
@@ -150,12 +147,9 @@ def _clip_pieces(tokenizer, word: str) -> list[tuple[int, Span]]:
 
 def _encode_hf(texts: list[str], tokenizer, max_words: int):
     """A Hugging Face fast tokenizer, which knows its offsets."""
-    if tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
-        got = "tokenizer_mode 'clips' or strip_sep_token"
-        raise ValueError(f"expected a tokenizer that ends in EOT, got {got}")
-    inner = tokenizer.tokenizer
-    if not inner.is_fast:
-        raise ValueError(f"expected a fast tokenizer (it has offsets), got {type(inner).__name__}")
+    inner, mode = tokenizer.tokenizer, tokenizer.tokenizer_mode or tokenizer.strip_sep_token
+    files.expect(not mode, "tokenizer", "one that ends in EOT", "tokenizer_mode or strip_sep_token")
+    files.expect(inner.is_fast, "tokenizer", "a fast one (it has offsets)", type(inner).__name__)
     names = ("attention_mask", "offsets_mapping", "special_tokens_mask")
     shape = {"max_length": max_words, "padding": "max_length", "truncation": True}
     wanted = {f"return_{name}": True for name in names}

@@ -136,8 +136,8 @@ class Evaluation:
         return pd.concat(tables, ignore_index=True)
 
     def save(self, folder: Path | str) -> None:
-        """Write similarity.npz, ranks.npz and, last, metrics.json: with it the evaluation is
-        whole."""
+        """Write similarity.npz, ranks.npz and, last, metrics.json: with it the evaluation is whole.
+        A `Run` reads them."""
         folder = Path(folder)
         # an older one must not vouch for the new arrays
         (folder / "metrics.json").unlink(missing_ok=True)
@@ -149,30 +149,6 @@ class Evaluation:
             np.savez(part, similarity=self.similarity)
         files.write_gzip(folder / FACTORS, self.factors.to_csv(index=False))
         files.write_json(folder / "metrics.json", self.metrics)
-
-    @classmethod
-    def load(cls, folder: Path | str) -> Self:
-        """What `save` wrote.
-
-        Raises:
-            FileNotFoundError: `folder` holds no finished evaluation.
-            ValueError: its files belong to different evaluations.
-        """
-        folder = Path(folder)
-        names = ("metrics.json", "ranks.npz", "similarity.npz", FACTORS)
-        missing = [name for name in names if not (folder / name).exists()]
-        if missing:
-            absent = ", ".join(missing)
-            raise FileNotFoundError(f"{folder} holds no finished evaluation: no {absent}")
-        metrics = files.read_json(folder / "metrics.json")
-        arrays = read_arrays(folder / "ranks.npz") | read_arrays(folder / "similarity.npz")
-        ranks = {direction: arrays.pop(direction) for direction in DIRECTIONS}
-        counts = tuple(len(ranks[direction]) for direction in DIRECTIONS)
-        expected = tuple(metrics[f"{direction} queries"] for direction in DIRECTIONS)
-        if not counts == expected == arrays["similarity"].shape:
-            shapes = f"ranks {counts}, metrics {expected}, similarity {arrays['similarity'].shape}"
-            raise ValueError(f"{folder}: files of different evaluations: {shapes}")
-        return cls(ranks=ranks, metrics=metrics, factors=pd.read_csv(folder / FACTORS), **arrays)
 
 
 def clusters(video_of_caption: np.ndarray, family_of_video: np.ndarray) -> dict[str, np.ndarray]:

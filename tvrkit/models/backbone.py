@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from tvrkit import files
 from tvrkit.data import records
 from tvrkit.data.preprocessing import NAMES, Preprocessing
+from tvrkit.files import expect
 from tvrkit.models import hub, towers
 from tvrkit.models.patches import PatchAttention, lacks_patches, patch_attention
 from tvrkit.settings import BackboneConfig, choose
@@ -81,8 +82,7 @@ class Backbone(nn.Module):
             expected = f"expected an image and a text tower, got {type(clip).__name__}"
             raise ValueError(f"backbone {name}: {expected}")
         height, width = to_2tuple(clip.visual.image_size)
-        if height != width:
-            raise ValueError(f"backbone {name}: expected square frames, got {height} x {width}")
+        expect(height == width, f"backbone {name}", "square frames", f"{height} x {width}")
         self.clip, self.tokenizer, self.name, self.pretrained = clip, tokenizer, name, pretrained
         if isinstance(clip, CoCa):
             del clip.text_decoder
@@ -168,8 +168,7 @@ class Backbone(nn.Module):
                 raise ValueError("features hold no padded words, which released GLSCL reads")
             return tokens[:, 1:], tokens[:, 0]
         text, length, longest = self.clip.text, tokens.shape[1], self.context_length
-        if length > longest:
-            raise ValueError(f"{self.name}: expected at most {longest} tokens, got {length}")
+        expect(length <= longest, self.name, f"at most {longest} tokens", length)
         if self.is_hf:
             output = text.transformer(input_ids=tokens, attention_mask=mask.long())
             return text.proj(output.last_hidden_state), text.proj(text.pooler(output, mask.long()))
@@ -220,8 +219,7 @@ class Backbone(nn.Module):
             ValueError: frames of another size.
         """
         expected, shape = (3, self.image_size, self.image_size), tuple(frames.shape)
-        if shape[-3:] != expected:
-            raise ValueError(f"{self.name}: expected frames (..., {expected}), got {shape}")
+        expect(shape[-3:] == expected, self.name, f"frames (..., {expected})", shape)
         if frames.dtype != torch.uint8:
             return frames
         return frames.float().div_(255).sub_(self.mean).div_(self.std)
@@ -232,9 +230,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the image tower is no vision transformer with plain attention.
         """
-        if tower := lacks_patches(self.clip.visual):
-            needs = "patch attention needs a vision transformer"
-            raise ValueError(f"{self.name}: {needs}, got {tower}")
+        tower = lacks_patches(self.clip.visual)
+        expect(not tower, f"patch attention of {self.name}", "a vision transformer", tower)
         return patch_attention(self.clip.visual, self.normalise(frames))
 
 

@@ -85,8 +85,7 @@ def load(method: Method, path: Path) -> Method:
     state, metadata = read_tensors(path)
     check(metadata, _identity(method), path)
     unused = fill(method, state, str(path))
-    if unused:
-        raise ValueError(f"{path}: expected no further keys, got {', '.join(unused[:5])}")
+    files.expect(not unused, path, "no further keys", ", ".join(unused[:5]))
     return method
 
 
@@ -105,14 +104,12 @@ def fill(method: Method, state: State, source: str) -> list[str]:
     missing = [key for key in needed if key not in state]
     if missing:
         raise ValueError(f"{source}: missing keys ({len(missing)}): {', '.join(missing[:5])}")
-    for key, tensor in needed.items():
-        expected, shape = tuple(tensor.shape), tuple(state[key].shape)
-        if shape != expected:
-            raise ValueError(f"{source}: {key}: expected shape {expected}, got {shape}")
-        if state[key].is_floating_point() != tensor.is_floating_point():
-            raise ValueError(f"{source}: {key}: expected {tensor.dtype}, got {state[key].dtype}")
-        if not state[key].float().isfinite().all():
-            raise ValueError(f"{source}: {key}: expected finite weights, got NaN or infinity")
+    for key, own in needed.items():
+        where, given = f"{source}: {key}", state[key]
+        shape, same_kind = tuple(own.shape), own.is_floating_point() == given.is_floating_point()
+        files.expect(given.shape == shape, where, f"shape {shape}", tuple(given.shape))
+        files.expect(same_kind, where, own.dtype, given.dtype)
+        files.expect(given.float().isfinite().all(), where, "finite weights", "NaN or infinity")
     method.load_state_dict({key: state[key] for key in needed})
     return [key for key in state if key not in needed]
 
@@ -167,8 +164,7 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     for wrapper in ("model", "state_dict"):  # beside an optimiser's, often
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
+    files.expect(isinstance(state, Mapping), path, "a state dict", type(state).__name__)
     for key, tensor in state.items():
         if not isinstance(key, str) or not _is_plain(tensor):
             raise ValueError(f"{path}: {files.shown(key)}: expected a dense tensor of real numbers")

@@ -63,7 +63,6 @@ class WordHead(nn.Module):
 
     def __init__(self, width: int, size: int):
         super().__init__()
-        self.size = size
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=BERT_EPS)
         self.decoder = nn.Linear(width, size)

@@ -98,9 +98,8 @@ class Released:
         if self.method in ("dmae", "clip4clip"):
             shown["head"] = "seqTransf" if self.layers(TEMPORAL_BLOCKS) else "meanP"
         for part, head in release.get("lacks", {}).items():
-            if any(part in name for name in self.state):
-                got = f"{part.rstrip('.')} ({head})"
-                raise ValueError(f"{self}: expected meanP or seqTransf, got {got}")
+            lacks, got = any(part in name for name in self.state), f"{part.rstrip('.')} ({head})"
+            files.expect(not lacks, self, "meanP or seqTransf", got)
         if self.method == "dmae":
             if not self.layers(f"{VISUAL}transformer.resblocks."):
                 expected = "expected CLIP's towers (clip.visual...), which the released"
@@ -179,8 +178,8 @@ def load_official(
     try:
         settings = cls.Settings(**{**weights.settings(), **config})
         spoken = "zh" if BERT_WORDS in weights else "en"
-        if choose("language", language or spoken, ("en", "zh")) != spoken:
-            raise ValueError(f"{weights}: expected a text tower of {language}, got {spoken}")
+        asked = choose("language", language or spoken, ("en", "zh"))
+        files.expect(asked == spoken, weights, f"a text tower of {asked}", spoken)
         loaded = cls(_backbone(weights, tokenizer, text_heads), settings)
         unused = fill_released(loaded, weights)
     except (ImportError, ValueError):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tvrkit.data.batch import readable
+from tvrkit.files import expect
 from tvrkit.settings import choose
 
 MaskFill = Literal["zero", "exclude"]
@@ -224,8 +225,7 @@ def _frame_source(mask: Tensor) -> Tensor:
 
 def _check_mask(side: str, tokens: Tensor, mask: Tensor) -> None:
     expected, shape = tuple(tokens.shape[:2]), tuple(mask.shape)
-    if shape != expected:
-        raise ValueError(f"{side} mask: expected shape {expected}, got {shape}")
+    expect(shape == expected, f"{side} mask", f"shape {expected}", shape)
     empty = (mask != 0).sum(1) == 0
     if readable(mask) and empty.any():
         first = int(empty.int().argmax())
@@ -337,8 +337,7 @@ def topk_frame_similarity(
     Raises:
         ValueError: k below 1, a video without a valid frame, or a mask of another shape.
     """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1 frame, got {k}")
+    expect(k >= 1, "k", "at least 1 frame", k)
     if frame_mask is None:
         frame_mask = frames.new_ones(frames.shape[:2])
     _check_mask("video", frames, frame_mask)

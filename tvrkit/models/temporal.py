@@ -8,6 +8,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from tvrkit.files import expect
 from tvrkit.models import towers
 from tvrkit.models.backbone import Backbone
 
@@ -101,8 +102,7 @@ class TemporalTransformer(nn.Module):
             ValueError: more frames than positions.
         """
         count, known = frames.shape[1], self.frame_position_embeddings.num_embeddings
-        if count > known:
-            raise ValueError(f"temporal transformer: expected at most {known} frames, got {count}")
+        expect(count <= known, "temporal transformer", f"at most {known} frames", count)
         valid = frames.new_ones(frames.shape[:2]) if mask is None else mask.to(frames.dtype)
         key_bias = (1 - valid) * MASKED_KEY
         x = frames + self.frame_position_embeddings.weight[:count]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvrkit.data.batch import inner_words
+from tvrkit.files import expect
 from tvrkit.models.method import Tensors
 from tvrkit.models.similarity import MaskFill, token_weight
 from tvrkit.settings import Share, settings
@@ -127,10 +128,8 @@ class TokenWeightPredictor(nn.Module):
             ValueError: another number of tokens than the predictor was built for.
         """
         tokens, built = (query.shape[1], key.shape[1]), (self.queries, self.keys)
-        if tokens != built:
-            expected = "expected {} query and {} key tokens, got {} and {}".format(*built, *tokens)
-            hint = "method.max_words and method.max_frames set them"
-            raise ValueError(f"token weights: {expected} ({hint})")
+        got = "{} and {} (method.max_words and method.max_frames set them)".format(*tokens)
+        expect(tokens == built, "token weights", "{} query and {} key tokens".format(*built), got)
         acts = torch.ones_like(query[..., 0]) if query_mask is None else query_mask
         real = torch.ones_like(key[..., 0]) if key_mask is None else key_mask
         weigh = self._linear if self.kind == "linear" else self._attention

@@ -58,15 +58,14 @@ def diagnostics(folder: Path, numbers: dict[str, dict]) -> dict:
 
 
 def read_diagnostics(path: Path) -> dict[str, np.ndarray]:
-    """The numbers of a file of `diagnostics`, or of an earlier version, which has no hashes: title
-    -> (3,) float `BOUNDS`; NaN for unknown.
+    """The numbers of a file of `diagnostics`: title -> (3,) float `BOUNDS`; NaN for unknown.
 
     Raises:
         ValueError: it was changed since, is another run's, or holds anything else.
     """
     saved = files.read_json(path)
-    numbers = saved.get("numbers", saved)
-    if "numbers" in saved and saved != diagnostics(path.parent, numbers):
+    numbers = saved.get("numbers", {})
+    if saved != diagnostics(path.parent, numbers):
         raise ValueError(f"{path.name}: not as it was saved beside this run: other hashes")
     bounds = Annotated[dict[Literal["mean", "low", "high"], float | None], Len(3, 3)]
     rows = records.checked(numbers, dict[str, bounds], path.name)

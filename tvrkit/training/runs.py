@@ -31,6 +31,7 @@ from tvrkit.data import loader, processes
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.data.records import checked
 from tvrkit.evaluation.evaluate import (
+    IDS,
     NO_FACTORS,
     Evaluation,
     clusters,
@@ -41,6 +42,7 @@ from tvrkit.evaluation.evaluate import (
 )
 from tvrkit.evaluation.postprocess import NEEDS_BANK
 from tvrkit.evaluation.ranks import DIRECTIONS, RSUM, metrics_of_directions
+from tvrkit.files import expect
 from tvrkit.models import checkpoints, hub, method_class, weights
 from tvrkit.models.backbone import create_backbone
 from tvrkit.models.method import Method
@@ -49,7 +51,7 @@ from tvrkit.settings import Config, choose
 from tvrkit.shapes.dataset import PREFIX, prepare_shapes
 from tvrkit.training import cached_features, distributed
 from tvrkit.training import card as cards
-from tvrkit.training.card import CHECKPOINT, SCORES, peak_memory_mb, resolve_device, run_card
+from tvrkit.training.card import CHECKPOINT, peak_memory_mb, resolve_device, run_card
 from tvrkit.training.resume import States, write_table
 from tvrkit.training.trainer import State, Trainer
 
@@ -202,9 +204,11 @@ class Run:
     @cached_property
     def evaluation(self) -> Evaluation:
         """Ranks, metrics and similarity matrix on the recipe's evaluation split."""
-        for name in (*SCORES, "similarity.npz"):
-            self.artefact(name)
-        return Evaluation.load(self.folder)
+        scores = read_arrays(self.artefact("similarity.npz"))["similarity"]
+        counts = tuple(map(len, self.ranks.values()))
+        expect(scores.shape == counts, "similarity.npz", f"{counts} scores", scores.shape)
+        read = {key: self._arrays[key] for key in IDS} | {"factors": self.factors}
+        return Evaluation(scores, ranks=self.ranks, metrics=self.metrics, **read)
 
     @cached_property
     def manifest(self) -> Manifest:
