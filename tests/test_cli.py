@@ -61,6 +61,18 @@ def tvrkit(monkeypatch, tmp_path, capsys):
             "error: data prepare msvd: expected the folder of its annotations and --videos",
         ),
         (["data", "prepare", "shapes-huge"], "error: unknown preset 'huge': expected one of"),
+        (
+            ["data", "prepare", "shapes", "--split", "test", "--videos", ".", "--language", "en"],
+            "error: data prepare shapes-quick: takes no videos, language, split",
+        ),
+        (
+            ["data", "prepare", "own", "t.csv", "--videos", ".", "--split", "test"],
+            "error: data prepare own: takes no split",
+        ),
+        (
+            ["data", "prepare", "own", "t.csv", "--videos", ".", "--allow-partial"],
+            "error: data prepare own: takes no allow-partial",
+        ),
         (["data", "extract", "nowhere", "--out", "store"], "error: no folder of videos at nowhere"),
         (["data", "verify", "nowhere"], "error: no frame store at nowhere"),
         (
@@ -77,6 +89,26 @@ def test_an_expected_error_is_one_line(tvrkit, arguments, message):
     assert code == 1
     assert last.startswith(message)
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["embed", "clip4clip_shapes", "--profile", "smoke", "--out", "taken"],
+        ["data", "extract", "clips", "--out", "taken"],
+        ["data", "prepare", "shapes-smoke", "--out", "taken"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_file_where_a_folder_is_to_be_written_is_said_to_be_one(tvrkit, tmp_path, arguments):
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "a.mp4", count=4)
+    (tmp_path / "taken").write_text("mine")
+    code, _, err = tvrkit(*arguments)
+    last = err.splitlines()[-1]
+    assert (code, last.startswith("error: taken")) == (1, True)
+    assert last.endswith(": expected a folder, got a file in its way")
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_an_interrupt_says_how_to_go_on(tvrkit, monkeypatch):
@@ -126,6 +158,13 @@ def test_prepare_show_verify_and_extract_on_real_video_files(tvrkit, tmp_path):
     assert next(row["reason"] for row in rows if row["status"] == "failed")
     assert {row["decoder"] for row in rows if row["status"] == "ok"} == {"pyav"}
     assert "1 of 2 files" in out
+
+
+def test_shapes_of_a_preset_go_into_any_folder(tvrkit, tmp_path):
+    code, out, _ = tvrkit("data", "prepare", "shapes-smoke", "--out", tmp_path / "elsewhere")
+    assert code == 0
+    assert f"recipes look for data sets in {tmp_path / 'data'}" in out
+    assert Manifest.open(tmp_path / "elsewhere").card["made_from"]["preset"] == "smoke"
 
 
 def test_a_folder_of_any_name_is_read_from_and_written_to(tvrkit, tmp_path):

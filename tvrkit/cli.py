@@ -16,8 +16,6 @@ from typer import Argument, Option
 from tvrkit.files import on_one_line, printable
 
 if TYPE_CHECKING:
-    from io import TextIOWrapper
-
     from tvrkit.data.manifest import Manifest
     from tvrkit.training.runs import Run
 
@@ -34,6 +32,8 @@ app.add_typer(backbone_app, name="backbone")
 app.add_typer(bench_app, name="bench")
 INTERRUPTED = 130
 LISTED = 10  # ids printed of those that are missing
+IGNORED = {"own": ["split", "allow_partial"]}  # by `data prepare`, which refuses them
+IGNORED["shapes"] = ["root", "videos", "language", "frames", "decoder", *IGNORED["own"]]
 
 Recipe = Annotated[str, Argument(help="name of a recipe, or path of a YAML file")]
 Overrides = Annotated[list[str] | None, Argument(help="section.key=value, the value in YAML")]
@@ -43,13 +43,10 @@ Device = Annotated[str, Option(help="cpu, cuda or cuda:k")]
 ProfileName = Annotated[str | None, Option("--profile", help="smoke, quick, reference or full")]
 DryRun = Annotated[bool, Option("--dry-run", help="say what would be done, and stop")]
 DataName = Annotated[str, Argument(help="data set (msrvtt) or protocol (msrvtt/full)")]
-Annotations = Annotated[Path, Argument(help="folder of the annotation files")]
 Language = Annotated[str | None, Option(help="en or zh; the protocol's own if not given")]
 OnlySplits = Annotated[list[str] | None, Option(help="only this split; may be repeated")]
 Partial = Annotated[bool, Option("--allow-partial", help="go on when counts differ, and label it")]
-Frames = Annotated[int | None, Option(help="kept per video")]
 Decoder = Annotated[str | None, Option(help="auto (decord where it is right), decord or pyav")]
-Videos = Annotated[Path | None, Option(help="tree of video files, or an LMDB frame store")]
 
 
 def _version(wanted: bool) -> None:
@@ -70,9 +67,7 @@ def tvrkit(
 @app.command()
 def reproduce(
     profile: Annotated[str, Option(help="smoke, quick, reference, full, or a data set")] = "quick",
-    run: Annotated[
-        str | None, Option(help="folder under reports/; else the profile's name")
-    ] = None,
+    run: Annotated[str | None, Option(help="under reports/; else the profile's name")] = None,
     device: Device = "cpu",
     force: Annotated[bool, Option("--force", help="remove the run and start again")] = False,
     dry_run: DryRun = False,
@@ -202,9 +197,7 @@ def _print_numbers(done: Run) -> None:
 @app.command()
 def sweep(
     names: Annotated[list[str] | None, Argument(help="of recipes/sweeps.yaml, or all")] = None,
-    jobs: Annotated[
-        int, Option(min=1, help="runs at a time: each on a GPU of its own, or sharing the cores")
-    ] = 1,
+    jobs: Annotated[int, Option(min=1, help="at a time: a GPU each, or sharing the cores")] = 1,
     run: RunName = "cli",
     profile: ProfileName = None,
     seed: Annotated[list[int] | None, Option(help="in place of the sweep's; repeatable")] = None,
@@ -228,8 +221,7 @@ def sweep(
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs end with this
     everything = [task for planned in tasks.values() for task in planned]
-    failed = sweeps.execute(everything, jobs=jobs, device=device)
-    if failed:
+    if failed := sweeps.execute(everything, jobs=jobs, device=device):
         raise RuntimeError(f"{len(failed)} of {len(everything)} runs failed: {'; '.join(failed)}")
 
 
@@ -411,7 +403,7 @@ def data_list():
 @data_app.command("check")
 def data_check(
     name: DataName,
-    root: Annotations,
+    root: Annotated[Path, Argument(help="folder of the annotation files")],
     language: Language = None,
     split: OnlySplits = None,
     allow_partial: Partial = False,
@@ -427,15 +419,14 @@ def data_check(
 
 @data_app.command("prepare")
 def data_prepare(
+    context: typer.Context,
     name: DataName,
-    root: Annotated[
-        Path | None, Argument(help="folder of the annotation files, or your own table")
-    ] = None,
-    videos: Videos = None,
+    root: Annotated[Path | None, Argument(help="folder of annotations, or your table")] = None,
+    videos: Annotated[Path | None, Option(help="tree of files, or an LMDB frame store")] = None,
     out: Annotated[Path | None, Option(help="data/NAME if not given")] = None,
     language: Language = None,
     split: OnlySplits = None,
-    frames: Frames = None,
+    frames: Annotated[int | None, Option(min=1, help="kept per video")] = None,
     decoder: Decoder = None,
     allow_partial: Partial = False,
     workers: int = 2,
@@ -445,11 +436,15 @@ def data_prepare(
     from tvrkit.data.decoders import FrameSettings
     from tvrkit.data.own import prepare_own
     from tvrkit.data.prepare import FRAMES_ELSEWHERE, SHORT_SIDE, prepare
-    from tvrkit.shapes.dataset import prepare_shapes
+    from tvrkit.shapes.dataset import PREFIX, prepare_shapes
 
-    out = out or files.data("shapes-quick" if name == "shapes" else name.replace("/", "-"))
-    if name.startswith("shapes"):
-        made = prepare_shapes(out, workers=workers)
+    name = "shapes-quick" if name == "shapes" else name
+    ignored = IGNORED.get(name.partition("-")[0], ())
+    if given := [each.replace("_", "-") for each in ignored if context.params[each]]:
+        raise ValueError(f"data prepare {name}: takes no {', '.join(given)}")
+    out = out or files.data(name.replace("/", "-"))
+    if name.startswith(PREFIX):
+        made = prepare_shapes(out, name.removeprefix(PREFIX), workers=workers)
     elif root is None or videos is None:
         what = "a table of captions" if name == "own" else "the folder of its annotations"
         raise ValueError(f"data prepare {name}: expected {what} and --videos FOLDER")
@@ -484,7 +479,7 @@ def print_coverage(made: Manifest) -> None:
 def data_extract(
     folder: Annotated[Path, Argument(help="any tree of video files")],
     out: Annotated[Path, Option(help="folder for frames.lmdb and videos.jsonl")],
-    frames: Annotated[int, Option(help="kept per video")] = 12,
+    frames: Annotated[int, Option(min=1, help="kept per video")] = 12,
     decoder: Decoder = None,
     workers: int = 2,
 ):
@@ -504,8 +499,7 @@ def data_verify(root: Annotated[Path, Argument(help="prepared data set, or a fra
     from tvrkit.data.store import FrameStore
 
     store = root / "frames.lmdb" if (root / "frames.lmdb").exists() else root
-    problems = FrameStore(store).verify()
-    if problems:
+    if problems := FrameStore(store).verify():
         raise ValueError(f"{store}: {len(problems)} problems: {'; '.join(problems)}")
     print(on_one_line(f"{store}: {len(FrameStore(store).video_ids())} videos, every frame reads"))
 
@@ -576,7 +570,7 @@ def backbone_pretrain(
 
 def main() -> None:
     """Run the command line; an expected error is one line on stderr, Ctrl-C says how to go on."""
-    cast("TextIOWrapper", sys.stdout).reconfigure(errors="backslashreplace")  # names may be no text
+    cast(Any, sys.stdout).reconfigure(errors="backslashreplace")  # names may be no text
     warnings.formatwarning = lambda message, *_: printable(f"warning: {message}\n")
     try:
         app()
@@ -588,7 +582,9 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise  # one of several processes: which, and where, the launcher shows
-        print(f"error: {on_one_line(str(error))}", file=sys.stderr)
+        file = isinstance(error, FileExistsError | NotADirectoryError) and error.filename
+        said = f"{file}: expected a folder, got a file in its way" if file else str(error)
+        print(f"error: {on_one_line(said)}", file=sys.stderr)
         sys.exit(1)
 
 

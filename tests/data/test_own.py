@@ -111,6 +111,13 @@ def test_no_split_no_loss(home, monkeypatch, capsys):
             "caption,file\na,b/c.mp4\nb,b__c.mp4\n",
             "b__c.mp4: expected a video in one split, under one",
         ),
+        *(
+            (
+                f"caption,file\na,cat.mp4\nb,{file}\n",
+                f"captions.csv: expected paths in the folder of videos, got '{file}'",
+            )
+            for file in ("../cat.mp4", "work/../../cat.mp4", "/etc/passwd")
+        ),
         (
             "caption,file\na,dog.mp4\n",
             "none of the 1 files of captions.csv is in videos, such as dog",

@@ -19,7 +19,7 @@ from bs4 import BeautifulSoup
 from tests.fakes import finished_run
 from tvrkit import files
 from tvrkit.files import write_json
-from tvrkit.reporting import claims, pages, tables
+from tvrkit.reporting import claims, pages, sentences, tables
 from tvrkit.training.card import write_card
 
 
@@ -169,6 +169,16 @@ def test_dead_parts_are_named_on_the_page_of_all_columns(home):
     (row,) = rows(details("table")[-1])
     assert (row["sign"], row["2"]) == ("words masked (%)", "0.25")
     assert row["verdict"] == "TPM-CL masks almost no word, or almost all"
+
+
+def test_dead_parts_are_said_below_the_results(home):
+    """In the words of the README's sentence."""
+    run = finished_run("dmae_shapes")
+    (run.folder / "curve.csv").write_text("epoch,words masked (%)\n1,40\n2,0.25\n")
+    write_card(run.folder, run.card)
+    results = page(pages.write_index("mine"))("table")[1]
+    assert sentences.block("dead", "mine") in results.find_next("p").text
+    assert "TPM-CL masks almost no word, or almost all" in results.find_next("p").text
 
 
 def test_figures_of_the_findings_are_open_and_every_link_leads_somewhere(home):

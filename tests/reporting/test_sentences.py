@@ -10,7 +10,7 @@ import pytest
 from tests.fakes import finished_run
 from tvrkit.evaluation import compare, statistics
 from tvrkit.inspection import diagnostics
-from tvrkit.reporting import sentences, sweeps
+from tvrkit.reporting import sentences, sweeps, tables
 from tvrkit.training.card import write_card
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def test_who_wins_is_what_the_tests_say_and_about_what(methods):
     for name, text in about.items():
         for row in pairs.itertuples():
             better, other = (row.a, row.b)[:: 1 if row.difference > 0 else -1]
-            win = f"{sentences.title(better)} above {sentences.title(other)} in {row.metric} ("
+            win = f"{tables.title(better)} above {tables.title(other)} in {row.metric} ("
             assert (win in text) == (getattr(row, name) in ("better", "worse"))
     assert "GLSCL above HMMC" in about["recipe"]
     assert "3 seeds, all 9 comparisons" in about["recipe"]
@@ -136,7 +136,8 @@ def test_what_is_said_of_released_code_is_the_test_of_its_runs(home):
 def test_what_is_dead_in_every_seed_is_said_of_the_recipe(home):
     """What is alive in one seed is not said to be dead; nor what recorded no signs."""
     finished_run("hmmc_shapes")
-    assert sentences.dead("mine") == "Dead in every seed (signs: notebook 02). No part watched."
+    none = "Dead in every seed (signs: notebook 02). No watched part."
+    assert sentences.block("dead", "mine") == none
     for seed, (words, frames) in enumerate(([0.3, 1.0], [0.3, 30.0])):
         run = finished_run("dmae_shapes", seed=seed)
         signs = {"words masked (%)": [40.0, words], "frames masked (%)": [0.0, frames]}
@@ -145,7 +146,7 @@ def test_what_is_dead_in_every_seed_is_said_of_the_recipe(home):
     told = (
         "Dead in every seed (signs: notebook 02). DMAE: TPM-CL masks almost no word, or almost all."
     )
-    assert sentences.dead("mine") == told
+    assert sentences.block("dead", "mine") == told
 
 
 def test_both_languages_of_the_pre_training_are_judged(monkeypatch):

@@ -42,8 +42,8 @@ def read_own(path: Path, language: str = "en") -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a column is missing, a value is unknown, a caption is empty, or a video is in
-            two splits.
+        ValueError: a column is missing, a value is unknown, a caption is empty, a file is outside
+            of the folder, or a video is in two splits.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table of captions at {path}")
@@ -54,7 +54,10 @@ def read_own(path: Path, language: str = "en") -> pd.DataFrame:
     expect(rows, path.name, "a row per caption", "none")
     defaults = {"split": "test", "language": choose("language", language, LANGUAGES)}
     table = pd.DataFrame([defaults | row for row in rows]).fillna("")  # tags some rows have not
-    table["video_id"] = [make_id("__".join(PurePosixPath(file).parts)) for file in table["file"]]
+    paths = [*map(PurePosixPath, table["file"])]
+    if outside := [str(each) for each in paths if each.is_absolute() or ".." in each.parts]:
+        raise ValueError(f"{path.name}: expected paths in the folder of videos, got {outside[0]!r}")
+    table["video_id"] = [make_id("__".join(each.parts)) for each in paths]
     in_two = table.groupby("video_id")[["split", "file"]].nunique().gt(1).any(axis=1)
     where = f"{path.name}: {in_two.idxmax()}"
     expect(not in_two.any(), where, "a video in one split, under one path", "several")

@@ -79,9 +79,7 @@ def results(run: str) -> pd.DataFrame:
         tested_on = _tested_on(claim, sides[number][0], run)
         rows[number] = {"paper": claim.paper, "says": claim.says, "tested_on": tested_on}
     about = pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
-    return about.join(
-        sweeps.paired_tests({claim: runs for claim, runs in sides.items() if runs[0]})
-    )
+    return about.join(sweeps.paired_tests(sides))
 
 
 def _tested_on(claim: Claim, ours: list, run: str) -> str:

@@ -20,7 +20,7 @@ from tvrkit import figures, files, html
 from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.inspection import diagnostics
 from tvrkit.reporting import claims, signs, targets
-from tvrkit.reporting.tables import cells, protocol_of, results
+from tvrkit.reporting.tables import by_recipe, cells, protocol_of, results
 from tvrkit.training.card import read_diagnostics
 from tvrkit.training.runs import Run, sound
 
@@ -80,7 +80,7 @@ def write_index(run: str) -> Path:
     _write(root / "details.html", title=f"{run}: all columns", sections=details, **back)
     _write(root / "sweeps.html", title=f"{run}: sub-runs", sections=below, **back)
     values = {"title": run, "has_sweeps": bool(parts), **_not_shown(root)}
-    values |= {"targets": targets.table(run)}
+    values |= {"targets": targets.table(run), "dead": signs.dead(by_recipe(main))}
     values |= {"claims": claims.shown(tested), "figure": _claims_figure(tested, root)}
     values |= {"tables": _few(tables, OF_RUN), "notebooks": _by_notebook(root, f"{NUMBERED}.html")}
     values |= {"figures": _by_notebook(root, f"figures/{NUMBERED}.png")}

@@ -19,13 +19,12 @@ from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.factors import per_factor_accuracy
 from tvrkit.inspection import diagnostics
 from tvrkit.reporting import claims, pages, signs, sweeps, tables, targets
-from tvrkit.reporting.tables import interval, number
+from tvrkit.reporting.tables import interval, number, title
 from tvrkit.training.card import read_diagnostics
 from tvrkit.training.runs import Run
 
 REFERENCE = "reference"
 CONTRAST = "contrast"  # folder in a run's
-TITLES = {"clip4clip": "CLIP4Clip", "dmae": "DMAE", "glscl": "GLSCL", "hmmc": "HMMC"}
 HARD = ["mined pairs that are one factor apart (%)", "pairs one factor apart that are mined (%)"]
 HARD += ["random pairs that are one factor apart (%)"]
 FALSE = [f"{kind} among the mined (%)" for kind in ("false negatives", "near-duplicate captions")]
@@ -35,20 +34,9 @@ WIDE = 5  # points to either side
 MARK = re.compile(r"(<!-- reference: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def title(recipe: str) -> str:
-    """A recipe as sentences name it: "GLSCL" for glscl_shapes."""
-    name = recipe.removesuffix("_shapes")
-    return TITLES.get(name, name)
-
-
 def trained(run: str, given: bool = False) -> dict[str, list[Run]]:
-    """The run's own recipes that were trained, by seed, best rsum first; with `given` those, too,
-    whose weights were scored as they are."""
-    by_recipe: dict[str, list[Run]] = {}
-    for each in pages.sections(run).get("", []):
-        if given or each.card["selection"] not in AS_GIVEN:
-            by_recipe.setdefault(each.recipe, []).append(each)
-    return dict(sorted(by_recipe.items(), key=lambda item: -tables.summary(item[1])["rsum"]))
+    """`tables.by_recipe` of the run's own recipes."""
+    return tables.by_recipe(pages.sections(run).get("", []), given)
 
 
 def results(run: str) -> str:
@@ -66,19 +54,8 @@ def results(run: str) -> str:
     families = on_families(run, recipes)
     made = [table.rename_axis("test split, raw scores"), factors(families)]
     parts = [pages.as_markdown(table.reset_index()) for table in made if len(table)]
-    said = _blind(families), _verdicts(recipes), dead(run), control(run)
+    said = _blind(families), _verdicts(recipes), signs.dead(recipes), control(run)
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in said)])
-
-
-def dead(run: str) -> str:
-    """Which parts of a run's own recipes no seed keeps alive."""
-    said = []
-    for recipe, seeds in trained(run).items():
-        watched = [each for each in seeds if "curve.csv" in each.card["artefacts"]]
-        lost = [w for each in watched for w in signs.table(each)["verdict"] if w != "alive"]
-        words = [word for word in dict.fromkeys(lost) if lost.count(word) == len(watched)]
-        said += [f"{title(recipe)}: {'; '.join(words)}."] if words else []
-    return f"Dead in every seed (signs: notebook 02). {' '.join(said) or 'No part watched.'}"
 
 
 def _accuracy(seeds: Sequence[Run]) -> dict[str, str]:
@@ -148,7 +125,7 @@ def evaluation(run: str) -> list[str]:
     return [
         f"R@1 {numbers}; {bounds}.",
         _verdicts(recipes) if len(recipes) > 1 else "One recipe: nothing to compare.",
-        f"{_blind(on_families(run, recipes))} {dead(run)}",
+        f"{_blind(on_families(run, recipes))} {signs.dead(recipes)}",
         *targets.sentences(run),
     ]
 
@@ -286,10 +263,9 @@ def released(run: str) -> list[str]:
     sides = {}
     for name, corrected in (("dmae", "meanP/"), ("glscl", ""), ("hmmc", "")):
         both = (claims.by_seed(f"{run}/{at}{name}_shapes") for at in ("released/", corrected))
-        sides[TITLES[name]] = claims.same_seeds(*both)
-    tests = sweeps.paired_tests({name: runs for name, runs in sides.items() if runs[0]})
+        sides[title(name)] = claims.same_seeds(*both)
     return [
-        *_judged(tests, "{}, released minus corrected"),
+        *_judged(sweeps.paired_tests(sides), "{}, released minus corrected"),
         *(f"{name}: not run." for name, runs in sides.items() if not runs[0]),
     ]
 
@@ -319,10 +295,10 @@ def _of_dmae(sentences: Callable[[Run], list[str]]) -> Callable[[str], list[str]
 
 
 BLOCKS: dict[str, Callable[[str], str | list[str]]] = {
-    "results": results,
     "claims": pages.markdown,
+    "dead": lambda run: signs.dead(trained(run)),
     **{make.__name__: _of_dmae(make) for make in (training, mining, attention)},
-    **{make.__name__: make for make in (evaluation, ablations, pretraining, released, dead)},
+    **{make.__name__: make for make in (results, evaluation, ablations, pretraining, released)},
 }
 
 

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from tvrkit import files
+from tvrkit.reporting.tables import title
 from tvrkit.training.runs import Run
 
 ALIVE = pd.read_csv(files.ASSETS / "signs.csv", index_col="sign")
@@ -28,3 +29,14 @@ def sentence(run: Run) -> str:
     dead = signs[signs["verdict"] != "alive"]
     named = [f"{row.verdict} ({name} {row.iloc[-3]:.2g})" for name, row in dead.iterrows()]
     return f"Dead: {'; '.join(named)}." if named else f"All {len(signs)} signs say: alive."
+
+
+def dead(recipes: dict[str, list[Run]]) -> str:
+    """Which parts of recipes, given with their seeds, no seed keeps alive."""
+    said = []
+    for recipe, seeds in recipes.items():
+        watched = [each for each in seeds if "curve.csv" in each.card["artefacts"]]
+        lost = [w for each in watched for w in table(each)["verdict"] if w != "alive"]
+        words = [word for word in dict.fromkeys(lost) if lost.count(word) == len(watched)]
+        said += [f"{title(recipe)}: {'; '.join(words)}."] if words else []
+    return f"Dead in every seed (signs: notebook 02). {' '.join(said) or 'No watched part.'}"

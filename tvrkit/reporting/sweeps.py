@@ -353,15 +353,16 @@ def main_effects(name: str, run: str) -> pd.DataFrame:
     Raises:
         ValueError: as `part_sides`.
     """
-    return paired_tests({part: sides for part, sides in part_sides(name, run).items() if sides[0]})
+    return paired_tests(part_sides(name, run))
 
 
 def paired_tests(sides: Mapping[Any, tuple[list, list]]) -> pd.DataFrame:
-    """`compare.paired_test` of the two sides of each name on every metric of `compare.TESTED`, all
-    adjusted together: index name."""
+    """`compare.paired_test` of the two sides of each name that has runs on every metric of
+    `compare.TESTED`, all adjusted together: index name."""
     rows = {
         (name, metric): compare.paired_test(ours, theirs, metric)
         for name, (ours, theirs) in sides.items()
+        if ours
         for metric in compare.TESTED
     }
     if not rows:

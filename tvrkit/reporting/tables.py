@@ -13,9 +13,11 @@ import pandas as pd
 
 from tvrkit import files
 from tvrkit.evaluation import compare, statistics
+from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.ranks import DIRECTIONS
 from tvrkit.training.runs import Run, find
 
+TITLES = {"clip4clip": "CLIP4Clip", "dmae": "DMAE", "glscl": "GLSCL", "hmmc": "HMMC"}
 MEANS = [*(f"{way} {metric}" for way in DIRECTIONS for metric in compare.METRICS), "rsum"]
 
 
@@ -81,6 +83,17 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(**order)
 
 
+def by_recipe(runs: Sequence[Run], given: bool = False) -> dict[str, list[Run]]:
+    """The recipes that were trained, by seed, best rsum first; with `given` those, too, whose
+    weights were scored as they are."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if given or run.card["selection"] not in AS_GIVEN:
+            groups.setdefault(run.recipe, []).append(run)
+    rsum = {name: np.mean([run.metrics["rsum"] for run in seeds]) for name, seeds in groups.items()}
+    return {name: groups[name] for name in sorted(groups, key=rsum.__getitem__, reverse=True)}
+
+
 def summary(seeds: Sequence[Run]) -> dict[str, Any]:
     """What the runs of one recipe say together.
 
@@ -119,6 +132,11 @@ def _interval(seeds: Sequence[Run], direction: str) -> list[float]:
         return [seeds[0].metrics[f"{direction} R@1 {end}"] for end in ("low", "high")]
     draws = statistics.bootstrap_metrics(*compare.pooled(seeds, direction))
     return statistics.interval(draws["R@1"])
+
+
+def title(recipe: str) -> str:
+    """A recipe as sentences name it: "GLSCL" for glscl_shapes."""
+    return TITLES.get(name := recipe.removesuffix("_shapes"), name)
 
 
 def number(value: float, digits: int = 1, sd: float = np.nan) -> str:

@@ -29,8 +29,7 @@ def table(run: str) -> pd.DataFrame:
     """
     done, rows = find(run), []
     known = published_results().to_dict("records") if done else []
-    for recipe in dict.fromkeys(each.recipe for each in done):
-        seeds = [each for each in done if each.recipe == recipe]
+    for recipe, seeds in tables.by_recipe(done, given=True).items():
         ours = tables.summary(seeds)
         cells = tables.cells(ours)
         for row in (row for row in known if recipe in row["recipes"].split()):

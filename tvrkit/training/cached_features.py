@@ -54,8 +54,7 @@ def check(method: Method, config: Config, splits: Sequence[Split]) -> None:
         "data.captions=tagged": data.captions == "tagged",
         "train.freeze_backbone=false": not train.freeze_backbone,
     }
-    named = [name for name, on in changing.items() if on and train.epochs]
-    if named:
+    if named := [name for name, on in changing.items() if on and train.epochs]:
         raise ValueError(f"features: expected frozen towers, inputs as they are: change {named}")
     own = identity(method, config)
     for split in splits:

@@ -64,8 +64,7 @@ def evaluate(
         expected = f"expected weights of method {wanted.method_name}, got {origin.method}"
         raise ValueError(f"{checkpoint}: {expected}: choose a recipe of {origin.method}")
     known = {field.name for field in fields(wanted.method)}
-    settings = {key: value for key, value in origin.settings.items() if key in known}
-    shown = [f"method.{key}={yaml.safe_dump(value)}" for key, value in settings.items()]
+    shown = [f"method.{k}={yaml.safe_dump(v)}" for k, v in origin.settings.items() if k in known]
     done = ensure(recipe, overrides=[*shown, *overrides, *given], **options)
     if done.card["weights"]["sha256"] != origin.sha256:
         raise ValueError(f"{done.folder} is of other weights than {checkpoint}: another run name")
