@@ -20,7 +20,7 @@ from tests.fakes import finished_run
 from tvrkit import files
 from tvrkit.files import write_json
 from tvrkit.reporting import claims, pages, sentences, tables
-from tvrkit.training.card import write_card
+from tvrkit.training.card import diagnostics, write_card
 
 
 def page(path):
@@ -58,15 +58,14 @@ def fill():
     ):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"")
-    write_json(
-        root / "alpha/seed0/diagnostics_04.json",
-        {"precision (%)": {"mean": 41.25, "low": 38.0, "high": 44.0}},
-    )
     area = {"mean": 0.5, "low": None, "high": None}
-    write_json(
-        root / "beta/seed0/diagnostics_05.json",
-        {"area": area, "nothing": area | {"mean": float("nan")}},
-    )
+    for name, numbers in {
+        "alpha/seed0/diagnostics_04.json": {
+            "precision (%)": {"mean": 41.25, "low": 38.0, "high": 44.0}
+        },
+        "beta/seed0/diagnostics_05.json": {"area": area, "nothing": area | {"mean": None}},
+    }.items():
+        write_json(root / name, diagnostics((root / name).parent, numbers))
     return pages.write_index("mine"), pages.write_leaderboard()
 
 
