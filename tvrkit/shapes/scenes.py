@@ -203,7 +203,7 @@ PRESETS = {
         _QUICK,
         train=0,
         val=0,
-        test=1400,
+        test=1500,
         second_object=0.85,
         second_event=0.93,
         test_families=1.0,
