@@ -1,6 +1,7 @@
 """Sentences of a run: made from its folder, and those of the repository are the committed run's."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -24,9 +25,22 @@ def read(path):
     return nbformat.read(path, as_version=4).cells[0].source
 
 
-@pytest.mark.parametrize("path", [*TEXTS, *NOTEBOOKS], ids=lambda path: path.stem)
-def test_what_the_repository_says_is_what_the_committed_run_says(path, monkeypatch):
+@pytest.fixture(scope="module")
+def kept():
+    """`sentences.BLOCKS`, each made once of a run that stays as it is: it takes seconds."""
+    return {name: cache(make) for name, make in sentences.BLOCKS.items()}
+
+
+@pytest.fixture
+def committed(kept, monkeypatch):
+    """What is said of the committed run, by name."""
     monkeypatch.setenv("TVRKIT_HOME", str(ROOT))
+    monkeypatch.setattr(sentences, "BLOCKS", kept)
+    return lambda name: kept[name](sentences.REFERENCE)
+
+
+@pytest.mark.parametrize("path", [*TEXTS, *NOTEBOOKS], ids=lambda path: path.stem)
+def test_what_the_repository_says_is_what_the_committed_run_says(path, committed):
     assert sentences.filled(read(path)) == read(path)
 
 
@@ -109,9 +123,8 @@ def test_a_control_that_was_not_run_is_said_to_be_missing(methods):
     assert "was not run" in sentences.control("mine")
 
 
-def test_verdicts_on_sweeps_are_adjusted_over_all_variants_that_the_sentence_counts(monkeypatch):
-    monkeypatch.setenv("TVRKIT_HOME", str(ROOT))
-    *_, told = sentences.ablations("reference")
+def test_verdicts_on_sweeps_are_adjusted_over_all_variants_that_the_sentence_counts(committed):
+    *_, told = committed("ablations")
     rows = pd.concat([sweeps.tests(name, "reference") for name in sweeps.load_all()])
     adjusted = statistics.holm(rows["p_recipe"].dropna())
     sure = int((adjusted < statistics.ALPHA).sum())
@@ -149,15 +162,13 @@ def test_what_is_dead_in_every_seed_is_said_of_the_recipe(home):
     assert sentences.block("dead", "mine") == told
 
 
-def test_both_languages_of_the_pre_training_are_judged(monkeypatch):
-    monkeypatch.setenv("TVRKIT_HOME", str(ROOT))
-    told = " ".join(sentences.pretraining("reference"))
+def test_both_languages_of_the_pre_training_are_judged(committed):
+    told = " ".join(committed("pretraining"))
     assert re.search(r"English: Dead: .* Chinese: Dead: ", told)
 
 
-def test_wide_intervals_are_named_with_the_reason(methods, monkeypatch):
-    monkeypatch.setenv("TVRKIT_HOME", str(ROOT))
-    told = sentences.results("reference")
+def test_wide_intervals_are_named_with_the_reason(committed, monkeypatch):
+    told = committed("results")
     assert "Dead in every seed (signs: notebook 02). " in told
     few = {"clip4clip_shapes": [*sweeps.finished("time", "reference")["meanP"].values()]}
     monkeypatch.setattr(sentences, "on_families", lambda run, recipes: few)
