@@ -1,13 +1,17 @@
-"""What `test_distributed` launches: every method's gradient of one batch, and a run of one epoch.
+"""What `test_distributed` launches: every method's gradient of one batch, and a run of one epoch;
+then a process is killed. Without RUN, one raises an error and that is all.
 
-Usage: torchrun ... two_processes.py FOLDER, or `main(folder)` in one process.
+Usage: torchrun ... two_processes.py FOLDER [RUN], or `main(folder, run)` in one process.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 
+from tests.training.toy import Toy, trainer
 from tvrkit.data import loader, processes
 from tvrkit.training import distributed, runs
 from tvrkit.training.large_batch import backward, backward_in_chunks
@@ -54,5 +58,27 @@ def main(folder: Path, run: str):
         runs.ensure(recipe, profile="smoke", overrides=overrides, run=f"{run}/{name}")
 
 
+def die(folder: Path, how):
+    """Train; the second process ends in the midst of an epoch."""
+
+    class Dying(Toy):
+        def loss(self, text, video, batch):
+            if processes.rank() == 1 and len(batch) == 6:
+                how()
+            return super().loss(text, video, batch)
+
+    trainer(kind=Dying).fit(folder, lambda state: {})
+
+
+def fail():
+    raise ZeroDivisionError
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    folder = Path(sys.argv[1])
+    if not sys.argv[2:]:
+        distributed.start(torch.device("cpu"))
+        die(folder, fail)
+    main(folder, sys.argv[2])
+    (folder / f"{processes.rank()} is done").touch()
+    die(folder, lambda: os.kill(os.getpid(), signal.SIGKILL))
