@@ -257,7 +257,7 @@ def content_words(case: Case, tagged: str) -> float:
 def glued_captions(case: Case, blank: str) -> float:
     """Paper: light words are dropped. Released: what stays is joined to one long word."""
     masker, draws = KeywordMasker({c: [c] for c in case.captions}), np.random.default_rng(0)
-    texts = [blank.join(masker(c, c, draws).split()) for c in case.captions]
+    texts = [blank.join(masker.mask(c, c, draws, [])[0].split()) for c in case.captions]
     method, (whole, _) = case.methods["dmae"], case.features["dmae"]
     batch = TextVideoBatch(*tokenise(texts, method.backbone.tokenizer, whole.mask.shape[1]))
     return F.cosine_similarity(method.encode_text(batch).sentence, whole.sentence).mean().item()

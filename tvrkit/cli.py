@@ -46,6 +46,7 @@ DataName = Annotated[str, Argument(help="data set (msrvtt) or protocol (msrvtt/f
 Language = Annotated[str | None, Option(help="en or zh; the protocol's own if not given")]
 OnlySplits = Annotated[list[str] | None, Option(help="only this split; may be repeated")]
 Partial = Annotated[bool, Option("--allow-partial", help="go on when counts differ, and label it")]
+Frames = Annotated[int | None, Option(min=1, help="kept per video; 12 as a rule")]
 Decoder = Annotated[str | None, Option(help="auto (decord where it is right), decord or pyav")]
 
 
@@ -426,16 +427,15 @@ def data_prepare(
     out: Annotated[Path | None, Option(help="data/NAME if not given")] = None,
     language: Language = None,
     split: OnlySplits = None,
-    frames: Annotated[int | None, Option(min=1, help="kept per video")] = None,
+    frames: Frames = None,
     decoder: Decoder = None,
     allow_partial: Partial = False,
     workers: int = 2,
 ):
     """Read annotations, extract videos, write the folder that recipes name; goes on if stopped."""
     from tvrkit import files
-    from tvrkit.data.decoders import FrameSettings
     from tvrkit.data.own import prepare_own
-    from tvrkit.data.prepare import FRAMES_ELSEWHERE, SHORT_SIDE, prepare
+    from tvrkit.data.prepare import frame_settings, prepare
     from tvrkit.shapes.dataset import PREFIX, prepare_shapes
 
     name = "shapes-quick" if name == "shapes" else name
@@ -449,9 +449,8 @@ def data_prepare(
         what = "a table of captions" if name == "own" else "the folder of its annotations"
         raise ValueError(f"data prepare {name}: expected {what} and --videos FOLDER")
     elif name == "own":
-        who, spoken = decoder or FrameSettings.decoder, language or "en"
-        settings = FrameSettings(frames or FRAMES_ELSEWHERE, SHORT_SIDE, decoder=who)
-        made = prepare_own(root, videos, out, spoken, settings=settings, workers=workers)
+        settings = frame_settings(frames, decoder)
+        made = prepare_own(root, videos, out, language or "en", settings=settings, workers=workers)
     else:
         options: dict[str, Any] = {"language": language, "splits": split, "frames": frames}
         options |= {"decoder": decoder, "allow_partial": allow_partial, "workers": workers}
@@ -479,7 +478,7 @@ def print_coverage(made: Manifest) -> None:
 def data_extract(
     folder: Annotated[Path, Argument(help="any tree of video files")],
     out: Annotated[Path, Option(help="folder for frames.lmdb and videos.jsonl")],
-    frames: Annotated[int, Option(min=1, help="kept per video")] = 12,
+    frames: Frames = None,
     decoder: Decoder = None,
     workers: int = 2,
 ):

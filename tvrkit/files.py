@@ -175,12 +175,16 @@ def parse_json(text: str, where: str, **hooks) -> Any:
         raise ValueError(f"{where}: expected JSON, got {error}") from None
 
 
-def read_json(path: Path) -> dict:
-    """The JSON object that a file holds; ValueError if it is none."""
-    value = parse_json(read_text(path), str(path))
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {shown(value)}")
+def json_object(text: str, where: object) -> dict[str, Any]:
+    """The JSON object that a text is; ValueError, naming `where`, if it is none."""
+    value = parse_json(text, str(where))
+    expect(isinstance(value, dict), where, "a JSON object", shown(value))
     return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """`json_object` of a file."""
+    return json_object(read_text(path), path)
 
 
 def check_zip(path: Path, limit: int | None = None) -> None:

@@ -44,7 +44,9 @@ def test_patch_attention_or_its_absence_by_name(made):
     if FAMILIES[name]:
         (lack,) = backbone.lacks
         assert lack.startswith(f"patch attention (its image tower: {FAMILIES[name]}")
-        with pytest.raises(ValueError, match=f"{name}: patch attention needs .*{FAMILIES[name]}"):
+        with pytest.raises(
+            ValueError, match=f"of {name}: expected a vision transformer, got .*{FAMILIES[name]}"
+        ):
             backbone.patch_attention(frames)
         shown, maps = inspection.patch_attention(backbone, frames.permute(0, 2, 3, 1).numpy())
         assert (len(shown), maps) == (len(frames), {})  # the notebooks say so and go on

@@ -161,7 +161,7 @@ def test_load_official_refuses(tmp_path):
     state = released(make_hmmc(), HMMC_NAMES)
     with pytest.raises(ValueError, match="expected one of clip4clip, dmae, glscl, hmmc"):
         official.load_official("dmea", state)
-    with pytest.raises(ValueError, match=r"unknown hmmc setting 'top_frame'.*top_frames"):
+    with pytest.raises(ValueError, match=r"hmmc settings\.top_frame: .*top_frames"):
         official.load_official("hmmc", state, top_frame=3)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         official.load_official("hmmc", tmp_path / "none.bin")

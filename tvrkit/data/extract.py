@@ -26,15 +26,9 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from tvrkit.data import decoders
 from tvrkit.data import store as stores
-from tvrkit.data.decoders import (
-    TIMEOUT,
-    DecodePool,
-    FrameSettings,
-    Result,
-    VideoInfo,
-    decoder_versions,
-)
+from tvrkit.data.decoders import DecodePool, FrameSettings, Result, VideoInfo
 
 NO_FILE, CHANGED = "no file found", "it changed while it was read: read again next time"
 END = 1 << 16  # bytes of head and of tail that a file is known by
@@ -53,7 +47,7 @@ def extract(
     settings: FrameSettings,
     *,
     workers: int = 2,
-    timeout: float = TIMEOUT,
+    timeout: float = decoders.TIMEOUT,
 ) -> pd.DataFrame:
     """Read every video into the frame store.
 
@@ -119,7 +113,7 @@ class Builder:
 
     def __init__(self, store: Path, settings: FrameSettings):
         self.store, self.partial, self.settings = store, stores.partial(store), settings
-        built_with = asdict(settings) | {"decoder": decoder_versions(settings.decoder)}
+        built_with = asdict(settings) | {"decoder": decoders.decoder_versions(settings.decoder)}
         self.built_with = json.loads(json.dumps(built_with))  # as it is read back
 
     def rows(self, store: Path) -> dict[str, dict]:

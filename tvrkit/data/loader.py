@@ -76,9 +76,7 @@ class Clips:
         if self.features is not None:
             return self.features.item("videos", row)[indices]
         images = self.split.frames.read(self.split.video_ids[row], indices)
-        return self._fit(torch.from_numpy(images).permute(0, 3, 1, 2), draw)
-
-    def _fit(self, clip: Tensor, draw: np.random.Generator | None) -> Tensor:
+        clip = torch.from_numpy(images).permute(0, 3, 1, 2)
         if draw is not None and self.augment:
             with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
                 torch.manual_seed(int(draw.integers(2**63)))
@@ -269,9 +267,5 @@ def _load(data: Any, config: Config, batches: Any) -> DataLoader:
         multiprocessing_context="fork" if config.train.workers else None,
         persistent_workers=config.train.workers > 0,
         pin_memory=torch.cuda.is_available(),
-        collate_fn=_whole,
+        collate_fn=lambda batch: batch,  # `__getitems__` has made it
     )
-
-
-def _whole(batch: Any) -> TextVideoBatch:
-    return batch  # `__getitems__` has made it

@@ -22,6 +22,14 @@ WINDOWS = {"didemo": (0.0, 31.0)}
 SHORT_SIDE = 256  # pixels: enough for a random crop to any 224-pixel backbone
 
 
+def frame_settings(frames: int | None, decoder: str | None, dataset: str = "") -> FrameSettings:
+    """What is kept of each video: so many frames, read by this decoder; where None, what suits the
+    data set."""
+    count = FRAMES.get(dataset, FRAMES_ELSEWHERE) if frames is None else frames
+    how = {"decoder": decoder or FrameSettings.decoder, "window": WINDOWS.get(dataset)}
+    return FrameSettings(count, SHORT_SIDE, **how)
+
+
 def prepare(
     name: str,
     root: Path,
@@ -46,8 +54,7 @@ def prepare(
         out: folder of the prepared data set.
         language: of the captions; the protocol's first where None.
         splits: only their files are read and checked; all of the protocol's where None.
-        frames: kept per video; `FRAMES` of the data set where None.
-        decoder: see `FrameSettings`, whose it is where None.
+        frames, decoder: see `frame_settings`.
         allow_partial: go on when counts or ids are not the protocol's; the card says so.
         workers: processes that decode.
 
@@ -61,10 +68,7 @@ def prepare(
     if videos.is_file() or (videos / "data.mdb").exists():
         rows = adopt_store(videos, out, ids)
     else:
-        paths = find_videos(videos, ids)
-        count = frames or FRAMES.get(dataset, FRAMES_ELSEWHERE)
-        who, window = decoder or FrameSettings.decoder, WINDOWS.get(dataset)
-        settings = FrameSettings(count, SHORT_SIDE, decoder=who, window=window)
+        paths, settings = find_videos(videos, ids), frame_settings(frames, decoder, dataset)
         files = {video_id: paths.get(video_id) for video_id in ids}
         rows = extract(files, out / manifest.STORE, settings, workers=workers)
     return manifest.write(out, captions, rows, _card(report)), report
@@ -117,7 +121,7 @@ def extract_folder(
     folder: Path,
     out: Path,
     *,
-    frames: int = FRAMES_ELSEWHERE,
+    frames: int | None = None,
     decoder: str | None = None,
     workers: int = 2,
 ) -> pd.DataFrame:
@@ -133,7 +137,7 @@ def extract_folder(
     files = find_videos(folder)
     expect(files, folder, "videos", "no file")
     out.mkdir(parents=True, exist_ok=True)
-    settings = FrameSettings(frames, SHORT_SIDE, decoder=decoder or FrameSettings.decoder)
+    settings = frame_settings(frames, decoder)
     rows = extract(files, out / manifest.STORE, settings, workers=workers)
     rows["file"] = [escape(str(file.relative_to(folder))) for file in files.values()]
     write_json_lines(out / manifest.VIDEOS, rows.to_dict("records"))

@@ -45,14 +45,10 @@ class Preprocessing:
 
     def fit(self, frames: Tensor) -> Tensor:
         """(F, 3, H, W) uint8 -> (F, 3, S, S) uint8."""
-        whole, target = frames.shape[-2:], (self.size, self.size)
-        if whole == target:
-            return frames
-        scaled = [self.size] if self.resize == "shortest" else list(target)
-        if self.resize == "squash" or min(whole) != self.size:
-            how = InterpolationMode(self.interpolation)
-            frames = v2.functional.resize(frames, scaled, how, antialias=True)
-        return v2.functional.center_crop(frames, list(target))
+        target, how = [self.size, self.size], InterpolationMode(self.interpolation)
+        sides = target[:1] if self.resize == "shortest" else target
+        frames = v2.functional.resize(frames, sides, how, antialias=True)
+        return v2.functional.center_crop(frames, target)
 
     def card(self, split: Split) -> dict[str, Any]:
         """What a run card says: the attributes, and `notes` of what does not suit the store."""

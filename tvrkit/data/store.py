@@ -12,7 +12,7 @@ from hashlib import sha256
 from itertools import count, islice, takewhile
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import lmdb
@@ -20,8 +20,7 @@ import numpy as np
 import simplejpeg
 from tqdm import tqdm
 
-from tvrkit.data.records import checked
-from tvrkit.files import expect, parse_json
+from tvrkit.files import expect, json_object
 
 T = TypeVar("T")
 # of a frame's key: what it is made of, and how its video's id is found in it
@@ -216,8 +215,7 @@ class FrameStore:
 
 
 def _object(value: bytes | memoryview) -> dict:
-    """The JSON object of an entry; ValueError where it holds none."""
-    return checked(parse_json(bytes(value).decode(), "an entry"), dict[str, Any], "an entry")
+    return json_object(bytes(value).decode(), "an entry")
 
 
 def apart(function: Callable[..., T], *arguments) -> T:

@@ -283,20 +283,16 @@ class KeywordMasker:
             for video, count in counts.items()
         }
 
-    def __call__(self, video_id: str, caption: str, generator: np.random.Generator) -> str:
+    def mask(
+        self, video_id: str, caption: str, generator: np.random.Generator, content: Sequence[Span]
+    ) -> tuple[str, list[Span]]:
         """The caption with a random subset of its light words dropped, the same for the same
-        generator state.
+        generator state; and where its `content` words are now: a word keeps its class in the
+        sentence it was written in.
 
         Raises:
             ValueError: a video, or a word, that was not among `captions_by_video`.
         """
-        return self.mask(video_id, caption, generator, [])[0]
-
-    def mask(
-        self, video_id: str, caption: str, generator: np.random.Generator, content: list[Span]
-    ) -> tuple[str, list[Span]]:
-        """As a call, and where the content words that stand in `content` are now: a word keeps its
-        class in the sentence it was written in."""
         words = self._words(caption)
         dropped = self._dropped(video_id, [word for word, _ in words], generator)
         text, spans = "", []

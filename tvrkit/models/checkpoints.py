@@ -50,18 +50,12 @@ def facts(path: Path) -> dict[str, Any]:
     """The preprocessing that a file of `save` was made with, under open_clip's names; empty before
     version 0.2."""
     with safe_open(path, "pt") as file:
-        saved = json_object(file.metadata() or {}, "preprocessing", path)
+        said, where = (file.metadata() or {}).get("preprocessing", "{}"), f"{path}: preprocessing"
+    saved = files.json_object(said, where)
     if saved:
         saved |= {"resize_mode": saved.get("resize")}
-        Preprocessing.from_facts(1, saved, f"{path}: preprocessing")
+        Preprocessing.from_facts(1, saved, where)
     return saved
-
-
-def json_object(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, Any]:
-    """The JSON object that metadata have under a name, empty where they have none; ValueError where
-    it is another value."""
-    where = f"{path}: {name}"
-    return records.checked(files.parse_json(metadata.get(name, "{}"), where), dict[str, Any], where)
 
 
 def digest(state: State) -> str:

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tvrkit.models.backbone import Backbone
 from tvrkit.models.checkpoints import State, fill, read_tensors, save
 from tvrkit.models.method import Method
 from tvrkit.models.temporal import HEAD_WIDTH
-from tvrkit.settings import choose
+from tvrkit.settings import choose, parse
 
 log = logging.getLogger(__name__)
 
@@ -173,10 +173,8 @@ def load_official(
             missing key, a tower that is no vision transformer, or a file that can't be read.
     """
     weights, cls = Released(method, read(state_dict_or_path)), METHODS[method]
-    for key in config:
-        choose(f"{method} setting", key, [field.name for field in fields(cls.Settings)])
     try:
-        settings = cls.Settings(**{**weights.settings(), **config})
+        settings: Any = parse(cls.Settings, weights.settings() | config, f"{method} settings")
         spoken = "zh" if BERT_WORDS in weights else "en"
         asked = choose("language", language or spoken, ("en", "zh"))
         files.expect(asked == spoken, weights, f"a text tower of {asked}", spoken)

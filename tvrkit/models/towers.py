@@ -7,26 +7,21 @@ product; and of the last image block only the class token is computed, as no oth
 keys and values of the others.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
-from open_clip.transformer import (
-    LayerNorm,
-    LayerNormFp32,
-    QuickGELU,
-    ResidualAttentionBlock,
-    Transformer,
-    VisionTransformer,
-)
+from open_clip import transformer as clip
+from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-KNOWN = {VisionTransformer, Transformer, ResidualAttentionBlock, LayerNorm, LayerNormFp32}
-KNOWN |= {nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.Linear}
+KNOWN = {VisionTransformer, clip.Transformer, clip.ResidualAttentionBlock, clip.LayerNorm}
+KNOWN |= {clip.LayerNormFp32, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.Linear}
 KNOWN |= {nn.Conv2d, QuickGELU, nn.GELU, nn.Identity, nn.ModuleList, nn.Sequential}
+KNOWN.add(nn.MultiheadAttention)
 FACTOR = 1.702  # of CLIP's activation
 
 
@@ -39,11 +34,8 @@ def encode_images(visual: nn.Module, images: Tensor) -> Tensor:
     """
     if not (isinstance(visual, VisionTransformer) and fits(visual) and visual.pool_type == "tok"):
         return visual(images)
-    x = visual.ln_pre(_embed(visual, images))
-    step = _step(visual.transformer)
     *blocks, last = visual.transformer.resblocks
-    for each in blocks:
-        x = step(each, x)
+    x = _through(visual.transformer, blocks, visual.ln_pre(_embed(visual, images)))
     return visual.ln_post(_first_token(last, x)) @ visual.proj
 
 
@@ -64,17 +56,16 @@ def run(transformer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and mask.ndim == 4:
             mask = mask.expand(-1, heads, -1, -1).flatten(0, 1)
         return transformer(x, attn_mask=mask)
-    step = _step(transformer)
-    for each in blocks:
-        x = step(each, x, mask)
-    return x
+    return _through(transformer, blocks, x, mask)
 
 
-def _step(transformer: Any) -> Callable[..., Tensor]:
-    """`block`, which computes again for the backward pass where open_clip's `grad_checkpointing` is
-    set; there is no dropout that would draw again."""
+def _through(transformer: Any, blocks: Iterable, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """One `block` after the other; each computes again for the backward pass where open_clip's
+    `grad_checkpointing` is set; there is no dropout that would draw again."""
     again = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-    return again if transformer.grad_checkpointing else block
+    for each in blocks:
+        x = (again if transformer.grad_checkpointing else block)(each, x, mask)
+    return x
 
 
 def block(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tvrkit import files
 from tvrkit.models import checkpoints, official
 from tvrkit.models.method import Method
 
@@ -49,7 +50,7 @@ def describe(path: Path) -> Origin:
     tensors, metadata = checkpoints.read_tensors(path)
     sha256 = metadata.get("sha256") or checkpoints.digest(tensors)
     if "method" in metadata:
-        settings = checkpoints.json_object(metadata, "settings", path)
+        settings = files.json_object(metadata.get("settings", "{}"), f"{path}: settings")
         shown = metadata["method"], settings, checkpoints.facts(path)
         return Origin(path, sha256, "tvrkit", *shown, metadata, tensors)
     state = official.recognise(tensors)

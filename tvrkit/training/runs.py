@@ -30,16 +30,8 @@ from tvrkit import files
 from tvrkit.data import loader, processes
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.data.records import checked
-from tvrkit.evaluation.evaluate import (
-    IDS,
-    NO_FACTORS,
-    Evaluation,
-    clusters,
-    evaluate,
-    intervals,
-    read_arrays,
-    selection_label,
-)
+from tvrkit.evaluation import evaluate as scoring
+from tvrkit.evaluation.evaluate import Evaluation, evaluate
 from tvrkit.evaluation.postprocess import NEEDS_BANK
 from tvrkit.evaluation.ranks import DIRECTIONS, RSUM, metrics_of_directions
 from tvrkit.files import expect
@@ -112,7 +104,7 @@ class Run:
             if redraw and self.card["versions"]["numpy"] == np.__version__:  # others draw others
                 # not `self.config`: a stranger's may name a module, which would be imported
                 resamples = read_sections(self.artefact("config.yaml"))["eval"]["bootstrap"]
-                _compare(self.metrics, intervals(self.ranks, self.clusters, resamples))
+                _compare(self.metrics, scoring.intervals(self.ranks, self.clusters, resamples))
         except Exception as error:  # whatever a stranger's file raises: it must stop nobody else
             message = str(error) if isinstance(error, ValueError | OSError) else repr(error)
             return " ".join(message.split())  # pandas ends its lines
@@ -173,7 +165,7 @@ class Run:
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
-        return read_arrays(self.artefact("ranks.npz"), LARGEST)
+        return scoring.read_arrays(self.artefact("ranks.npz"), LARGEST)
 
     @property
     def caption_ids(self) -> np.ndarray:
@@ -193,21 +185,21 @@ class Run:
     @property
     def clusters(self) -> dict[str, np.ndarray]:
         """As `Evaluation.clusters`."""
-        return clusters(self.video_of_caption, self._arrays["family_of_video"])
+        return scoring.clusters(self.video_of_caption, self._arrays["family_of_video"])
 
     @property
     def factors(self) -> pd.DataFrame:
         """As `Evaluation.factors`; empty, too, where a run is older than they are."""
         noted = [name for name in self.card["artefacts"] if name.startswith("factors.")]
-        return pd.read_csv(self.artefact(noted[0])) if noted else NO_FACTORS
+        return pd.read_csv(self.artefact(noted[0])) if noted else scoring.NO_FACTORS
 
     @cached_property
     def evaluation(self) -> Evaluation:
         """Ranks, metrics and similarity matrix on the recipe's evaluation split."""
-        scores = read_arrays(self.artefact("similarity.npz"))["similarity"]
+        scores = scoring.read_arrays(self.artefact("similarity.npz"))["similarity"]
         counts = tuple(map(len, self.ranks.values()))
         expect(scores.shape == counts, "similarity.npz", f"{counts} scores", scores.shape)
-        read = {key: self._arrays[key] for key in IDS} | {"factors": self.factors}
+        read = {key: self._arrays[key] for key in scoring.IDS} | {"factors": self.factors}
         return Evaluation(scores, ranks=self.ranks, metrics=self.metrics, **read)
 
     @cached_property
@@ -543,7 +535,7 @@ class Experiment:
             "recipe": config.recipe,
             **self.code,
             "data": self.manifest.card,
-            "selection": selection_label(config.train, self.method),
+            "selection": scoring.selection_label(config.train, self.method),
             "weights": self.weights,
             "ties": config.eval.ties,
             "postprocess": config.eval.postprocess or ["raw"],
