@@ -5,7 +5,6 @@ processes nor a resumed run changes a batch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -29,25 +28,29 @@ from tvrkit.settings import Config, DataConfig, choose
 tagger = cache(Tagger)  # one per language and process: it remembers what it has tagged
 
 
-@dataclass(frozen=True)
 class Clips:
     """Reads clips of a split's videos; as a data set, batches of them in evaluation.
 
-    Attributes:
+    Args:
         split: whose videos they are.
-        length: F, frames of a clip; a video with fewer is padded.
-        preprocessing: of the backbone's weights.
+        data: of the recipe.
+        how: the preprocessing of the backbone's weights.
         sampling: name, see `tvrkit.data.sampling.sample`.
         augment: a key of `AUGMENTATIONS`, where the clips are to be changed.
+
+    Attributes:
+        length: F, frames of a clip, `max_frames` or what the longest video has; one with fewer is
+            padded.
         features: in place of the frames.
     """
 
-    split: Split
-    length: int
-    preprocessing: Preprocessing
-    sampling: str
-    augment: str | None = None
-    features: Features | None = None
+    def __init__(
+        self, split: Split, data: DataConfig, how: Preprocessing, sampling: str, augment: Any = ""
+    ):
+        self.split, self.preprocessing, self.augment = split, how, augment
+        self.length = min(data.max_frames, max(split.frame_counts))
+        self.sampling = choose("sampling", sampling, SAMPLERS)
+        self.features = _features(split, data)
 
     def __len__(self) -> int:
         return len(self.split.video_ids)
@@ -84,15 +87,6 @@ class Clips:
         return self.preprocessing.fit(clip)
 
 
-def _clips(
-    split: Split, data: DataConfig, how: Preprocessing, sampling: str, augment: str | None = None
-) -> Clips:
-    """The clips of a recipe's `data` section: `max_frames`, or what the longest video has."""
-    length = min(data.max_frames, max(split.frame_counts))
-    name = choose("sampling", sampling, SAMPLERS)
-    return Clips(split, length, how, name, augment, _features(split, data))
-
-
 def _features(split: Split, data: DataConfig) -> Features | None:
     return None if data.features is None else Features(data.features, split.name)
 
@@ -122,9 +116,8 @@ class TrainData(Dataset):
     def __init__(self, split: Split, config: Config, backbone, seed: int, tagged: bool):
         data, self.tokenizer = config.data, backbone.tokenizer
         self.split, self.data, self.seed, self.epoch = split, data, seed, 0
-        self.clips = _clips(
-            split, data, backbone.preprocessing, data.train_sampling, data.augmentation or None
-        )
+        changed = data.train_sampling, data.augmentation
+        self.clips = Clips(split, data, backbone.preprocessing, *changed)
         self.captions = split.captions["caption"].tolist()
         self.texts = _texts(split, data, self.tokenizer, tagged)
         if data.captions == "tagged":
@@ -224,7 +217,7 @@ def train_loader(
 def video_loader(split: Split, config: Config, backbone) -> DataLoader:
     """Batches of a split's videos in order: frames, frame_mask, video_index. Of several processes,
     each gets its own, see `processes.collect`."""
-    clips = _clips(split, config.data, backbone.preprocessing, config.data.eval_sampling)
+    clips = Clips(split, config.data, backbone.preprocessing, config.data.eval_sampling)
     return _load(clips, config, _own_batches(len(clips), config))
 
 
