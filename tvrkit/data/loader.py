@@ -260,5 +260,9 @@ def _load(data: Any, config: Config, batches: Any) -> DataLoader:
         multiprocessing_context="fork" if config.train.workers else None,
         persistent_workers=config.train.workers > 0,
         pin_memory=torch.cuda.is_available(),
-        collate_fn=lambda batch: batch,  # `__getitems__` has made it
+        collate_fn=_whole,
     )
+
+
+def _whole(batch: Any) -> TextVideoBatch:
+    return batch  # `__getitems__` has made it

@@ -26,8 +26,8 @@ def frame_settings(frames: int | None, decoder: str | None, dataset: str = "") -
     """What is kept of each video: so many frames, read by this decoder; where None, what suits the
     data set."""
     count = FRAMES.get(dataset, FRAMES_ELSEWHERE) if frames is None else frames
-    how = {"decoder": decoder or FrameSettings.decoder, "window": WINDOWS.get(dataset)}
-    return FrameSettings(count, SHORT_SIDE, **how)
+    who, window = decoder or FrameSettings.decoder, WINDOWS.get(dataset)
+    return FrameSettings(count, SHORT_SIDE, decoder=who, window=window)
 
 
 def prepare(
