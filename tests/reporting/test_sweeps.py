@@ -323,7 +323,7 @@ def test_runs_of_other_settings_or_other_data_are_refused(recipes):
     config = tasks[1].folder / "config.yaml"
     config.write_text(config.read_text().replace('"meanP"', '"seqTransf"'))
     write_card(config.parent, runs.Run(config.parent).card)
-    with pytest.raises(ValueError, match=r"is a run without method\.head=meanP: remove the folder"):
+    with pytest.raises(ValueError, match=r"lacks method\.head=meanP: remove the folder"):
         sweeps.results("parts", "test")
 
 
@@ -336,9 +336,7 @@ def test_runs_that_differ_in_more_than_their_variants_are_refused(recipes, varia
         write_run(task, [1, 2])
     assert len(sweeps.results("parts", "test")) == 2
     write_run(replace(other, overrides=[*other.overrides, "train.epochs=7"]), [1, 2])
-    with pytest.raises(
-        ValueError, match=r"differs from .* in more than method\..*: not comparable"
-    ):
+    with pytest.raises(ValueError, match=r"seed0 differ in more than method\."):
         sweeps.results("parts", "test")
 
 

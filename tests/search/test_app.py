@@ -80,6 +80,14 @@ def test_what_is_wrong_is_one_line_until_the_next_search(index, text, upload, wh
     assert not wrong.visible
 
 
+@pytest.mark.parametrize("name", ["mine.mp4", "mine.txt"])
+def test_an_uploaded_file_is_named_as_its_owner_knows_it(index, tmp_path, name):
+    (tmp_path / name).write_text("no video")
+    *_, wrong = app.answered(4, app.search, [index], 0, "", str(tmp_path / name), "")
+    assert wrong.value.startswith(f"{name}: ")
+    assert str(tmp_path) not in wrong.value
+
+
 def test_only_indexed_files_are_served(index, client, corpus):
     key = index.files()["file"][0]
     answer = client.get(f"/clip/0/{key}", headers={"Range": "bytes=0-9"})

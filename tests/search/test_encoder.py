@@ -146,11 +146,20 @@ def test_features_come_back(encoder, read_rows):
     torch.testing.assert_close(back.video, made.video, rtol=1e-3, atol=1e-3)
 
 
+class Seen(list):
+    """A progress bar that notes each move."""
+
+    def update(self, files=1):
+        self.append(files)
+
+
 @pytest.mark.parametrize("commit", [1, 5, 100])
 def test_local_gives_each_file_once_and_whole(corpus, encoder, commit, monkeypatch):
     monkeypatch.setattr(encoders, "COMMIT", commit)
     found = find(corpus)
-    tables = list(encoders.local(found, encoder, 10.0, 2))
+    seen = Seen()
+    tables = list(encoders.local(found, encoder, 10.0, 2, seen))
+    assert seen == [1] * len(found), "the bar moves with each file"
     names = [name for table in tables for name in table["path"].to_pylist()]
     assert names == [row["path"] for row in found]
     assert len(tables) == -(-12 // commit)
@@ -162,7 +171,7 @@ def test_workers_of_ray_make_the_rows_of_the_local_engine(corpus, encoder):
     with read.pool:
         made = [read({"row": pickle.dumps(row)})["rows"] for row in found]
     (table,) = encode({"rows": made})["table"]
-    assert pickle.loads(table).equals(next(encoders.local(found, encoder, 10.0, 2)))
+    assert pickle.loads(table).equals(next(encoders.local(found, encoder, 10.0, 2, Seen())))
 
 
 def _running(psutil, name: str) -> list:
@@ -186,9 +195,9 @@ def test_ray_gives_the_same_table_though_a_worker_is_killed(corpus, encoder, mon
         ray.init(include_dashboard=False, log_to_driver=False)
     except Exception as error:
         pytest.skip(f"Ray does not start on this machine: {error}")
-    found, tables, killed = find(corpus), [], []
+    found, tables, killed, seen = find(corpus), [], [], Seen()
     try:
-        for table in encoders.on_ray(found, encoder, 10.0, 1):
+        for table in encoders.on_ray(found, encoder, 10.0, 1, seen):
             tables.append(table)
             if not killed:
                 killed = _running(psutil, "Encoder")[:1]
@@ -196,7 +205,8 @@ def test_ray_gives_the_same_table_though_a_worker_is_killed(corpus, encoder, mon
     finally:
         ray.shutdown()
     assert killed
+    assert sum(seen) == len(found)
     columns = ["file", "segment", "path", "sha256", "vector", "features", "strip"]
-    expected = pa.concat_tables(encoders.local(found, encoder, 10.0, 2)).select(columns)
+    expected = pa.concat_tables(encoders.local(found, encoder, 10.0, 2, Seen())).select(columns)
     made = pa.concat_tables(tables).select(columns)
     assert made.sort_by("path").equals(expected.sort_by("path"))

@@ -139,6 +139,15 @@ def test_a_module_that_a_checkpoint_names_is_not_imported(tmp_path, monkeypatch)
     assert not (tmp_path / "ran").exists()
 
 
+def test_more_frames_than_a_checkpoint_has_positions_for_leave_no_folder(zero_shot):
+    small = ["data.max_frames=2", "method.max_frames=2", "method.temporal_layers=1"]
+    given = evaluate("hmmc_shapes", profile="smoke", overrides=[*SMALL, *small], run="two")
+    file, more = given.folder / "checkpoint.safetensors", [*SMALL, "data.max_frames=3"]
+    with pytest.raises(ValueError, match="temporal transformer: expected at most 2 frames, got 3"):
+        evaluate("hmmc_shapes", file, profile="smoke", overrides=more, run="three")
+    assert not files.run("three").exists()
+
+
 class Stored:
     """A data set of golden inputs: what `runs` asks of a manifest."""
 
@@ -184,13 +193,14 @@ def test_authors_files_through_the_command_give_the_recorded_scores(
     stored = load_file(golden / f"{stem}_io.safetensors")
     (tmp_path / f"{stem}.json").write_text(json.dumps(towers(weights, tmp_path / "text")))
     open_clip.add_model_config(tmp_path / f"{stem}.json")
-    recipe = tmp_path / f"{name}_golden.yaml"
-    recipe.write_text(
-        f"data: {{prepared: golden}}\nbackbone: {{name: {stem}, pretrained: null}}\n"
-        f"method: {{name: {name}}}\neval: {{bootstrap: 20}}\n"
-    )
     mask = stored.get("video_mask", torch.ones(stored["video"].shape[:2])).bool()
     batch = stored_batch(stored, mask)
+    recipe, words = tmp_path / f"{name}_golden.yaml", batch.tokens.shape[1]
+    recipe.write_text(
+        f"data: {{prepared: golden, max_words: {words}}}\n"
+        f"backbone: {{name: {stem}, pretrained: null}}\n"
+        f"method: {{name: {name}}}\neval: {{bootstrap: 20}}\n"
+    )
     monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
     monkeypatch.setattr(runs, "prepared", lambda config: Stored(len(batch)))
     for side in ("video_loader", "text_loader"):

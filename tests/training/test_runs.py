@@ -325,6 +325,21 @@ def test_a_refused_run_leaves_no_folder_behind(home, overrides, options, message
     assert sorted(files.run("test").parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("clip4clip_shapes", ["data.max_words=999"], "expected at most 64 tokens, got 999"),
+        ("hmmc_shapes", ["method.max_frames=1"], "expected at most 1 frames, got 2"),
+        ("hmmc_shapes", ["method.max_frames=1", "train.epochs=0"], "at most 1 frames, got 2"),
+        ("dmae_shapes", ["method.max_frames=3"], "expected 3 query and 32 key tokens, got 2"),
+    ],
+)
+def test_more_frames_or_words_than_positions_leave_no_folder(home, recipe, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        runs.ensure(recipe, profile="smoke", overrides=[*OVERRIDES, *overrides], run="positions")
+    assert not files.run("positions").exists()
+
+
 def test_runs_are_found_by_recipe_and_number_of_the_seed(tmp_path, monkeypatch):
     monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
     for seed in (10, 2):
@@ -373,9 +388,7 @@ def test_selection_on_a_split_that_is_not_there_is_refused(home, monkeypatch):
             home.manifest.root, without, home.manifest.videos, home.manifest.card
         ),
     )
-    with pytest.raises(
-        ValueError, match=r"train\.select is 'val', but shapes-smoke has no such split"
-    ):
+    with pytest.raises(ValueError, match=r"train\.select: shapes-smoke has no 'val': use 'last\'"):
         runs.ensure(
             "clip4clip_shapes",
             profile="smoke",

@@ -25,8 +25,7 @@ def collect(own: list[T]) -> list[T]:
         return own
     parts: list[Any] = [None] * count()
     dist.all_gather_object(parts, own)
-    total = sum(map(len, parts))
-    return [parts[number % count()][number // count()] for number in range(total)]
+    return [parts[n % count()][n // count()] for n in range(sum(map(len, parts)))]
 
 
 def in_turn(own: Any, make: Callable[[Any], list[T]]) -> Iterator[T]:

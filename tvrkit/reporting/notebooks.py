@@ -172,8 +172,7 @@ def finished(task: NotebookRun) -> bool:
     """Whether its result is there, and its origin is what it was then."""
     if not task.result.exists():
         return False
-    notebook = nbformat.read(task.result, as_version=4)
-    return notebook.metadata.get("tvrkit", {}) == origin(task)
+    return nbformat.read(task.result, as_version=4).metadata.get("tvrkit", {}) == origin(task)
 
 
 def origin(task: NotebookRun) -> dict:
@@ -203,8 +202,7 @@ def execute(task: NotebookRun) -> None:
     """
     source = str(task.source)
     if unknown := sorted(set(PARAMETERS) - set(papermill.inspect_notebook(source))):
-        lacks = f"{task.source.name} has no parameter {', '.join(unknown)}"
-        raise ValueError(f"{lacks} in its parameters cell")
+        raise ValueError(f"{task.source.name} has no parameter {', '.join(unknown)}")
     task.folder.mkdir(parents=True, exist_ok=True)
     partial = task.folder / f"{task.notebook}.partial.ipynb"
     failed = task.folder / f"{task.notebook}.failed.ipynb"

@@ -135,8 +135,7 @@ def _blind(recipes: dict[str, list[Run]]) -> str:
     accuracy = pd.concat([per_factor_accuracy(seeds) for seeds in recipes.values()])
     if accuracy.empty:
         return "Accuracy by swapped factor was not recorded in this run."
-    half = (accuracy["high"] - accuracy["low"]) / 2
-    rows = accuracy.assign(half=half).groupby("factor")
+    rows = accuracy.assign(half=(accuracy["high"] - accuracy["low"]) / 2).groupby("factor")
     low, high = rows.min(), rows.max()
     share = {n: f"{n} ({low.accuracy[n]:.0f} to {high.accuracy[n]:.0f} %)" for n in low.index}
     known = [share[name] for name in low.index[low["low"] > 90]]

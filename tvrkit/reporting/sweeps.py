@@ -271,20 +271,16 @@ def _check_comparable(run: Run, own: list[str], first: Run, first_own: list[str]
     """ValueError unless the run has its own overrides, and differs from the first in both runs'
     own alone."""
     if _with(own, run) != run.config:
-        lacks = f"{run.folder} is a run without {' '.join(own)}"
-        raise ValueError(f"{lacks}: remove the folder and sweep again")
+        raise ValueError(f"{run.folder} lacks {' '.join(own)}: remove the folder, sweep again")
     if run.card["data"] != first.card["data"]:
-        other = f"{run.folder} was trained on other data than {first.folder}"
-        raise ValueError(f"{other}: not comparable")
+        raise ValueError(f"{run.folder} was trained on other data than {first.folder}")
     both = [*first_own, *own]
     if _with(both, run) != _with(both, first):
-        more = f"{run.folder} differs from {first.folder} in more than {' '.join(both)}"
-        raise ValueError(f"{more}: not comparable")
+        raise ValueError(f"{run.folder} and {first.folder} differ in more than {' '.join(both)}")
 
 
 def _with(overrides: list[str], run: Run) -> Config:
-    config = load_recipe(str(run.folder / "config.yaml"), overrides)
-    return replace(config, recipe=run.recipe)
+    return replace(load_recipe(str(run.folder / "config.yaml"), overrides), recipe=run.recipe)
 
 
 def part_sides(name: str, run: str) -> dict[str, tuple[list, list]]:

@@ -162,8 +162,7 @@ def difference(test: pd.Series) -> str:
 def verdicts(tests: pd.DataFrame, about: str) -> str:
     """The verdicts of one comparison on its metrics: "can't tell", or "v2t R@1 better"."""
     sure = tests[~tests[about].isin(statistics.UNTOLD)]
-    words = sure["metric"] + " " + sure[about]
-    return ", ".join(words) or tests[about].iloc[0]
+    return ", ".join(sure["metric"] + " " + sure[about]) or tests[about].iloc[0]
 
 
 def judged(tests: pd.DataFrame) -> str:

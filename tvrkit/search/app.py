@@ -97,7 +97,10 @@ def answered(count: int, function: Callable, *inputs: Any) -> list:
 
 def search(indexes: Sequence[Index], place: int, text: str, upload: str | None, where: str):
     """The hits as HTML, the table behind them, and no more explanation of the last ones."""
-    query = indexes[place].encoder.file_query(Path(upload)) if upload else text
+    try:
+        query = indexes[place].encoder.file_query(Path(upload)) if upload else text
+    except RuntimeError as error:  # a `DecodeError` names a temporary file
+        raise RuntimeError(str(error).replace(f"{Path(upload or '').parent}/", "")) from None
     table = indexes[place].search(query, where=where.strip() or None)
     table.attrs["index"] = place
     return queries.render([table], "hits.html", served=f"/clip/{place}/"), table, None, None

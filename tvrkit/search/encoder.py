@@ -22,6 +22,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from tqdm import tqdm
 
 from tvrkit.data.batch import TextVideoBatch, VideoFeatures, pieces
 from tvrkit.data.decoders import DecodePool, FrameSettings
@@ -57,6 +58,7 @@ FACTS = {
     **{"sha256": pa.string(), "file": pa.string(), "segment": pa.int32(), "name": pa.binary()},
 }
 SEEN = {"strip": pa.binary(), "features": pa.binary()}
+Files = Sequence[Row]
 Tables = Iterator[pa.Table]
 
 
@@ -141,8 +143,7 @@ class Encoder:
         fit, parts = self.method.backbone.preprocessing.fit, []
         for some in pieces(segments, BATCH):
             pictures = [torch.from_numpy(np.stack([*frames])) for frames in some]
-            fitted = [fit(each.permute(0, 3, 1, 2)) for each in pictures]
-            frames, mask = padded(fitted, self.frames)
+            frames, mask = padded([fit(each.permute(0, 3, 1, 2)) for each in pictures], self.frames)
             batch = TextVideoBatch(frames=frames, frame_mask=mask).to(self.device)
             parts.append(self.method.encode_video(batch).to("cpu"))
         return VideoFeatures.cat(parts)
@@ -223,18 +224,22 @@ class Encoder:
         return {"table": [pickle.dumps(self.table(rows))]}
 
 
-def local(files: Sequence[Row], encoder: Encoder, seconds: float, workers: int) -> Tables:
+def local(files: Files, encoder: Encoder, seconds: float, workers: int, bar: tqdm) -> Tables:
     """In this process: workers decode the next files while these are encoded."""
     ahead: Iterator[list[Row]] = iter(())
     with ThreadPoolExecutor(workers) as threads, DecodePool(workers) as pool:
         for batch in [*pieces(files, COMMIT), []]:
             ready = ahead
             ahead = threads.map(lambda file: read(pool, file, encoder.frames, seconds), batch)
-            if rows := [*chain.from_iterable(ready)]:
+            rows: list[Row] = []
+            for made in ready:
+                rows += made
+                bar.update()
+            if rows:
                 yield encoder.table(rows)
 
 
-def on_ray(files: Sequence[Row], encoder: Encoder, seconds: float, workers: int) -> Tables:
+def on_ray(files: Files, encoder: Encoder, seconds: float, workers: int, bar: tqdm) -> Tables:
     """The same by Ray Data, on this machine or the cluster that `RAY_ADDRESS` names, which sees the
     files under the same paths.
 
@@ -254,7 +259,9 @@ def on_ray(files: Sequence[Row], encoder: Encoder, seconds: float, workers: int)
     model = (*encoder.model, str(encoder.device))
     data = data.map_batches(Encoder, fn_constructor_args=model, **pool)
     for row in data.iter_rows() if files else ():
-        yield pickle.loads(row["table"])
+        table = pickle.loads(row["table"])
+        bar.update(table["segment"].to_pylist().count(0))
+        yield table
 
 
 ENGINES = {"local": local, "ray": on_ray}

@@ -24,7 +24,7 @@ from lancedb.index import IvfSq
 from tqdm import tqdm
 
 from tvrkit.data.features import unpack
-from tvrkit.files import ASSETS
+from tvrkit.files import ASSETS, expect
 from tvrkit.search.clips import SECONDS, Row, content, find
 from tvrkit.search.encoder import ENGINES, FACTS, FORMAT, Encoder, Query
 from tvrkit.search.query import NOTHING, SHORTLIST, SHOWN, nearest, ranked
@@ -117,19 +117,16 @@ class Index:
         """
         place, rows = str(place), find(Path(folder))
         run = ENGINES[choose("engine", engine, ENGINES)]
-        if seconds <= 0:
-            raise ValueError(f"seconds of a segment: expected more than 0, got {seconds:g}")
-        if not rows and opened(place) is None:
-            raise ValueError(f"{folder}: expected videos, such as .mp4 or .mkv, found none")
+        expect(seconds > 0, "seconds of a segment", "more than 0", f"{seconds:g}")
+        expect(rows or opened(place) is not None, folder, "videos, such as .mp4 or .mkv", "none")
         with only_builder(place):
             opened(place, encoder.columns())
             index = cls.open(place, encoder)
             before = index.table.version
             unread = index._sort_out(folder, rows, retry)
             with tqdm(desc=f"indexing {folder}", total=len(unread), unit="video") as bar:
-                for number, table in enumerate(run(unread, encoder, seconds, workers), 1):
+                for number, table in enumerate(run(unread, encoder, seconds, workers, bar), 1):
                     index.table.add(table, on_bad_vectors="null")
-                    bar.update(table["segment"].to_pylist().count(0))
                     if number % PACK == 0:
                         index.settle()
             if index.table.version != before or "unrelated" not in index.card:
@@ -150,10 +147,9 @@ class Index:
     def _own(self, encoder: Encoder) -> Encoder:
         """The same; ValueError where the index was made with another model."""
         made = self.card["made"]
-        if other := dict(encoder.card.items() - made.items()):
-            expected = {key: made[key] for key in other}
-            what = f"is an index of another model: expected {expected}, got {other}"
-            raise ValueError(f"{self.place} {what}")
+        other = dict(encoder.card.items() - made.items())
+        where, wanted = f"{self.place} is an index of another model", {k: made[k] for k in other}
+        expect(not other, where, wanted, other)
         return encoder
 
     def files(self) -> pd.DataFrame:
@@ -233,8 +229,7 @@ class Index:
         Raises:
             ValueError: an unusable query, `k`, or filter.
         """
-        if k < 1 or shortlist < k:
-            raise ValueError(f"expected 1 <= k <= shortlist, got k {k}, shortlist {shortlist}")
+        expect(1 <= k <= shortlist, "search", "1 <= k <= shortlist", f"{k} and {shortlist}")
         if isinstance(query, str):
             query = self.encoder.text_query(query)
         self.table.checkout_latest()

@@ -49,8 +49,8 @@ def ranked(near: pa.Table, exact: Any, k: int) -> pd.DataFrame:
     vectors = np.array([*frame["vector"]])
     file, start, end = (frame[name].to_numpy() for name in ("file", "start", "end"))
     overlap = (file[:, None] == file) & (start[:, None] < end) & (start < end[:, None])
-    same = overlap | (vectors @ vectors.T >= SAME)
-    frame["first"] = [row.argmax() for row in same]  # the best one that each is the same as
+    # the best one that each is the same as
+    frame["first"] = [row.argmax() for row in overlap | (vectors @ vectors.T >= SAME)]
     places = frame["path"] + frame["start"].map(" {:.1f} s".format).astype(str)
     best = frame.drop_duplicates("first", ignore_index=True).head(k)
     copies = [places[frame["first"] == first][1:].tolist() for first in best["first"]]

@@ -96,8 +96,7 @@ def resolve_device(device: str) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ValueError(f"unknown device {device!r}: expected cpu, cuda or cuda:k")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        sees = f"torch {torch.__version__} sees no GPU: use device='cpu'"
-        raise ValueError(f"device {device!r} asked for, but {sees}")
+        raise ValueError(f"device {device!r} asked for, but torch {torch.__version__} sees no GPU")
     chosen = torch.device(device)
     if chosen.index is not None:
         torch.cuda.set_device(chosen)  # whatever does not name a GPU takes the current one

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from tvrkit import files
 from tvrkit.data import loader, processes
+from tvrkit.data.batch import TextVideoBatch
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.data.records import checked
 from tvrkit.evaluation import evaluate as scoring
@@ -293,8 +294,7 @@ def read_config(path: Path, recipe: str) -> Config:
 
 def find(run: str) -> list[Run]:
     """The finished runs under reports/<run>/, by recipe and seed; damaged ones as `sound`."""
-    recipes = sorted(folder for folder in files.run(run).glob("*") if folder.is_dir())
-    return sound(folder for recipe in recipes for folder in _seed_folders(recipe))
+    return sound(f for recipe in sorted(files.run(run).glob("*")) for f in _seed_folders(recipe))
 
 
 def sound(folders: Iterable[Path]) -> list[Run]:
@@ -394,8 +394,7 @@ def _finished(folder: Path, config: Config) -> bool:
     _check_settings(folder, config)
     if not (folder / "run.json").exists():
         return False
-    lost = [name for name in (CHECKPOINT, "similarity.npz") if not (folder / name).exists()]
-    if lost:
+    if lost := [name for name in (CHECKPOINT, "similarity.npz") if not (folder / name).exists()]:
         what = f"a finished run without {' and '.join(lost)}, which git does not keep"
         raise ValueError(f"{_shown(folder)} is {what}: choose another run name")
     if damage := Run(folder).damage(every=True):
@@ -441,6 +440,7 @@ class Experiment:
             read = {each.name: each for each in (self.train, self.reported, self.selection) if each}
             cached_features.check(self.method, config, list(read.values()))
         self.trainer = self._trainer(seed) if config.train.epochs else None
+        self.try_sizes()
 
     def _split(self, name: str) -> Split:
         return self.manifest.split(name, self.config.data.language)
@@ -461,26 +461,37 @@ class Experiment:
             return self._split(name)
         if select == "last":
             return None
-        lacks = f"{self.config.data.prepared} has no such split"
-        raise ValueError(f"train.select is {name!r}, but {lacks}: use 'last'")
+        raise ValueError(f"train.select: {self.config.data.prepared} has no {name!r}: use 'last'")
+
+    @torch.inference_mode()
+    @torch.compiler.set_stance("force_eager")
+    def try_sizes(self) -> None:
+        """More words or frames than there are positions for are refused now, not by a batch."""
+        data, method = self.config.data, self.method.eval()
+        words = torch.ones(1, data.max_words, dtype=torch.long, device=self.device)
+        text = method.encode_text(TextVideoBatch(words, words > 0, words))
+        for split in filter(None, (self.reported, self.selection, self.train)):
+            length = min(data.max_frames, max(split.frame_counts))
+            frames = torch.ones(1, length, method.backbone.width, device=self.device)
+            video = method.video_features(frames, frames[..., 0] > 0)
+        if self.trainer:
+            method.explain(text, video)
 
     def execute(self, folder: Path) -> None:
         """Train, evaluate and write the folder."""
         config, method = self.config, self.method
-        settings = yaml.safe_dump(to_dict(config), sort_keys=False)
-        processes.from_main(lambda: self.begin(folder, settings))
+        processes.from_main(lambda: self.begin(folder))
         state = State()
         if self.trainer:
-            state = self.trainer.fit(
-                folder, lambda state: self.score(state, folder), lambda line: _report(folder, line)
-            )
+            state = self.trainer.fit(folder, partial(self.score, folder), partial(_report, folder))
         start = time.perf_counter()
         result = evaluate(method, self.reported, config, bank=self.train, device=self.device)
         seconds = state.seconds, time.perf_counter() - start
         processes.from_main(lambda: self.write(folder, result, seconds))
 
-    def begin(self, folder: Path, settings: str) -> None:
+    def begin(self, folder: Path) -> None:
         """What is known before the first step: the recipe, and what does not suit the backbone."""
+        settings = yaml.safe_dump(to_dict(self.config), sort_keys=False)
         files.write_text(folder / "config.yaml", settings)
         about = self.backbone_card()
         for note in [*about["preprocessing"]["notes"], *(f"no {each}" for each in about["lacks"])]:
@@ -495,14 +506,13 @@ class Experiment:
         cards.write_card(folder, self.card(seconds))
         States(folder).remove()
 
-    def score(self, state: State, folder: Path) -> dict:
+    def score(self, folder: Path, state: State) -> dict:
         """An epoch's row of the curve; its hard negatives are noted."""
         if self.selection is None:
             return {}
         raw = replace(self.config, eval=replace(self.config.eval, postprocess=[]))
         result = evaluate(self.method, self.selection, raw, device=self.device)
-        mined = folder / "mined.csv.gz"
-        processes.from_main(lambda: _note_mined(mined, state.epoch, result))
+        processes.from_main(lambda: _note_mined(folder / "mined.csv.gz", state.epoch, result))
         return _curve_row(result)
 
     def note_as_given(self, result: Evaluation, folder: Path) -> None:

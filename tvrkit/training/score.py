@@ -77,8 +77,7 @@ def score(
     text = encode_texts(method, asked, data.max_words, data.language)
     frames = [_frames(method, path, made) for path in paths]
     whole, mask = padded(frames, max(len(each) for each in frames))
-    batch = TextVideoBatch(frames=whole, frame_mask=mask).to(device)
-    video = method.encode_video(batch)
+    video = method.encode_video(TextVideoBatch(frames=whole, frame_mask=mask).to(device))
     similarity = method.similarity(text, video).float().cpu().numpy()
     shown = [each.permute(0, 2, 3, 1).numpy() for each in frames]
     words = _words(asked, method.backbone.tokenizer, data.max_words)

@@ -185,8 +185,7 @@ class Trainer:
             self.scheduler.step()
         scale = self.method.backbone.logit_scale
         scale.data.clamp_(max=math.log(self.train.max_logit_scale))
-        parts = {"logit_scale": scale.detach().exp(), **parts}
-        return self.state.step + 1, rate, parts, broken
+        return self.state.step + 1, rate, {"logit_scale": scale.detach().exp(), **parts}, broken
 
     def _note(self, epoch: int) -> None:
         """Read the numbers of the steps taken, check them and add them to the history."""
