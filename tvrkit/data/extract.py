@@ -256,7 +256,7 @@ def find_videos(root: Path | str, ids: Iterable[str] | None = None) -> dict[str,
     """
     root = Path(root)
     paths = sorted(Path(folder, name) for folder, _, names in walk(root) for name in names)
-    seen = [path for path in paths if not _is_hidden(path, root)]
+    seen = [p for p in paths if not any(part[0] == "." for part in p.relative_to(root).parts)]
     files = [path for path in seen if path.is_file() or not path.exists()]  # links to nowhere, too
     if ids is None:
         return _name_all(files, root)
@@ -271,10 +271,6 @@ def find_videos(root: Path | str, ids: Iterable[str] | None = None) -> dict[str,
         some = "; ".join(doubles[:3])
         warnings.warn(f"{len(doubles)} ids have several files: {some}", stacklevel=2)
     return {video_id: paths[0] for video_id, paths in matches.items()}
-
-
-def _is_hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def _look_up(video_id: str, by_name: Mapping[str, list[Path]]) -> list[Path]:

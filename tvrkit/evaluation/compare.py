@@ -105,7 +105,7 @@ def _check_same_queries(evaluations: Mapping) -> None:
     (name, first), *others = evaluations.items()
     for other, evaluation in others:
         for key in ("caption_ids", "video_ids", "video_of_caption"):
-            a, b = getattr(first, key), getattr(evaluation, key)
+            a, b = first.ids[key], evaluation.ids[key]
             if not np.array_equal(a, b):
                 sizes = f"{len(a)} and {len(b)} {key}"
                 raise ValueError(f"{name} and {other} are not of the same queries: {sizes}")

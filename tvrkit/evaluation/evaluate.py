@@ -115,6 +115,11 @@ class Evaluation:
         return replace(whole, factors=factors.swapped_counts(whole, truth)) if truth else whole
 
     @property
+    def ids(self) -> dict[str, np.ndarray]:
+        """Of what the scores are, the attributes of these names."""
+        return {key: getattr(self, key) for key in IDS}
+
+    @property
     def clusters(self) -> dict[str, np.ndarray]:
         """By direction, the family of each query's own video: what is resampled and swapped."""
         return clusters(self.video_of_caption, self.family_of_video)
@@ -141,7 +146,7 @@ class Evaluation:
         folder = Path(folder)
         # an older one must not vouch for the new arrays
         (folder / "metrics.json").unlink(missing_ok=True)
-        arrays: dict = self.ranks | {key: getattr(self, key) for key in IDS}
+        arrays: dict = self.ranks | self.ids
         with files.replacing(folder / "ranks.npz") as part:
             np.savez_compressed(part, **arrays)
         # as it is: compressing costs 20 times the writing (docs/performance.md)

@@ -173,7 +173,8 @@ class Backbone(nn.Module):
             output = text.transformer(input_ids=tokens, attention_mask=mask.long())
             return text.proj(output.last_hidden_state), text.proj(text.pooler(output, mask.long()))
         if self.whole_context:
-            tokens = pad(tokens, (0, longest - length), value=self._pad_token())
+            fast = self.tokenizer.tokenizer if isinstance(self.tokenizer, HFTokenizer) else None
+            tokens = pad(tokens, (0, longest - length), value=fast.pad_token_id if fast else 0)
         try:
             x, attend = text._embeds(tokens)
         except IndexError:
@@ -192,10 +193,6 @@ class Backbone(nn.Module):
             return words[:, :length], words[:, -1]
         sentence = pool_text(words, tokens, text.pool_type, eos_token_id=text.eos_id)
         return words[:, :length], sentence
-
-    def _pad_token(self) -> int:
-        tokenizer = self.tokenizer
-        return tokenizer.tokenizer.pad_token_id if isinstance(tokenizer, HFTokenizer) else 0
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """(B, F, D) float features, not normalised, of frames (B, F, 3, S, S), uint8 or normalised

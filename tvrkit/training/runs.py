@@ -169,24 +169,14 @@ class Run:
         return scoring.read_arrays(self.artefact("ranks.npz"), LARGEST)
 
     @property
-    def caption_ids(self) -> np.ndarray:
-        """(N_t,) str."""
-        return self._arrays["caption_ids"]
-
-    @property
-    def video_ids(self) -> np.ndarray:
-        """(N_v,) str."""
-        return self._arrays["video_ids"]
-
-    @property
-    def video_of_caption(self) -> np.ndarray:
-        """(N_t,) int64 column of each caption's own video."""
-        return self._arrays["video_of_caption"]
+    def ids(self) -> dict[str, np.ndarray]:
+        """As `Evaluation.ids`."""
+        return {key: self._arrays[key] for key in scoring.IDS}
 
     @property
     def clusters(self) -> dict[str, np.ndarray]:
         """As `Evaluation.clusters`."""
-        return scoring.clusters(self.video_of_caption, self._arrays["family_of_video"])
+        return scoring.clusters(self.ids["video_of_caption"], self.ids["family_of_video"])
 
     @property
     def factors(self) -> pd.DataFrame:
@@ -200,8 +190,8 @@ class Run:
         scores = scoring.read_arrays(self.artefact("similarity.npz"))["similarity"]
         counts = tuple(map(len, self.ranks.values()))
         expect(scores.shape == counts, "similarity.npz", f"{counts} scores", scores.shape)
-        read = {key: self._arrays[key] for key in scoring.IDS} | {"factors": self.factors}
-        return Evaluation(scores, ranks=self.ranks, metrics=self.metrics, **read)
+        read: dict[str, Any] = self.ids | {"ranks": self.ranks, "metrics": self.metrics}
+        return Evaluation(scores, **read, factors=self.factors)
 
     @cached_property
     def manifest(self) -> Manifest:
