@@ -15,6 +15,7 @@ from tests.conftest import BESIDE
 from tests.data.layouts import LAYOUTS
 from tests.reporting.test_notebooks import output, prepared
 from tvrkit import cli, files
+from tvrkit.data import prepare
 from tvrkit.data.manifest import Manifest
 from tvrkit.evaluation.compare import published_results
 from tvrkit.recipes import load_profile, load_recipe
@@ -57,6 +58,7 @@ def test_from_files_to_the_published_targets(profile, tmp_path, monkeypatch, cap
     videos = BESIDE / "realdata" / "videos"
     clips = [videos / name for name in CLIPS if videos.is_dir()]
     chosen = two(profile, tmp_path, monkeypatch)
+    monkeypatch.setattr(prepare, "SHORT_SIDE", 64)  # what the tiny backbone sees, drawn sooner
     prepared(tmp_path, profile, clips, load_recipe(chosen[0]).data.max_frames)
     monkeypatch.setattr("sys.argv", ["tvrkit", "reproduce", "--profile", profile, *TINY])
     with pytest.raises(SystemExit) as stopped:

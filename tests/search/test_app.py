@@ -5,29 +5,33 @@ import runpy
 import shutil
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("gradio", reason="the page needs the extra `search`")
-
-import gradio as gr
 import numpy as np
+import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from tvrkit.models.dmae import DMAE, DMAESettings
-from tvrkit.search import app
 from tvrkit.search.encoder import Encoder
 from tvrkit.search.index import Index
 
 
+@pytest.fixture(scope="module")
+def app():
+    """The page; it takes seconds to load, so that only the process loads it which tests it."""
+    pytest.importorskip("gradio", reason="the page needs the extra `search`")
+    from tvrkit.search import app
+
+    return app
+
+
 @pytest.fixture
-def client(index):
+def client(app, index):
     route = Route("/clip/{number:int}/{file}", lambda request: app.clip([index], request))
     return TestClient(Starlette(routes=[route]))
 
 
-def test_hits_are_shown_and_explained(index, corpus):
+def test_hits_are_shown_and_explained(app, index, corpus):
     html, table, *old = app.search([index], 0, "a red circle falls", None, "")
     assert html.count("<video") == len(table) == 10
     assert old == [None, None], "the last search's explanation goes"
@@ -38,7 +42,7 @@ def test_hits_are_shown_and_explained(index, corpus):
     assert miss is not hit
 
 
-def test_words_over_frames_of_dmae(videos, tmp_path, monkeypatch):
+def test_words_over_frames_of_dmae(app, videos, tmp_path, monkeypatch):
     encoder = Encoder(None, "tvrkit-tiny", "tvrkit")
     settings = DMAESettings(max_frames=encoder.frames, temporal_layers=1, partial_order=[])
     encoder.method = DMAE(encoder.method.backbone, settings).eval()
@@ -54,7 +58,7 @@ def test_words_over_frames_of_dmae(videos, tmp_path, monkeypatch):
     assert labels == ["a", "red,", "circle"]
 
 
-def test_a_video_or_picture_as_the_query(index, corpus):
+def test_a_video_or_picture_as_the_query(app, index, corpus):
     path = sorted(corpus.iterdir())[4]
     _, table, *_ = app.search([index], 0, "", str(path), "")
     assert table["path"][0] == str(path)
@@ -70,9 +74,9 @@ def test_a_video_or_picture_as_the_query(index, corpus):
         ("", __file__, "", "no picture"),
     ],
 )
-def test_what_is_wrong_is_one_line_until_the_next_search(index, text, upload, where, message):
+def test_what_is_wrong_is_one_line_until_the_next_search(app, index, text, upload, where, message):
     *kept, wrong = app.answered(4, app.search, [index], 0, text, upload, where)
-    assert kept == [gr.skip()] * 4
+    assert kept == [app.gr.skip()] * 4
     assert wrong.visible
     assert message in wrong.value
     assert len(wrong.value.splitlines()) == 1
@@ -96,7 +100,7 @@ def test_only_indexed_files_are_served(index, client, corpus):
         assert client.get(path).status_code == 404
 
 
-def test_a_video_that_is_gone(videos, tmp_path, encoder):
+def test_a_video_that_is_gone(app, videos, tmp_path, encoder):
     index = Index.build(videos, tmp_path / "index", encoder)
     route = Route("/clip/{number:int}/{file}", lambda request: app.clip([index], request))
     key = index.files()["file"][0]
@@ -108,7 +112,7 @@ def test_a_video_that_is_gone(videos, tmp_path, encoder):
     )
 
 
-def test_a_folder_is_brought_in(videos, tmp_path, encoder, long_video):
+def test_a_folder_is_brought_in(app, videos, tmp_path, encoder, long_video):
     index = Index.build(videos, tmp_path / "index", encoder)
     shutil.copy(long_video, videos)
     assert app.add([index], 0, str(videos)) == "5 files, 0 with a problem"
@@ -122,7 +126,7 @@ def test_a_folder_is_brought_in(videos, tmp_path, encoder, long_video):
     assert len(table) > 1
 
 
-def test_a_space_serves_the_videos_that_lie_beside_it(videos, tmp_path, encoder, monkeypatch):
+def test_a_space_serves_the_videos_that_lie_beside_it(app, videos, tmp_path, encoder, monkeypatch):
     made = tmp_path / "made"
     made.mkdir()
     Index.build(videos.rename(made / "videos"), made / "index", encoder)
@@ -136,7 +140,7 @@ def test_a_space_serves_the_videos_that_lie_beside_it(videos, tmp_path, encoder,
     assert sorted(paths) == sorted(map(str, (space / "videos").iterdir()))
 
 
-def test_no_analytics_and_no_indexing_for_strangers(index):
+def test_no_analytics_and_no_indexing_for_strangers(app, index):
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     labels = {
         can_index: [
