@@ -5,13 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-import tvrkit.models  # noqa: F401  declares the operators that torchvision's wheel may lack, before anything imports it
-from tvrkit import recipes
-from tvrkit.training import runs
-
-torch.set_num_threads(1)  # two test processes share two cores
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"
@@ -22,6 +16,15 @@ def _beside(name: str, variable: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{name} is not at hand: set {variable} to its folder")
     return folder
+
+
+def pytest_collectstart():
+    """Not in the process that only starts the workers: they need not wait until it has torch."""
+    import torch
+
+    import tvrkit.models  # noqa: F401  declares what torchvision's wheel may lack, before its import
+
+    torch.set_num_threads(1)  # two test processes share two cores
 
 
 def pytest_collection_modifyitems(items):
@@ -46,6 +49,9 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def smoke_data(tmp_path_factory) -> Path:
     """The smoke profile's data set, made once for all test processes; not to be written to."""
+    from tvrkit import recipes
+    from tvrkit.training import runs
+
     mine = tmp_path_factory.getbasetemp()
     shared = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
     with pytest.MonkeyPatch.context() as patch:
