@@ -85,7 +85,7 @@ def test_what_is_wrong_is_one_line_until_the_next_search(app, index, text, uploa
 
 
 @pytest.mark.parametrize("name", ["mine.mp4", "mine.txt"])
-def test_an_uploaded_file_is_named_as_its_owner_knows_it(index, tmp_path, name):
+def test_an_uploaded_file_is_named_as_its_owner_knows_it(app, index, tmp_path, name):
     (tmp_path / name).write_text("no video")
     *_, wrong = app.answered(4, app.search, [index], 0, "", str(tmp_path / name), "")
     assert wrong.value.startswith(f"{name}: ")
