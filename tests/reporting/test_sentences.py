@@ -169,6 +169,7 @@ def test_both_languages_of_the_pre_training_are_judged(committed):
 
 def test_wide_intervals_are_named_with_the_reason(committed, monkeypatch):
     told = committed("results")
+    assert "Every interval is within 5 points to either side." in told
     assert "Dead in every seed (signs: notebook 02). " in told
     few = {"clip4clip_shapes": [*sweeps.finished("time", "reference")["meanP"].values()]}
     monkeypatch.setattr(sentences, "on_families", lambda run, recipes: few)
