@@ -70,6 +70,7 @@ def write_run(task, ranks, seconds=10.0, counts=3, found=0):
     v2t = np.where(np.arange(videos[-1] + 1) < found, 1, 11)
     arrays = {"t2v": np.array(ranks), "v2t": v2t}
     ids = {"video_of_caption": videos, "family_of_video": np.unique(videos)}
+    ids |= {"caption_ids": videos.astype(str), "video_ids": np.unique(videos).astype(str)}
     np.savez(task.folder / "ranks.npz", **ids, **arrays)
     metrics = metrics_of_directions(arrays) | {"split": "test", "language": "en", "videos": 9}
     metrics |= {"ties": "pessimistic", "complete": True, "missing": []}
