@@ -144,3 +144,12 @@ def test_it_says_checks_and_saves(notebook):
 def test_papermill_finds_every_parameter(request, notebook):
     path = next(path for path in NOTEBOOKS if path.stem in request.node.name)
     assert set(papermill.inspect_notebook(str(path))) == PARAMETERS
+
+
+def test_a_copy_of_the_notebooks_alone_says_what_it_lacks(tmp_path, monkeypatch):
+    """Before anything is computed: notebook 09 reads costs that docs/scale.md has measured."""
+    (notebooks := tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(notebooks)
+    opening = code(nbformat.read(NOTEBOOKS[8], as_version=4))[1].source
+    with pytest.raises(AssertionError, match=r"expected docs/scale\.md, of the kit's checkout"):
+        exec(opening.removeprefix("%matplotlib inline"), {})
