@@ -5,6 +5,9 @@ BIN := .venv/bin
 PROFILE ?= quick
 DEVICE ?= cpu
 
+# Some containers set it: then each process that is started compiles every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup reproduce test bench lab lint notebooks lock
 
 setup: .venv/.installed
