@@ -503,28 +503,6 @@ def data_verify(root: Annotated[Path, Argument(help="prepared data set, or a fra
     print(on_one_line(f"{store}: {len(FrameStore(store).video_ids())} videos, every frame reads"))
 
 
-@data_app.command("show")
-def data_show(
-    video_id: str,
-    data: Annotated[str, Option(help="prepared data set under data/")] = "shapes-quick",
-    out: Annotated[Path | None, Option(help="film strip; VIDEO_ID.png if not given")] = None,
-):
-    """Print a video's row and captions and draw its film strip."""
-    from tvrkit import figures, files
-    from tvrkit.data.manifest import Manifest
-    from tvrkit.settings import choose
-
-    manifest = Manifest.open(files.data(data))
-    rows = manifest.videos.set_index("video_id")
-    print(printable(rows.loc[choose("video", video_id, set(rows.index))].to_string()))
-    captions = manifest.captions.query("video_id == @video_id")["caption"].tolist()
-    print(*map(printable, captions), sep="\n")
-    frames = manifest.frames.read(video_id, range(manifest.frames.count(video_id)))
-    target = out or Path(f"{video_id}.png")
-    figures.film_strip(frames, captions[0] if captions else video_id).savefig(target)
-    print(target)
-
-
 @bench_app.command("gpu")
 def bench_gpu(
     out: Annotated[Path, Argument(help="JSON file to write")] = Path("gpu.json"),

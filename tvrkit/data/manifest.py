@@ -112,7 +112,8 @@ class Manifest:
             command = f"run `tvrkit data prepare {root.name}`"
         if not root.is_dir():
             raise FileNotFoundError(f"no prepared data set at {root}: {command}")
-        lost = [each for each in (CAPTIONS, VIDEOS, CARD, STORE) if not (root / each).exists()]
+        lost = [name for name in (CAPTIONS, VIDEOS, CARD) if not (root / name).is_file()]
+        lost += [] if (root / STORE).exists() else [STORE]
         if lost:
             raise FileNotFoundError(f"{root} is half-built, it has no {', '.join(lost)}: {command}")
         rows = [read_json_lines(root / name, dict) for name in (CAPTIONS, VIDEOS)]
