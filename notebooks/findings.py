@@ -426,7 +426,7 @@ def clips_augmented(case: Case, name: str) -> float:
     return torch.stack(changes).mean().item()
 
 
-# --- All three
+# --- Several codes
 
 
 @finding(26, True, False)

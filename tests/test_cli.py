@@ -158,6 +158,11 @@ def test_prepare_verify_and_extract_on_real_video_files(tvrkit, tmp_path):
     assert "1 of 2 files" in out
 
 
+def test_shapes_alone_are_of_the_preset_that_their_folder_names(tvrkit, tmp_path):
+    assert tvrkit("data", "prepare", "shapes", "--out", tmp_path / "shapes-smoke")[0] == 0
+    assert Manifest.open(tmp_path / "shapes-smoke").card["made_from"]["preset"] == "smoke"
+
+
 def test_shapes_of_a_preset_go_into_any_folder(tvrkit, tmp_path):
     code, out, _ = tvrkit("data", "prepare", "shapes-smoke", "--out", tmp_path / "elsewhere")
     assert code == 0

@@ -438,7 +438,8 @@ def data_prepare(
     from tvrkit.data.prepare import frame_settings, prepare
     from tvrkit.shapes.dataset import PREFIX, prepare_shapes
 
-    name = "shapes-quick" if name == "shapes" else name
+    if name == "shapes":
+        name = out.name if out and out.name.startswith(PREFIX) else "shapes-quick"
     ignored = IGNORED.get(name.partition("-")[0], ())
     if given := [each.replace("_", "-") for each in ignored if context.params[each]]:
         raise ValueError(f"data prepare {name}: takes no {', '.join(given)}")

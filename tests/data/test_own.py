@@ -114,7 +114,7 @@ def test_no_split_no_loss(home, monkeypatch, capsys):
         *(
             (
                 f"caption,file\na,cat.mp4\nb,{file}\n",
-                f"captions.csv: expected paths in the folder of videos, got '{file}'",
+                f"captions.csv: expected relative paths without '..', got '{file}'",
             )
             for file in ("../cat.mp4", "work/../../cat.mp4", "/etc/passwd")
         ),

@@ -23,7 +23,7 @@ from tvrkit.evaluation.evaluate import evaluate
 from tvrkit.models import checkpoints
 from tvrkit.reporting import pages as report
 from tvrkit.training import runs
-from tvrkit.training.card import ARTEFACTS, write_card
+from tvrkit.training.card import ARTEFACTS, GIVEN, OLD_FACTORS, write_card
 
 pytestmark = pytest.mark.slow
 
@@ -247,6 +247,32 @@ def test_seeds_may_start_from_weights_of_their_own_and_one_seed_from_no_others(h
     assert runs.ensure("clip4clip_shapes", overrides=begin, seed=1, **where).seed == 1
     with pytest.raises(ValueError, match=r"train\.start_from is 'test/clip.*copied.* asked"):
         runs.ensure("clip4clip_shapes", overrides=begin, seed=0, **where)
+    with pytest.raises(ValueError, match=r"train\.start_from is 'test/clip.*, None asked"):
+        runs.ensure("clip4clip_shapes", overrides=begin[:-1], seed=2, **where)
+
+
+def test_factor_counts_are_read_of_older_runs_too_and_of_no_other_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    run = finished_run("clip4clip_shapes")
+    assert run.factors.empty
+    folder, card = run.folder, run.card
+    (folder / "factors.csv.gz").unlink()
+    (folder / "factors.csv").write_text("factor,family,right,pairs\nsize,a,1,2\n")
+    (folder / "factors.x").write_text((folder / "factors.csv").read_text())
+    for name, rows in (("factors.csv", 1), ("factors.x", 0)):
+        noted = card["artefacts"] | {name: files.sha256(folder / name)}
+        del noted["factors.csv.gz"]
+        changed = files.sealed(card | {"artefacts": noted})
+        files.write_json(folder / "run.json", changed)
+        assert len(runs.Run(folder).factors) == rows
+    assert OLD_FACTORS in GIVEN
+
+
+def test_a_compressed_table_is_unpacked_to_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("TVRKIT_HOME", str(tmp_path))
+    monkeypatch.setattr(runs, "LARGEST", 20)
+    with pytest.raises(ValueError, match=r"factors\.csv\.gz: expected at most 20 characters"):
+        _ = finished_run("clip4clip_shapes").factors
 
 
 def test_a_wrong_split_is_refused_before_anything_is_trained(home):

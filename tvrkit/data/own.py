@@ -56,7 +56,7 @@ def read_own(path: Path, language: str = "en") -> pd.DataFrame:
     table = pd.DataFrame([defaults | row for row in rows]).fillna("")  # tags some rows have not
     paths = [*map(PurePosixPath, table["file"])]
     if outside := [str(each) for each in paths if each.is_absolute() or ".." in each.parts]:
-        raise ValueError(f"{path.name}: expected paths in the folder of videos, got {outside[0]!r}")
+        raise ValueError(f"{path.name}: expected relative paths without '..', got {outside[0]!r}")
     table["video_id"] = [make_id("__".join(each.parts)) for each in paths]
     in_two = table.groupby("video_id")[["split", "file"]].nunique().gt(1).any(axis=1)
     where = f"{path.name}: {in_two.idxmax()}"

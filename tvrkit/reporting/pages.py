@@ -33,8 +33,8 @@ Tables = list[tuple[str, pd.DataFrame]]  # (what all rows share, texts and links
 
 
 def sections(run: str) -> dict[str, list[Run]]:
-    """The finished runs below reports/<run>/: its own under "", sub-runs under "released" or
-    "ablations/<sweep>"; damaged ones as `runs.sound`."""
+    """The finished runs below reports/<run>/: its own under "", sub-runs under "released",
+    "contrast" or "ablations/<sweep>"; damaged ones as `runs.sound`."""
     root = files.run(run)
     parts: dict[str, list[Run]] = {}
     for each in sound(_begun(root)):

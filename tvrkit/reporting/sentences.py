@@ -71,7 +71,8 @@ def on_families(run: str, recipes: dict[str, list[Run]]) -> dict[str, list[Run]]
     """What accuracy by factor is counted on: the same weights on the contrast set, where notebook
     03 has scored them on it."""
     apart = trained(f"{run}/{CONTRAST}", given=True)
-    return {recipe: apart.get(recipe, seeds) for recipe, seeds in recipes.items()}
+    whole = all(len(apart.get(recipe, ())) == len(seeds) for recipe, seeds in recipes.items())
+    return {recipe: apart[recipe] for recipe in recipes} if whole else recipes
 
 
 def factors(recipes: dict[str, list[Run]]) -> pd.DataFrame:

@@ -27,7 +27,8 @@ TABLES = ("history.csv", "curve.csv", "mined.csv.gz")
 KEPT = ("train.log", "similarity.npz")  # not given to others
 ARTEFACTS = ("config.yaml", *TABLES, *SCORES, "factors.csv.gz", *KEPT, CHECKPOINT)
 BOUNDS = ["mean", "low", "high"]  # of a number that a notebook adds
-GIVEN = {*ARTEFACTS, "run.json", "README.md"} - {*KEPT}
+OLD_FACTORS = "factors.csv"  # of runs that were made before they were compressed
+GIVEN = {*ARTEFACTS, OLD_FACTORS, "run.json", "README.md"} - {*KEPT}
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
@@ -66,7 +67,7 @@ def read_diagnostics(path: Path) -> dict[str, np.ndarray]:
     saved = files.read_json(path)
     numbers = saved.get("numbers", {})
     if saved != diagnostics(path.parent, numbers):
-        raise ValueError(f"{path.name}: not as it was saved beside this run: other hashes")
+        raise ValueError(f"{path.name}: not as it was saved beside this run: other hashes, or none")
     bounds = Annotated[dict[Literal["mean", "low", "high"], float | None], Len(3, 3)]
     rows = records.checked(numbers, dict[str, bounds], path.name)
     return {title: np.array([row[name] for name in BOUNDS], float) for title, row in rows.items()}

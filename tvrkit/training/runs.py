@@ -1,12 +1,14 @@
 """Runs: one recipe, trained and evaluated with one seed, in one folder.
 
 `reports/<run>/<recipe>/seed<k>/` holds config.yaml, train.log, history.csv, curve.csv,
-mined.csv.gz, metrics.json, ranks.npz, similarity.npz, checkpoint.safetensors, run.json and
-figures/. run.json is written last: a folder without it is unfinished. It has the SHA-256 of the
-others, with which they are compared whenever they are read.
+mined.csv.gz, metrics.json, ranks.npz, factors.csv.gz, similarity.npz, checkpoint.safetensors,
+run.json and figures/. run.json is written last: a folder without it is unfinished. It has the
+SHA-256 of the others, with which they are compared whenever they are read.
 """
 
 import contextlib
+import gzip
+import io
 import math
 import os
 import re
@@ -49,7 +51,7 @@ from tvrkit.training.resume import States, write_table
 from tvrkit.training.trainer import State, Trainer
 
 ON_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-LARGEST = 2**28  # bytes that ranks.npz may unpack to
+LARGEST = 2**28  # bytes that a file may unpack to
 PATIENCE = 2.0  # seconds that a lock is waited for without a word
 
 
@@ -149,7 +151,7 @@ class Run:
         Raises:
             FileNotFoundError: the data set has no such split.
         """
-        return pd.read_csv(self.artefact("mined.csv.gz"))
+        return _unpacked(self.artefact("mined.csv.gz"))
 
     @cached_property
     def metrics(self) -> dict:
@@ -181,8 +183,10 @@ class Run:
     @property
     def factors(self) -> pd.DataFrame:
         """As `Evaluation.factors`; empty, too, where a run is older than they are."""
-        noted = [name for name in self.card["artefacts"] if name.startswith("factors.")]
-        return pd.read_csv(self.artefact(noted[0])) if noted else scoring.NO_FACTORS
+        if scoring.FACTORS in self.card["artefacts"]:
+            return _unpacked(self.artefact(scoring.FACTORS))
+        noted = cards.OLD_FACTORS in self.card["artefacts"]
+        return pd.read_csv(self.artefact(cards.OLD_FACTORS)) if noted else scoring.NO_FACTORS
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -208,6 +212,14 @@ class Run:
         path = self.artefact(CHECKPOINT)
         method = build_method(self.config, checkpoints.facts(path))
         return checkpoints.load(method, path).to(device).eval()
+
+
+def _unpacked(path: Path) -> pd.DataFrame:
+    """A compressed table; a stranger's may unpack to more than memory holds."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        text = file.read(LARGEST + 1)
+    expect(len(text) <= LARGEST, path.name, f"at most {LARGEST:,} characters", "more")
+    return pd.read_csv(io.StringIO(text))
 
 
 def _compare(metrics: dict, counted: dict[str, float]) -> None:
@@ -398,8 +410,8 @@ def _check_settings(folder: Path, config: Config) -> None:
         if not ((begun / "run.json").exists() or States(begun).paths()):
             continue
         pairs = changed_settings(read_sections(begun / "config.yaml"), to_dict(config))
-        if begun != folder:
-            pairs.pop("train.start_from", None)  # each seed may have weights of its own
+        if begun != folder and all(pairs.get("train.start_from", [None])):
+            del pairs["train.start_from"]  # each seed may have weights of its own
         asked = (f"{key} is {a!r} there, {b!r} asked" for key, (a, b) in pairs.items())
         if changed := "; ".join(asked):
             other = f"holds a run with other settings: {changed}. Choose another run name"
@@ -464,8 +476,8 @@ class Experiment:
             length = min(data.max_frames, max(split.frame_counts))
             frames = torch.ones(1, length, method.backbone.width, device=self.device)
             video = method.video_features(frames, frames[..., 0] > 0)
-        if self.trainer:
-            method.explain(text, video)
+        if self.trainer and type(method).explain is not Method.explain:
+            method.explain(text, video)  # what is built for a number of words or frames
 
     def execute(self, folder: Path) -> None:
         """Train, evaluate and write the folder."""
