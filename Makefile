@@ -8,7 +8,7 @@ DEVICE ?= cpu
 # Some containers set it: then each process that is started compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup reproduce test bench lab lint notebooks lock
+.PHONY: setup reproduce test types tests bench lab lint notebooks lock
 
 setup: .venv/.installed
 
@@ -26,9 +26,14 @@ test: export OMP_NUM_THREADS = 1
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
+	$(MAKE) --no-print-directory --jobs 2 types tests
 	TVRKIT_HOME=$$(mktemp -d) $(BIN)/python -m pytest -n 3 --dist loadfile --nbval --nbval-cell-timeout 300 notebooks
+
+types: setup
+	$(BIN)/mypy
+
+tests: setup
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
 
 bench: setup
 	$(BIN)/python -m pytest --benchmark-only --benchmark-columns=median,rounds -o addopts= -o python_files='bench_*.py' \
