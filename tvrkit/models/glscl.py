@@ -86,9 +86,15 @@ class ConceptDecoder(nn.Module):
 
         `padding` (B, L) bool is True where tokens are left out; None = all are attended to.
         """
-        x = queries.expand(len(tokens), -1, -1)
+        # torch's layers, but that without dropout the first self-attention is the same for all
+        x = queries.expand(len(tokens) if self.training else 1, -1, -1)
         for layer in self.layers:
-            x = layer(x, tokens, memory_key_padding_mask=padding)
+            own = layer.self_attn(x, x, x, need_weights=False)[0]
+            x = layer.norm1(x + layer.dropout1(own)).expand(len(tokens), -1, -1)
+            read = layer.multihead_attn(x, tokens, tokens, padding, need_weights=False)[0]
+            x = layer.norm2(x + layer.dropout2(read))
+            inner = layer.dropout(layer.linear1(x).relu_())
+            x = layer.norm3(x + layer.dropout3(layer.linear2(inner)))
         return x
 
 
