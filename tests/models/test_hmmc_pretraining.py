@@ -1,13 +1,15 @@
 """HMMC's pre-training: masking, queues and keys, by their properties (numbers: test_parity)."""
 
 import dataclasses
+from copy import deepcopy
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tvrkit.data.batch import uniform
-from tvrkit.models.hmmc_pretraining import HMMCPretraining, WordHead, mask_words
+from tvrkit.models.hmmc_pretraining import HMMCPretraining, Perceptron, WordHead, mask_words
 
 from .hmmc_batches import VOCABULARY, WIDTH, loss_of, make, make_batch, noisy
 
@@ -18,6 +20,37 @@ def test_nothing_masked_is_no_loss_but_not_nan():
     loss.backward()
     assert loss == 0
     assert words.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.15])
+def test_words_are_predicted_where_there_is_a_label_and_nowhere_else(share):
+    torch.manual_seed(0)
+    head, words = WordHead(WIDTH, VOCABULARY), torch.randn(40, 10, WIDTH, requires_grad=True)
+    labels = torch.randint(VOCABULARY, (40, 10)).where(torch.rand(40, 10) < 0.15, -100)
+    chosen = labels != -100
+    expected = F.cross_entropy(head(words[chosen]), labels[chosen])
+    found = head.loss(words, labels, share)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(loss, words)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0][~chosen].eq(0).all()
+
+
+def test_padding_stays_out_of_batch_norm():
+    torch.manual_seed(0)
+    mine, mask = Perceptron(8, 16), torch.rand(5, 4) < 0.6
+    plain = nn.Sequential(*deepcopy(mine))
+    for _ in range(3):
+        frames = 3 + 2 * torch.randn(5, 4, 8)
+        expected = plain(frames[mask])
+        found = mine(frames, mask)
+        torch.testing.assert_close(found[mask], expected, atol=1e-5, rtol=1e-4)
+        assert found[~mask].eq(0).all()
+        found.square().sum().backward()
+        expected.square().sum().backward()
+    torch.testing.assert_close(mine.state_dict(), plain.state_dict())
+    for one, other in zip(mine.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-3)
 
 
 def test_masking_takes_real_words_only_in_the_stated_shares():

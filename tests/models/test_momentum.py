@@ -10,13 +10,15 @@ from tvrkit.models.momentum import NegativeQueue, momentum_update
 
 @pytest.mark.parametrize("size", [1, 5, 16, 17])
 @pytest.mark.parametrize("batch", [1, 6, 40])
-def test_queue_wraps_at_any_size(size, batch):
+@pytest.mark.parametrize("share", [None, 1.0, 0.5, 0.0])
+def test_queue_wraps_at_any_size_and_takes_what_is_valid(size, batch, share):
     queue = NegativeQueue(4, size)
     start, history = queue.keys.T.clone(), []
     for _ in range(5):
         keys = torch.randn(batch, 4)
-        queue.push(keys)
-        history.extend(F.normalize(keys, dim=-1))
+        valid = None if share is None else torch.rand(batch) < share
+        queue.push(keys, valid)
+        history.extend(F.normalize(keys if valid is None else keys[valid], dim=-1))
     expected = list(start)
     for number, key in enumerate(history):
         expected[number % size] = key

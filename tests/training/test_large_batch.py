@@ -109,7 +109,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "hmmc-pretrain"])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_step_on_a_gpu_waits_for_nothing_and_computes_the_same(name, monkeypatch):
     """The GPU is faked: what may be read there is what the modules are told."""
     found = []

@@ -2,6 +2,7 @@
 encoders at the level of videos (VTM) and of frames (FTM), agreement of neighbouring frames (FAM),
 and masked language modelling (MLM)."""
 
+import math
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -71,12 +72,20 @@ class WordHead(nn.Module):
         """(..., size) float logits of words (..., D)."""
         return self.decoder(self.norm(F.gelu(self.dense(words))))
 
-    def loss(self, words: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, words: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:
         """MLM: mean cross entropy over the positions of words (B, L, D) with a label; 0 if there is
-        none."""
-        chosen = labels != UNMASKED
-        total = F.cross_entropy(self(words[chosen]), labels[chosen], reduction="sum")
-        return total / chosen.sum().clamp(min=1)
+        none.
+
+        How many have one is not read, which a GPU would be waited for: as many are looked at,
+        those with a label first, as `share` of all exceeds once in 10^9 draws.
+        """
+        words, labels = words.flatten(0, 1), labels.flatten()
+        expected = share * len(labels)
+        most = math.ceil(expected + 6 * math.sqrt(expected * (1 - share)))
+        chosen = (labels == UNMASKED).argsort(stable=True)[:most]
+        logits, labels = self(words[chosen]), labels[chosen]
+        total = F.cross_entropy(logits, labels, ignore_index=UNMASKED, reduction="sum")
+        return total / (labels != UNMASKED).sum().clamp(min=1)
 
 
 def mask_words(
@@ -116,17 +125,27 @@ def vocabulary_of(tokenizer) -> tuple[int, int]:
     return tokenizer.vocab_size, tokenizer.encoder[MASK_CHARACTER]
 
 
-def perceptron(width: int, inner: int) -> nn.Sequential:
+class Perceptron(nn.Sequential):
     """HMMC's projector and predictor: two layers with BatchNorm between, D -> inner -> D."""
-    layers = [nn.Linear(width, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Linear(inner, width)]
-    return nn.Sequential(*layers)
 
+    def __init__(self, width: int, inner: int):
+        layers = [nn.Linear(width, inner), nn.BatchNorm1d(inner), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(inner, width))
 
-def _on_valid(module: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
-    """`module` on the valid frames (B, F, D) only, so that padding stays out of BatchNorm; 0
-    elsewhere."""
-    valid = module(frames[mask]).to(frames.dtype)
-    return torch.zeros_like(frames).masked_scatter(mask[..., None], valid)
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Of the frames (B, F, D) in `mask` (B, F), 0 elsewhere; padding stays out of BatchNorm,
+        here written out, as picking frames is what a GPU would be waited for."""
+        inner, norm, relu, outer = self
+        x, valid = inner(frames), mask[..., None].to(frames.dtype)
+        count = valid.sum()
+        mean = (valid * x).sum((0, 1)) / count
+        variance = (valid * (x - mean).square()).sum((0, 1)) / count
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * count / (count - 1).clamp(min=1), norm.momentum)
+            norm.num_batches_tracked.add_(1)
+        x = norm.weight * (x - mean) * (variance + norm.eps).rsqrt() + norm.bias
+        return valid * outer(relu(x))
 
 
 class HMMCPretraining(HMMC):
@@ -146,8 +165,8 @@ class HMMCPretraining(HMMC):
         super().__init__(backbone, settings)
         backbone.logit_scale.requires_grad_(False)  # the contrast has a constant temperature
         width = backbone.width
-        self.projector = perceptron(width, settings.projector_width)
-        self.predictor = perceptron(width, settings.projector_width)
+        self.projector = Perceptron(width, settings.projector_width)
+        self.predictor = Perceptron(width, settings.projector_width)
         vocabulary, self.mask_token = vocabulary_of(backbone.tokenizer)
         self.word_head = WordHead(width, vocabulary)
         ids: Any = {"mask_token": self.mask_token, "vocabulary": vocabulary}
@@ -210,19 +229,21 @@ class HMMCPretraining(HMMC):
         choice, mask = self.settings, self.counted(video.mask)
         negatives = {name: queue.negatives() for name, queue in self.queues.items()}
         # here and not in `encode_video`: BatchNorm sees the rows of all chunks and processes
-        projected = _on_valid(nn.Sequential(self.projector, self.predictor), video.frames, mask)
+        projected = self.predictor(self.projector(video.frames, mask), mask)
         with torch.no_grad():
-            projected_keys = _on_valid(self.slow["projector"], video.extras["frame_keys"], mask)
+            projected_keys = self.slow["projector"](video.extras["frame_keys"], mask)
         frames = projected, projected_keys, negatives["projected"], mask
         fam = neighbour_frames(*frames, temperature=choice.temperature)
         texts: list[str] = [name for name in ("title", "tag") if name in text.extras]
         by_text = [self._text_losses(name, text.extras, video, negatives) for name in texts]
         vtm, ftm, mlm = (sum(losses) / len(texts) for losses in zip(*by_text, strict=True))
-        keys = {"video": video.extras["video_key"], "frames": video.extras["frame_keys"][mask]}
-        keys |= {"projected": projected_keys[mask]}
-        keys |= {name: text.extras[f"{name}_key"] for name in texts}
-        for name, key in keys.items():
-            self.queues[name].push(key)
+        frame_keys = {"frames": video.extras["frame_keys"], "projected": projected_keys}
+        for name, keys in frame_keys.items():
+            self.queues[name].push(keys.flatten(0, 1), mask.flatten())
+        whole = {"video": video.extras["video_key"]}
+        whole |= {name: text.extras[f"{name}_key"] for name in texts}
+        for name, keys in whole.items():
+            self.queues[name].push(keys)
         loss = choice.neighbour_weight * fam + choice.video_weight * vtm
         loss = loss + choice.frame_weight * ftm + choice.language_weight * mlm
         return {"loss": loss, "fam": fam, "vtm": vtm, "ftm": ftm, "mlm": mlm}
@@ -253,5 +274,6 @@ class HMMCPretraining(HMMC):
         to_text = queue_contrast(video.video, *words[1:], **cold)
         to_video = queue_contrast(words[0], video.extras["video_key"], negatives["video"], **cold)
         ftm = frame_text(*frames, *words, self.counted(video.mask), **cold)
-        mlm = self.word_head.loss(text[f"{name}_masked"], text[f"{name}_labels"])
+        masked, labels = text[f"{name}_masked"], text[f"{name}_labels"]
+        mlm = self.word_head.loss(masked, labels, self.settings.mask_share)
         return to_text + to_video, ftm, mlm

@@ -51,11 +51,18 @@ class NegativeQueue(nn.Module):
         return self.keys.clone()
 
     @torch.no_grad()
-    def push(self, keys: Tensor) -> None:
-        """Overwrite the oldest keys by `keys` (N, D) float, normalised here; only the last `size`
-        stay."""
-        size = self.keys.shape[1]
-        rows = torch.arange(len(keys), device=keys.device)[-size:]
-        columns = (self.pointer + rows) % size
-        self.keys[:, columns] = F.normalize(keys[rows], dim=-1).T.to(self.keys.dtype)
-        self.pointer.add_(len(keys)).remainder_(size)
+    def push(self, keys: Tensor, valid: Tensor | None = None) -> None:
+        """Overwrite the oldest keys by `keys` (N, D) float, normalised here, or by those that are
+        `valid` (N,) bool; only the last `size` stay.
+
+        How many are valid is not read, which a GPU would be waited for: they come last, and what
+        comes before them writes the newest keys again.
+        """
+        count, size = len(keys), self.keys.shape[1]
+        valid = keys.new_ones(count, dtype=torch.bool) if valid is None else valid
+        rows = valid.argsort(stable=True)[-size:]
+        place = torch.arange(count, device=keys.device)[-size:] - (count - valid.sum())
+        columns = (self.pointer + place) % size
+        new = F.normalize(keys[rows], dim=-1).T.to(self.keys.dtype)
+        self.keys[:, columns] = torch.where(valid[rows], new, self.keys[:, columns])
+        self.pointer.add_(valid.sum()).remainder_(size)
