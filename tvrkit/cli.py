@@ -418,6 +418,20 @@ def data_check(
     print(printable(str(check_splits(captions, protocol, allow_partial))))
 
 
+def _join(context: typer.Context, workers: int) -> None:
+    """Join a launch, if this is one of several processes: but for the main one they read videos for
+    it, and that is all."""
+    import torch
+
+    from tvrkit.data import shared_decoding
+    from tvrkit.training import distributed
+
+    distributed.start(torch.device("cpu"))
+    context.call_on_close(shared_decoding.end)
+    if shared_decoding.serves(workers):
+        raise typer.Exit
+
+
 @data_app.command("prepare")
 def data_prepare(
     context: typer.Context,
@@ -440,6 +454,7 @@ def data_prepare(
 
     if name == "shapes":
         name = out.name if out and out.name.startswith(PREFIX) else "shapes-quick"
+    _join(context, workers)
     ignored = IGNORED.get(name.partition("-")[0], ())
     if given := [each.replace("_", "-") for each in ignored if context.params[each]]:
         raise ValueError(f"data prepare {name}: takes no {', '.join(given)}")
@@ -477,6 +492,7 @@ def print_coverage(made: Manifest) -> None:
 
 @data_app.command("extract")
 def data_extract(
+    context: typer.Context,
     folder: Annotated[Path, Argument(help="any tree of video files")],
     out: Annotated[Path, Option(help="folder for frames.lmdb and videos.jsonl")],
     frames: Frames = None,
@@ -486,6 +502,7 @@ def data_extract(
     """Decode every file of a folder into a frame store; videos.jsonl says what became of each."""
     from tvrkit.data.prepare import extract_folder
 
+    _join(context, workers)
     rows = extract_folder(folder, out, frames=frames, decoder=decoder, workers=workers)
     failed = rows[rows["status"] != "ok"]
     for file, reason in zip(failed["file"], failed["reason"], strict=True):

@@ -1,10 +1,6 @@
 """Two processes that train as one."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +9,11 @@ from safetensors.torch import load_file
 
 from tests.training import two_processes
 from tests.training.toy import batch_of
-from tests.training.two_processes import CHUNKED, RECIPES
+from tests.training.two_processes import CHUNKED, RECIPES, launch
 from tvrkit import files
 from tvrkit.training import runs
 from tvrkit.training.distributed import average_gradients, gather
 
-LIMIT = 240  # seconds for all methods on two processes
 GRADIENT, WEIGHTS = 1e-6, 1e-5
 
 
@@ -28,25 +23,6 @@ def test_one_process_gathers_nothing():
     average_gradients([p])
     assert gather(batch) is batch
     assert p.grad.tolist() == [3.0, 3.0]
-
-
-def launch(*command, home, limit=LIMIT, **variables):
-    """Two gloo processes on this machine, ended with all they started when the time is up."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    torchrun += ["--standalone", "--local_addr=127.0.0.1"]
-    root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {
-        "TVRKIT_HOME": str(home),
-        "PYTHONPATH": root,
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        [*torchrun, *map(str, command)],
-        env=environment | variables,
-        capture_output=True,
-        text=True,
-        timeout=limit,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ Usage: torchrun ... two_processes.py FOLDER [RUN], or `main(folder, run)` in one
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,8 +27,28 @@ RECIPES = {
     "hmmc_shapes": [],
     "hmmc_pretrain_shapes": [*PRETRAINING, "data.augmentation=hmmc"],
 }
+LIMIT = 240  # seconds for all methods on two processes
 SMALL = ["train.epochs=1", "data.max_frames=3", "train.batch_size=16", "eval.batch_size=9"]
 CHUNKED = ("glscl_shapes", "hmmc_pretrain_shapes")  # also in chunks of 3 rows
+
+
+def launch(*command, home, limit=LIMIT, **variables):
+    """Two gloo processes on this machine, ended with all they started when the time is up."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    torchrun += ["--standalone", "--local_addr=127.0.0.1"]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {
+        "TVRKIT_HOME": str(home),
+        "PYTHONPATH": root,
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [*torchrun, *map(str, command)],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+    )
 
 
 def gradient(recipe, overrides, chunk):

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from tvrkit.data import decoders
 from tvrkit.data import store as stores
 from tvrkit.data.decoders import DecodePool, FrameSettings, Result, VideoInfo
+from tvrkit.data.shared_decoding import SharedPool
 
 NO_FILE, CHANGED = "no file found", "it changed while it was read: read again next time"
 END = 1 << 16  # bytes of head and of tail that a file is known by
@@ -58,7 +59,7 @@ def extract(
         files: video id -> file, or None where there is none.
         store: folder of the store.
         settings: what is read of each video; kept in the store, and in the data set's card.
-        workers: processes.
+        workers: processes; in a launch, of each of its processes, see `shared_decoding`.
         timeout: seconds per file and decoder, see `DecodePool`.
 
     Returns:
@@ -81,7 +82,8 @@ def extract(
         builder.store.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(builder.store.with_name(f".{builder.store.name}.lock"), timeout=0):
-                rows = builder.build(there, DecodePool(workers, timeout))
+                kind = SharedPool if SharedPool.in_use else DecodePool
+                rows = builder.build(there, kind(workers, timeout))
         except Timeout:
             raise OSError(f"another process is extracting into {store}") from None
     made = [rows.get(i) or builder.row(i, None, [], (VideoInfo(reason=NO_FILE), [])) for i in files]

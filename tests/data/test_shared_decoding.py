@@ -1,0 +1,43 @@
+"""Videos read by the processes of a launch together."""
+
+import pytest
+
+from tests.data.video_files import write_audio, write_video
+from tests.training.two_processes import launch
+from tvrkit.data import shared_decoding
+from tvrkit.data.prepare import extract_folder
+from tvrkit.data.store import FrameStore
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """More than two processes read in a turn."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(2 * shared_decoding.SHARE + 3):
+        write_video(folder / f"video{number}.mp4", count=4 + number)
+    write_audio(folder / "audio.mp4")
+    return folder
+
+
+def test_two_processes_make_the_store_of_one(videos, tmp_path):
+    command = ["-m", "--", "tvrkit", "data", "extract", videos, "--frames", 4, "--workers", 1]
+    ended = launch(*command, "--out", tmp_path / "two", home=tmp_path, limit=100)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "19 of 20 files in" in ended.stdout
+    rows = extract_folder(videos, tmp_path / "one", frames=4, workers=1)
+    one, two = (FrameStore(tmp_path / name / "frames.lmdb") for name in ("one", "two"))
+    assert two.rows() == one.rows()
+    assert two.verify() == []
+    told = [(tmp_path / name / "videos.jsonl").read_text() for name in ("one", "two")]
+    assert told[0] == told[1]
+    assert set(rows["status"]) == {"ok", "failed"}
+
+
+def test_what_is_wrong_on_the_main_process_ends_both(videos, tmp_path):
+    command = ["-m", "--", "tvrkit", "data", "extract", tmp_path / "none", "--out", tmp_path]
+    ended = launch(*command, home=tmp_path, limit=100)
+    assert ended.returncode != 0
+    assert "no folder of videos at" in ended.stderr
+    assert "[rank1]" not in ended.stderr
