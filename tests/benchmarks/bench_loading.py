@@ -59,6 +59,7 @@ def read(split):
     """`read(augmentation, workers)` goes through the split as training does."""
     from open_clip import SimpleTokenizer  # it can be imported after tvrkit only
 
+    torch.set_num_threads(1)  # as in a worker
     def prepare(augmentation=False, workers=0):
         config = SimpleNamespace(
             data=DataConfig(prepared="bench", max_frames=SECONDS, augmentation=augmentation),

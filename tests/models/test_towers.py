@@ -176,7 +176,9 @@ def test_an_epoch_of_training_ends_with_the_weights_of_open_clips_way(
     for _ in ("short", "plain"):
         torch.manual_seed(0)
         method = runs.build_method(config).double().eval()
-        batches = train_loader(runs.prepared(config).split("train"), config, method.backbone, seed=0)
+        batches = train_loader(
+            runs.prepared(config).split("train"), config, method.backbone, seed=0
+        )
         optimizer, _ = optim.build_optimizer(method, config.train, len(batches))
         for batch in batches:
             batch.frames = method.backbone.normalise(batch.frames).double()

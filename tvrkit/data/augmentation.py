@@ -7,7 +7,6 @@ H', W') uint8, which is then fitted to S x S. Draws come from torch's global gen
 import math
 import random
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,34 +16,65 @@ from torch import Tensor
 from tvrkit.torchvision_compat import v2
 
 F = v2.functional
+JITTERED = ("brightness", "contrast", "saturation", "hue")
+LUMA = np.array([0.299, 0.587, 0.114])  # brightness of RGB
+YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 RAND_AUGMENT = "rand-m7-n4-mstd0.5-inc1"  # timm's name of GLSCL's
 
 
 def hmmc(clip: Tensor, size: int) -> Tensor:
-    """HMMC's pre-training augmentation, one draw for all frames: random resized crop (0.2 to 1 of
-    the area), colour jitter, grey, blur, horizontal flip.
+    """HMMC's pre-training augmentation, one draw for all frames, so that what is alike in two of
+    them stays alike: random resized crop (0.2 to 1 of the area), blur, flip, colour jitter, grey.
 
-    Colours change in one picture of all frames, so that what is alike in two frames stays alike:
-    contrast is about the clip's mean brightness. Pillow does it, as released: on tensors it takes
-    more than twice as long.
+    Released loaders change each frame on its own, one operation after the other; here all that
+    happens to a clip's colours is one matrix, which Pillow applies while the clip is small.
     """
-    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
-    blur = v2.RandomApply([Blur(2 * (size // 20) + 1, (0.1, 2.0))], p=0.5)
-    frames = v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True)(clip)
+    box = v2.RandomResizedCrop(size, scale=(0.2, 1.0)).make_params([clip])
+    corner = (box[side] for side in ("top", "left", "height", "width"))
+    sigma = _uniform(0.1, 2.0) if torch.rand(()) < 0.5 else 0.0
+    frames = F.resized_crop(clip, *corner, blurred_size(size, sigma), antialias=True)
+    frames = v2.RandomHorizontalFlip()(frames)
+    colours = jitter(frames[..., ::4, ::4].float().mean((0, 2, 3)).double().numpy())
     strip = Image.fromarray(frames.permute(0, 2, 3, 1).flatten(0, 1).numpy())
-    strip = v2.RandomGrayscale(p=0.2)(jitter(strip))
-    frames = torch.from_numpy(np.array(strip)).unflatten(0, (len(clip), size)).permute(0, 3, 1, 2)
-    return v2.RandomHorizontalFlip()(blur(frames))
+    strip = strip.convert("RGB", tuple(colours.flatten().tolist()))
+    frames = torch.from_numpy(np.array(strip)).unflatten(0, (len(clip), -1)).permute(0, 3, 1, 2)
+    return F.resize(frames, [size, size], antialias=True)
 
 
-class Blur(v2.GaussianBlur):
-    """torchvision's, one direction after the other and to three sigma: to rounding the same."""
+def _uniform(low: float, high: float) -> float:
+    return torch.empty(()).uniform_(low, high).item()
 
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        """Of (F, 3, H, W) uint8."""
-        sigma, longest = params["sigma"], self.kernel_size[0]
-        size = min(longest, 2 * math.ceil(3 * sigma[0]) + 1)
-        return F.gaussian_blur(F.gaussian_blur(inpt, [size, 1], sigma), [1, size], sigma)
+
+def blurred_size(size: int, sigma: float) -> list[int]:
+    """The size from which enlarging blurs by `sigma` pixels: pixels r wide are made by a triangle
+    of variance r^2 / 6 and spread by another."""
+    return 2 * [round(size / max(1.0, math.sqrt(3) * sigma))]
+
+
+def jitter(mean: np.ndarray) -> np.ndarray:
+    """(3, 4) float, what torchvision's colour jitter (0.4, 0.4, 0.4, 0.1; in 80 %) and grey (20 %)
+    make of an RGB pixel (r, g, b, 1).
+
+    Nothing is cut off between its steps, contrast is about the brightness of `mean` (3,), the
+    clip's, and the hue turns in the plane of equal brightness.
+    """
+    grey, colours = np.tile(LUMA, (3, 1)), np.eye(4)
+    drawn = v2.ColorJitter(0.4, 0.4, 0.4, 0.1).make_params([])
+    brightness, contrast, saturation, hue = (drawn[f"{name}_factor"] for name in JITTERED)
+    angle = -2 * math.pi * hue  # the plane is seen from behind
+    turn = np.eye(3)
+    turn[1:, 1:] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    steps = [
+        brightness * np.eye(3),
+        contrast * np.eye(3),
+        saturation * np.eye(3) + (1 - saturation) * grey,
+        np.linalg.inv(YIQ) @ turn @ YIQ,
+    ]
+    for step in drawn["fn_idx"].tolist() if torch.rand(()) < 0.8 else []:
+        shift = (1 - contrast) * LUMA @ colours[:3] @ [*mean, 1] if step == 1 else 0.0
+        colours[:3] = steps[step] @ colours[:3]
+        colours[:3, 3] += shift
+    return grey @ colours[:3] if torch.rand(()) < 0.2 else colours[:3]
 
 
 def hmmc_per_frame(clip: Tensor, size: int) -> Tensor:

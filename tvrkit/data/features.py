@@ -97,10 +97,11 @@ class Features:
 
 def padded(items: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
     """(B, length, ...) and the mask (B, length) bool of items (n, ...), n at most `length`."""
-    whole = items[0].new_zeros(len(items), length, *items[0].shape[1:])
+    whole = items[0].new_empty(len(items), length, *items[0].shape[1:])
     mask = torch.zeros(len(items), length, dtype=torch.bool)
     for row, item in enumerate(items):
         whole[row, : len(item)], mask[row, : len(item)] = item, True
+        whole[row, len(item) :] = 0
     return whole, mask
 
 

@@ -117,10 +117,14 @@ class FrameStore:
         """
         with self.begin() as transaction:
             known = self._known(transaction, video_id)
-            images = [self._image(transaction, video_id, int(i), known) for i in indices]
-        sizes = sorted({image.shape for image in images})
-        expect(len(sizes) == 1, self.path, f"frames of one size of {video_id!r}", f"sizes {sizes}")
-        return np.stack(images)
+            files = [self._file(transaction, video_id, int(i), known) for i in indices]
+            one_size, sizes = f"frames of one size of {video_id!r}", sorted({s for _, s in files})
+            expect(len(sizes) == 1, self.path, one_size, f"sizes {sizes}")
+            frames = np.empty((len(files), *sizes[0], 3), np.uint8)
+            for index, (data, _), frame in zip(indices, files, frames, strict=True):
+                with self._broken(video_id, index):
+                    simplejpeg.decode_jpeg(data, buffer=frame)
+        return frames
 
     def count(self, video_id: str) -> int:
         """Stored frames of a video, 0 for an unknown one."""
@@ -182,17 +186,25 @@ class FrameStore:
         row = transaction.get(ROW + video_id.encode())
         return _object(row).get("hash", "") if row else ""
 
-    def _image(self, transaction, video_id: str, index: int, known: str) -> np.ndarray:
+    def _file(
+        self, transaction, video_id: str, index: int, known: str
+    ) -> tuple[memoryview, tuple[int, int]]:
+        """A JPEG file, valid within the transaction, and the height and width of its picture."""
         data = transaction.get(frame_key(self.layout, video_id, index))
         if data is None:
             raise KeyError(f"{self.path} has no frame {index} of video {video_id!r}")
-        try:
+        with self._broken(video_id, index):
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
             if height * width > MAX_PIXELS:  # a few bytes can claim billions
                 raise ValueError(f"{width} x {height} pixels, expected at most {MAX_PIXELS:,}")
             if known and digest(data) != known[DIGITS * index :][:DIGITS]:
                 raise ValueError("not as it was stored, it has another SHA-256")
-            return simplejpeg.decode_jpeg(data)
+        return data, (height, width)
+
+    @contextmanager
+    def _broken(self, video_id: str, index: int) -> Iterator[None]:
+        try:
+            yield
         except ValueError as error:
             broken = f"frame {index} of {video_id!r} is broken"
             raise ValueError(f"{self.path}: {broken}: {error}") from None
