@@ -14,6 +14,7 @@ import lmdb
 import numpy as np
 import pandas as pd
 import pytest
+import simplejpeg
 from filelock import FileLock
 
 from tests.data.video_files import indices, write_audio, write_video
@@ -87,9 +88,30 @@ def test_every_video_gets_a_row_and_good_ones_their_frames(videos, tmp_path):
         "short_side": 32,
         "sampling": "uniform",
         "quality": 90,
+        "chroma": "444",
         "decoder": decoder_versions(),
     }
     assert not (tmp_path / "frames.lmdb.partial").exists()
+
+
+@pytest.mark.parametrize("chroma", ["444", "420"])
+def test_colours_are_stored_as_asked(chroma, videos, tmp_path):
+    """And a store from before there was a choice, which has whole ones, is gone on with."""
+    files, path = {"a": videos / "video0.mp4"}, tmp_path / "frames.lmdb"
+    settings = replace(SMALL, chroma=chroma)
+    extract(files, path, settings)
+    jpeg = content(path)[b"a/000000"]
+    assert simplejpeg.decode_jpeg_header(jpeg)[3] == chroma
+    release(path)
+    with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
+        built_with = json.loads(transaction.get(b"\0settings"))
+        del built_with["chroma"]
+        transaction.put(b"\0settings", json.dumps(built_with).encode())
+    if chroma == "444":
+        assert extract(files, path, settings)["frames"].tolist() == [4]
+    else:
+        with pytest.raises(ValueError, match=r"it has \{'chroma': '444'\}, asked for is"):
+            extract(files, path, settings)
 
 
 def test_the_decoder_is_a_setting_that_store_and_rows_tell(videos, tmp_path):

@@ -19,6 +19,7 @@ F = v2.functional
 JITTERED = ("brightness", "contrast", "saturation", "hue")
 LUMA = np.array([0.299, 0.587, 0.114])  # brightness of RGB
 YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+RGB = np.linalg.inv(YIQ)
 RAND_AUGMENT = "rand-m7-n4-mstd0.5-inc1"  # timm's name of GLSCL's
 
 
@@ -34,10 +35,11 @@ def hmmc(clip: Tensor, size: int) -> Tensor:
     sigma = _uniform(0.1, 2.0) if torch.rand(()) < 0.5 else 0.0
     frames = F.resized_crop(clip, *corner, blurred_size(size, sigma), antialias=True)
     frames = v2.RandomHorizontalFlip()(frames)
-    colours = jitter(frames[..., ::4, ::4].float().mean((0, 2, 3)).double().numpy())
-    strip = Image.fromarray(frames.permute(0, 2, 3, 1).flatten(0, 1).numpy())
-    strip = strip.convert("RGB", tuple(colours.flatten().tolist()))
-    frames = torch.from_numpy(np.array(strip)).unflatten(0, (len(clip), -1)).permute(0, 3, 1, 2)
+    colours = jitter(frames[..., ::8, ::8].float().mean((0, 2, 3)).double().numpy())
+    if (colours != np.eye(3, 4)).any():
+        strip = Image.fromarray(frames.permute(0, 2, 3, 1).flatten(0, 1).numpy())
+        changed = np.array(strip.convert("RGB", tuple(colours.flatten().tolist())))
+        frames = torch.from_numpy(changed).unflatten(0, (len(clip), -1)).permute(0, 3, 1, 2)
     return F.resize(frames, [size, size], antialias=True)
 
 
@@ -68,7 +70,7 @@ def jitter(mean: np.ndarray) -> np.ndarray:
         brightness * np.eye(3),
         contrast * np.eye(3),
         saturation * np.eye(3) + (1 - saturation) * grey,
-        np.linalg.inv(YIQ) @ turn @ YIQ,
+        RGB @ turn @ YIQ,
     ]
     for step in drawn["fn_idx"].tolist() if torch.rand(()) < 0.8 else []:
         shift = (1 - contrast) * LUMA @ colours[:3] @ [*mean, 1] if step == 1 else 0.0

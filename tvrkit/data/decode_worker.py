@@ -287,7 +287,7 @@ def _encode(frame: av.VideoFrame, video: Video, settings: FrameSettings) -> byte
     to_x, to_y = video.turn.sum(0)
     upright = np.ascontiguousarray(picture[::to_y, ::to_x])
     if settings.quality:
-        return simplejpeg.encode_jpeg(upright, quality=settings.quality)
+        return simplejpeg.encode_jpeg(upright, settings.quality, colorsubsampling=settings.chroma)
     file = io.BytesIO()
     np.save(file, upright)
     return file.getvalue()

@@ -56,6 +56,8 @@ class FrameSettings:
         short_side: pixels that larger videos are scaled down to, never up; None keeps every size.
         sampling: a name of `tvrkit.data.sampling`.
         quality: of the JPEG files, 1 to 100; None gives .npy files of (H, W, 3) uint8 RGB.
+        chroma: "444", or "420" for colours of half the height and width, as nearly all videos have
+            them: a third less to store and to decode.
         decoder: "auto" is decord where it is installed and right about the file, PyAV elsewhere;
             "decord" refuses files that it may be wrong about; "pyav" reads every file.
         window: seconds of the video that are read, (start, end); None for all of it.
@@ -68,6 +70,7 @@ class FrameSettings:
     short_side: int | None = None
     sampling: str = "uniform"
     quality: int | None = 90
+    chroma: str = "444"
     decoder: str = "auto"
     window: tuple[float, float] | None = None
 

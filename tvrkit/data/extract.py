@@ -125,7 +125,7 @@ class Builder:
             ValueError: it was built with other settings.
         """
         read, wanted = stores.FrameStore(store), self.built_with
-        has = read.settings
+        has = {"chroma": "444"} | read.settings  # of stores from before there was a choice
         if differ := [key for key in wanted if has.get(key) != wanted[key]]:
             has, wanted = ({key: side.get(key) for key in differ} for side in (has, wanted))
             why = "was built with other settings"

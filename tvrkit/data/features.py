@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from tvrkit import files
 from tvrkit.data import records
@@ -97,11 +98,11 @@ class Features:
 
 def padded(items: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
     """(B, length, ...) and the mask (B, length) bool of items (n, ...), n at most `length`."""
-    whole = items[0].new_empty(len(items), length, *items[0].shape[1:])
-    mask = torch.zeros(len(items), length, dtype=torch.bool)
-    for row, item in enumerate(items):
-        whole[row, : len(item)], mask[row, : len(item)] = item, True
-        whole[row, len(item) :] = 0
+    mask = torch.arange(length) < torch.tensor([len(item) for item in items])[:, None]
+    missing = (item.new_zeros(length - len(item), *item.shape[1:]) for item in items)
+    pairs = zip(items, missing, strict=True)
+    # torch's own way to stack: in a loader's process, straight into the memory that it shares
+    whole = default_collate([torch.cat([item, m]) if len(m) else item for item, m in pairs])
     return whole, mask
 
 

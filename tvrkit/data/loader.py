@@ -82,7 +82,7 @@ class Clips:
         clip = torch.from_numpy(images).permute(0, 3, 1, 2)
         if draw is not None and self.augment:
             with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-                torch.manual_seed(int(draw.integers(2**63)))
+                torch.default_generator.manual_seed(int(draw.integers(2**63)))
                 clip = AUGMENTATIONS[self.augment](clip, self.preprocessing.size)
         return self.preprocessing.fit(clip)
 

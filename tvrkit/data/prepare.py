@@ -27,7 +27,7 @@ def frame_settings(frames: int | None, decoder: str | None, dataset: str = "") -
     data set."""
     count = FRAMES.get(dataset, FRAMES_ELSEWHERE) if frames is None else frames
     who, window = decoder or FrameSettings.decoder, WINDOWS.get(dataset)
-    return FrameSettings(count, SHORT_SIDE, decoder=who, window=window)
+    return FrameSettings(count, SHORT_SIDE, chroma="420", decoder=who, window=window)
 
 
 def prepare(
