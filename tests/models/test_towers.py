@@ -1,6 +1,7 @@
 """Towers in fewer steps, against open_clip's own."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -42,6 +43,8 @@ def with_gradients(module, call, *inputs):
     return found.detach(), {name: gradient.clone() for name, gradient in gradients.items()}
 
 
+MEAN, STD = (torch.tensor(rgb).view(3, 1, 1) for rgb in ((0.48, 0.46, 0.41), (0.27, 0.26, 0.28)))
+encode = partial(towers.encode_images, mean=MEAN, std=STD)
 FAST = {
     "quick": {},
     "gelu": {"quick_gelu": False},
@@ -59,13 +62,15 @@ PLAIN = {
 }
 
 
+@pytest.mark.parametrize("pixels", ["bytes", "normalised"])
 @pytest.mark.parametrize("kind", FAST)
-def test_images_have_the_features_and_gradients_of_open_clips_tower(kind, monkeypatch):
+def test_images_have_the_features_and_gradients_of_open_clips_tower(kind, pixels, monkeypatch):
     visual = make(**FAST[kind]).visual
-    images = torch.randn(5, 3, *visual.image_size)
-    expected = with_gradients(visual, visual, images)
+    images = torch.randint(256, (5, 3, *visual.image_size), dtype=torch.uint8)
+    expected = with_gradients(visual, visual, ((images / 255 - MEAN) / STD).float())
     monkeypatch.setattr(visual, "forward", lambda *_: pytest.fail("went open_clip's way"))
-    found = with_gradients(visual, lambda x: towers.encode_images(visual, x), images)
+    images = images if pixels == "bytes" else towers.normalise(images, MEAN, STD)
+    found = with_gradients(visual, lambda x: encode(visual, x), images)
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
@@ -73,7 +78,7 @@ def test_images_have_the_features_and_gradients_of_open_clips_tower(kind, monkey
 def test_a_tower_of_another_build_goes_open_clips_way(kind):
     visual = make(**PLAIN[kind]).visual.eval()
     images = torch.randn(5, 3, *visual.image_size)
-    assert torch.equal(towers.encode_images(visual, images), visual(images))
+    assert torch.equal(encode(visual, images), visual(images))
 
 
 def test_a_wrapped_or_watched_module_is_called():
@@ -81,9 +86,9 @@ def test_a_wrapped_or_watched_module_is_called():
     images, seen = torch.randn(2, 3, 32, 32), []
     visual = make().visual
     handle = visual.transformer.resblocks[2].register_forward_hook(lambda *_: seen.append(1))
-    towers.encode_images(visual, images)
+    encode(visual, images)
     handle.remove()
-    towers.encode_images(visual, images)
+    encode(visual, images)
     assert seen == [1]
 
     class Doubled(nn.Linear):
@@ -94,7 +99,7 @@ def test_a_wrapped_or_watched_module_is_called():
     doubled = Doubled(*mlp.c_fc.weight.shape[::-1])
     doubled.load_state_dict(mlp.c_fc.state_dict())
     mlp.c_fc = doubled
-    assert torch.equal(towers.encode_images(visual, images), visual(images))
+    assert torch.equal(encode(visual, images), visual(images))
 
 
 @pytest.mark.parametrize("masked", ["not", "causal", "padding"])
@@ -123,10 +128,11 @@ def test_attention_is_that_of_torchs_module():
 
 def test_bf16_is_as_near_as_open_clips_own():
     visual = make().visual
-    images = torch.randn(4, 3, 32, 32)
-    exact = visual(images)
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    normalised = towers.normalise(images, MEAN, STD)
+    exact = visual(normalised)
     with torch.autocast("cpu", torch.bfloat16):
-        plain, fast = visual(images), towers.encode_images(visual, images)
+        plain, fast = visual(normalised), encode(visual, images)
     assert plain.dtype == fast.dtype == torch.bfloat16
     assert (fast - exact).abs().mean() < 1.5 * (plain - exact).abs().mean()
 
@@ -148,9 +154,9 @@ def test_blocks_that_are_computed_again_keep_less_and_give_the_same_bits(side):
         kept[-1] += tensor.nbytes
         return tensor
 
-    def encode(x):
+    def through(x):
         if side == "visual":
-            return towers.encode_images(clip.visual, x)
+            return encode(clip.visual, x)
         return towers.run(clip.text.transformer, x, torch.full((7, 7), -torch.inf).triu(1))
 
     x, found = torch.randn(3, 3, 32, 32) if side == "visual" else torch.randn(3, 7, 32), []
@@ -158,7 +164,7 @@ def test_blocks_that_are_computed_again_keep_less_and_give_the_same_bits(side):
         getattr(clip, side).set_grad_checkpointing(again)
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            found.append(with_gradients(getattr(clip, side), encode, x))
+            found.append(with_gradients(getattr(clip, side), through, x))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert kept[1] < kept[0] / 3
 

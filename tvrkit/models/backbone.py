@@ -203,7 +203,8 @@ class Backbone(nn.Module):
         """
         if frames.dim() == 3:
             return frames
-        features = towers.encode_images(self.clip.visual, self.normalise(frames.flatten(0, 1)))
+        images = self._checked(frames.flatten(0, 1))
+        features = towers.encode_images(self.clip.visual, images, self.mean, self.std)
         if isinstance(features, tuple):  # CoCa's: the tokens for its decoder come second
             features = features[0]
         return features.unflatten(0, frames.shape[:2])
@@ -215,11 +216,12 @@ class Backbone(nn.Module):
         Raises:
             ValueError: frames of another size.
         """
+        return towers.normalise(self._checked(frames), self.mean, self.std)
+
+    def _checked(self, frames: Tensor) -> Tensor:
         expected, shape = (3, self.image_size, self.image_size), tuple(frames.shape)
         expect(shape[-3:] == expected, self.name, f"frames (..., {expected})", shape)
-        if frames.dtype != torch.uint8:
-            return frames
-        return frames.float().div_(255).sub_(self.mean).div_(self.std)
+        return frames
 
     def patch_attention(self, frames: Tensor) -> PatchAttention:
         """What the image tower's tokens attend to, of frames (N, 3, S, S), uint8 or normalised.

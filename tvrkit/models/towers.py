@@ -3,8 +3,8 @@ and the same numbers to rounding. A tower that is built in another way goes open
 
 Four things are done otherwise: attention is one projection and one call; CLIP's activation
 x sigmoid(1.702 x) is silu, its factor in the weights around it; the patch embedding is a matrix
-product; and of the last image block only the class token is computed, as no other is read, without
-keys and values of the others.
+product, mean and deviation of the pixels in its weights; and of the last image block only the class
+token is computed, as no other is read, without keys and values of the others.
 """
 
 from collections.abc import Iterable
@@ -23,19 +23,29 @@ KNOWN |= {clip.LayerNormFp32, nn.modules.linear.NonDynamicallyQuantizableLinear,
 KNOWN |= {nn.Conv2d, QuickGELU, nn.GELU, nn.Identity, nn.ModuleList, nn.Sequential}
 KNOWN.add(nn.MultiheadAttention)
 FACTOR = 1.702  # of CLIP's activation
+GREY = 128.0  # taken off pixels before they meet weights: in bf16 differences are told, not sums
 
 
-def encode_images(visual: nn.Module, images: Tensor) -> Tensor:
-    """(N, D) what `visual(images)` returns.
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(..., 3, H, W) float as an image tower takes it: uint8 is scaled to [0, 1] and standardised,
+    float stays as it is."""
+    if images.dtype != torch.uint8:
+        return images
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def encode_images(visual: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(N, D) what `visual(normalise(images, mean, std))` returns.
 
     Args:
         visual: the image tower of an open_clip model.
-        images: (N, 3, S, S) normalised float.
+        images: (N, 3, S, S) uint8, or float that is normalised.
+        mean, std: (3, 1, 1) of RGB values in [0, 1].
     """
     if not (isinstance(visual, VisionTransformer) and fits(visual) and visual.pool_type == "tok"):
-        return visual(images)
+        return visual(normalise(images, mean, std))
     *blocks, last = visual.transformer.resblocks
-    x = _through(visual.transformer, blocks, visual.ln_pre(_embed(visual, images)))
+    x = _through(visual.transformer, blocks, visual.ln_pre(_embed(visual, images, mean, std)))
     return visual.ln_post(_first_token(last, x)) @ visual.proj
 
 
@@ -83,7 +93,8 @@ def block(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
 def attention(module: nn.MultiheadAttention, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Self-attention with the weights of torch's module; arguments and result as of `block`."""
     sides = F.linear(x, module.in_proj_weight, module.in_proj_bias)
-    query, key, value = sides.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    heads = (module.num_heads, -1)
+    query, key, value = (x.unflatten(-1, heads).transpose(1, 2) for x in sides.chunk(3, dim=-1))
     mask = None if mask is None else mask.to(query.dtype)
     read = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
     return module.out_proj(read)
@@ -113,13 +124,21 @@ def _mlp(module: Any, x: Tensor) -> Tensor:
     return F.linear(inside, outer.weight / FACTOR, outer.bias)
 
 
-def _embed(visual: Any, images: Tensor) -> Tensor:
-    """(N, 1 + patches, D) class token and patches, with their positions."""
+def _embed(visual: Any, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(N, 1 + patches, D) class token and patches, with their positions.
+
+    w . (x / 255 - mean) / std = w' . (x - g) + w' . (g - 255 mean),  w' = w / (255 std), g grey
+    """
     (rows, columns), (height, width) = visual.grid_size, visual.patch_size
     images = images[..., : rows * height, : columns * width]
     patches = images.unflatten(3, (columns, width)).unflatten(2, (rows, height))
     patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-    x = F.linear(patches, visual.conv1.weight.flatten(1))
+    weight, bias = visual.conv1.weight, None
+    if images.dtype == torch.uint8:
+        weight = weight / (255 * std)
+        bias = (weight * (GREY - 255 * mean)).sum((1, 2, 3))
+        patches = patches.float().sub_(GREY)
+    x = F.linear(patches, weight.flatten(1), bias)
     token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
     return torch.cat([token, x], dim=1) + visual.positional_embedding.to(x.dtype)
 
