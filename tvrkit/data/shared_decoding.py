@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tvrkit.data import processes
 from tvrkit.data.decoders import DecodePool, FrameSettings, Result
@@ -23,12 +24,15 @@ class SharedPool(DecodePool):
         """As of any pool, called on the main process."""
         waiting = iter(paths)
         while part := list(islice(waiting, SHARE * processes.count())):
-            yield from self._turn(*processes.from_main(lambda part=part: (part, settings)))
+            yield from self._ask(part, settings)
 
     def serve(self) -> None:
         """Read what the main process asks for, until it ends."""
         while asked := processes.from_main(lambda: None):
             self._turn(*asked)
+
+    def _ask(self, *asked: Any) -> list[Result]:
+        return self._turn(*processes.from_main(lambda: asked))
 
     def _turn(self, part: list[Path | str], settings: FrameSettings) -> list[Result]:
         own = part[processes.rank() :: processes.count()]

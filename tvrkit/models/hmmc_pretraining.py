@@ -132,10 +132,14 @@ class Perceptron(nn.Sequential):
         layers = [nn.Linear(width, inner), nn.BatchNorm1d(inner), nn.ReLU()]
         super().__init__(*layers, nn.Linear(inner, width))
 
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """Of the frames (B, F, D) in `mask` (B, F), 0 elsewhere; padding stays out of BatchNorm,
-        here written out, as picking frames is what a GPU would be waited for."""
-        inner, norm, relu, outer = self
+    def on_valid(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """What the layers make of the frames (B, F, D) in `mask` (B, F), 0 elsewhere.
+
+        Padding stays out of BatchNorm, which is written out here: a GPU would be waited for if
+        frames were picked.
+        """
+        layers: Any = self
+        inner, norm, relu, outer = layers
         x, valid = inner(frames), mask[..., None].to(frames.dtype)
         count = valid.sum()
         mean = (valid * x).sum((0, 1)) / count
@@ -229,9 +233,9 @@ class HMMCPretraining(HMMC):
         choice, mask = self.settings, self.counted(video.mask)
         negatives = {name: queue.negatives() for name, queue in self.queues.items()}
         # here and not in `encode_video`: BatchNorm sees the rows of all chunks and processes
-        projected = self.predictor(self.projector(video.frames, mask), mask)
+        projected = self.predictor.on_valid(self.projector.on_valid(video.frames, mask), mask)
         with torch.no_grad():
-            projected_keys = self.slow["projector"](video.extras["frame_keys"], mask)
+            projected_keys = self.slow["projector"].on_valid(video.extras["frame_keys"], mask)
         frames = projected, projected_keys, negatives["projected"], mask
         fam = neighbour_frames(*frames, temperature=choice.temperature)
         texts: list[str] = [name for name in ("title", "tag") if name in text.extras]
