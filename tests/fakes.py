@@ -43,7 +43,7 @@ def from_scores(scores, video_of_caption, **settings):
     ]
     settings = EvalConfig(**{"bootstrap": 100, **settings})
     labels = {"split": "test", "selection": "last", "complete": True, "missing": []}
-    return Evaluation.from_similarity(scores, *ids, video_of_caption, settings, **labels)
+    return Evaluation.from_similarity(scores, (*ids, video_of_caption), settings, **labels)
 
 
 class TwoLayers(nn.Module):
@@ -86,7 +86,7 @@ def finished_run(
     owner = np.repeat(np.arange(40), 2)
     scores = np.random.default_rng(seed).normal(size=(80, 40))
     scores += skill * (owner[:, None] == np.arange(40))
-    ids = [f"c{row}" for row in range(80)], [f"v{column}" for column in range(40)]
+    ids = [f"c{row}" for row in range(80)], [f"v{column}" for column in range(40)], owner
     whole = {
         "split": "test",
         "language": "en",
@@ -95,7 +95,7 @@ def finished_run(
         "missing": [],
     }
     settings = EvalConfig(ties=ties)
-    evaluation = Evaluation.from_similarity(scores, *ids, owner, settings, **whole | labels)
+    evaluation = Evaluation.from_similarity(scores, ids, settings, **whole | labels)
     if ceiling:
         evaluation.metrics.update({f"{way} R@1 ceiling": ceiling for way in ("t2v", "v2t")})
     folder = files.run(run) / recipe / f"seed{seed}"

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from tvrkit.data.manifest import Manifest
     from tvrkit.training.runs import Run
 
-app = typer.Typer(
-    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(help="Prepare, check and look at data sets.", no_args_is_help=True)
 report_app = typer.Typer(help="Pages of runs.", invoke_without_command=True)
 bench_app = typer.Typer(help="Measure what a training step costs.", no_args_is_help=True)
@@ -581,7 +579,3 @@ def main() -> None:
         said = f"{file}: expected a folder, got a file in its way" if file else str(error)
         print(f"error: {on_one_line(said)}", file=sys.stderr)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

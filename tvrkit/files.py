@@ -17,7 +17,6 @@ PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
 ASSETS = PACKAGE / "assets"
 NAME = re.compile(r"[\w-][\w.-]{0,99}")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 80, 80
 
@@ -91,9 +90,9 @@ def reason(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with its control characters, but line ends and tabs, written out: what a terminal
-    would obey, and what turns the direction of writing round."""
-    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+    """`on_one_line` but for line ends and tabs: what a terminal would obey, and what turns the
+    direction of writing round, is written out."""
+    return "".join(c if c in "\n\t" else on_one_line(c) for c in text)
 
 
 def on_one_line(text: str) -> str:
@@ -202,7 +201,6 @@ def check_zip(path: Path, limit: int | None = None) -> None:
             bad = archive.testzip() if limit is None and size <= most else None
     except Exception as error:  # a damaged directory may raise anything
         raise ValueError(f"{path}: expected a zip archive, got {error!r:.200}") from None
-    if size > most:
-        raise ValueError(f"{path}: expected at most {most:,} bytes unpacked, got {size:,}")
+    expect(size <= most, path, f"at most {most:,} bytes unpacked", f"{size:,}")
     if bad:
         raise ValueError(f"{path}: damaged at {shown(bad)}: its checksum differs")

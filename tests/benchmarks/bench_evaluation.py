@@ -78,7 +78,7 @@ def bench_bootstrap(against):
 def bench_saving(against, scores, tmp_path):
     ids = [f"{row}" for row in range(SIZE)]
     settings = EvalConfig(bootstrap=10)
-    found = Evaluation.from_similarity(scores, ids, ids, np.arange(SIZE), settings)
+    found = Evaluation.from_similarity(scores, (ids, ids, np.arange(SIZE)), settings)
     against(
         lambda: np.savez_compressed(tmp_path / "plain.npz", similarity=scores),
         lambda: found.save(tmp_path / "run"),

@@ -204,7 +204,7 @@ def test_what_is_recorded():
 
 def test_bounds_lie_apart_where_scores_tie():
     found = Evaluation.from_similarity(
-        np.zeros((4, 4)), list("abcd"), list("wxyz"), np.arange(4), SETTINGS
+        np.zeros((4, 4)), (list("abcd"), list("wxyz"), np.arange(4)), SETTINGS
     ).metrics
     assert found["t2v R@1"] == found["t2v R@1 pessimistic"] == 0
     assert found["v2t R@1 optimistic"] == 100
@@ -264,7 +264,7 @@ def test_post_processing_stands_beside_the_raw_numbers():
     assert {name: both.metrics[f"qbnorm v2t {name}"] for name in expected} == expected
     with pytest.raises(ValueError, match="'qbnorm' needs a bank"):
         Evaluation.from_similarity(
-            np.eye(2), ["a", "b"], ["x", "y"], [0, 1], EvalConfig(postprocess=["qbnorm"])
+            np.eye(2), (["a", "b"], ["x", "y"], [0, 1]), EvalConfig(postprocess=["qbnorm"])
         )
 
 
@@ -296,10 +296,10 @@ def large(folder, captions=600, videos=300, **changes):
     scores = rng.normal(scale=0.1, size=(captions, videos)).astype(np.float32)
     scores[np.arange(captions), owner] += 0.2
     np.save(folder / "scores.npy", scores)
-    ids = [f"c{row}" for row in range(captions)], [f"v{row}" for row in range(videos)]
+    ids = [f"c{row}" for row in range(captions)], [f"v{row}" for row in range(videos)], owner
     settings = EvalConfig(bootstrap=20, **changes)
     given = np.load(folder / "scores.npy", mmap_mode="r")
-    return lambda: Evaluation.from_similarity(given, *ids, owner, settings), scores
+    return lambda: Evaluation.from_similarity(given, ids, settings), scores
 
 
 def test_mined_pairs_are_those_of_the_miner(tmp_path, monkeypatch):

@@ -74,9 +74,7 @@ def test_accuracy_per_swapped_factor():
     )
     found = Evaluation.from_similarity(
         scores,
-        list("abcdef"),
-        list("wxyz"),
-        [0, 0, 0, 1, 2, 3],
+        (list("abcdef"), list("wxyz"), [0, 0, 0, 1, 2, 3]),
         SETTINGS,
         truth=make_truth([0, 0, 0, 3, 0]),
     )
@@ -101,7 +99,7 @@ def test_accuracy_per_factor_has_an_interval_over_families():
             "shape": [other for other in ids if other[0] == video[0] and other != video]
         },
     )
-    alone = Evaluation.from_similarity(scores, ids, ids, np.arange(16), SETTINGS)
+    alone = Evaluation.from_similarity(scores, (ids, ids, np.arange(16)), SETTINGS)
     one, none = (
         replace(each, factors=factors.swapped_counts(each, truth))
         for each in (alone, replace(alone, similarity=np.zeros((16, 16))))
@@ -117,7 +115,7 @@ def test_accuracy_per_factor_has_an_interval_over_families():
 
 def test_accuracy_without_any_pair_is_an_empty_table():
     alone = Evaluation.from_similarity(
-        [[1.0]], ["f"], ["z"], [0], SETTINGS, truth=make_truth([0, 0, 0, 3, 0])
+        [[1.0]], (["f"], ["z"], [0]), SETTINGS, truth=make_truth([0, 0, 0, 3, 0])
     )
     table = factors.per_factor_accuracy([alone])
     assert len(table) == 0
@@ -137,6 +135,6 @@ def test_a_perfect_reader_guesses_among_what_fits():
 
 def test_without_truth_every_video_is_a_family_and_nothing_is_swapped(tmp_path):
     assert factors.truth_of(tmp_path) is None
-    found = Evaluation.from_similarity(np.eye(3), list("abc"), list("xyz"), range(3), SETTINGS)
+    found = Evaluation.from_similarity(np.eye(3), (list("abc"), list("xyz"), range(3)), SETTINGS)
     assert found.family_of_video.tolist() == [0, 1, 2]
     assert found.factors.empty

@@ -88,8 +88,7 @@ def pairwise(evaluations: Mapping[str, Sequence]) -> pd.DataFrame:
         ValueError: the evaluations are not of the same captions and videos, or not by the same tie
             rule; or fewer than two methods.
     """
-    if len(evaluations) < 2:
-        raise ValueError(f"expected two evaluations or more, got {len(evaluations)}")
+    files.expect(len(evaluations) > 1, "compare", "two evaluations or more", len(evaluations))
     _check_same_queries(
         {f"{name} {k}": seed for name, seeds in evaluations.items() for k, seed in enumerate(seeds)}
     )

@@ -25,7 +25,7 @@ from tvrkit.data.manifest import Split
 from tvrkit.evaluation import factors
 from tvrkit.evaluation import ranks as ranking
 from tvrkit.evaluation.postprocess import NEEDS_BANK, processed
-from tvrkit.evaluation.ranks import DIRECTIONS
+from tvrkit.evaluation.ranks import DIRECTIONS, prefixed
 from tvrkit.evaluation.statistics import bootstrap_metrics, interval
 from tvrkit.models.method import Method, precision
 from tvrkit.settings import Config, EvalConfig, TrainConfig
@@ -73,22 +73,13 @@ class Evaluation:
 
     @classmethod
     def from_similarity(
-        cls,
-        similarity,
-        caption_ids,
-        video_ids,
-        video_of_caption,
-        settings,
-        *,
-        banks=None,
-        truth: Truth | None = None,
-        **labels,
+        cls, similarity, ids, settings, *, banks=None, truth: Truth | None = None, **labels
     ) -> Self:
         """Evaluate a similarity matrix, wherever it comes from.
 
         Args:
             similarity: (N_t, N_v), read some rows at a time.
-            caption_ids, video_ids, video_of_caption: as the attributes.
+            ids: (caption_ids, video_ids, video_of_caption), as the attributes.
             settings: `EvalConfig`: tie rule, bootstrap resamples, post-processing.
             banks: for "qbnorm", see `postprocess.processed`.
             truth: of shapes: videos of one family share their luck.
@@ -97,21 +88,21 @@ class Evaluation:
         Raises:
             ValueError: what `retrieval_ranks` refuses, or "qbnorm" without banks.
         """
-        owner = np.asarray(video_of_caption, np.int64)
+        captions, videos = np.asarray(ids[0], str), np.asarray(ids[1], str)
+        owner = np.asarray(ids[2], np.int64)
         similarity = np.asarray(similarity, np.float32)
-        ids = np.asarray(caption_ids, str), np.asarray(video_ids, str)
-        families = factors.families_of(ids[1], truth)
+        families = factors.families_of(videos, truth)
         both, rest = dict.fromkeys(DIRECTIONS, similarity), (owner, families, settings)
         ranks, first_hit, metrics = _measure(both, *rest)
-        metrics |= _prefixed("first hit v2t", ranking.retrieval_metrics(first_hit))
+        metrics |= prefixed("first hit v2t", ranking.retrieval_metrics(first_hit))
         for name in settings.postprocess:
             both = processed(name, similarity, banks, settings)
-            metrics |= _prefixed(name, _measure(both, *rest)[2])
-        metrics |= factors.ceilings(*ids, truth) if truth else {}
+            metrics |= prefixed(name, _measure(both, *rest)[2])
+        metrics |= factors.ceilings(captions, videos, truth) if truth else {}
         counts = {f"{direction} queries": len(ranks[direction]) for direction in DIRECTIONS}
         rules = {"ties": settings.ties, "v2t_convention": V2T_CONVENTION}
-        labels |= {**counts, "videos": len(video_ids), **rules} | metrics
-        whole = cls(similarity, *ids, owner, families, ranks, labels, NO_FACTORS)
+        labels |= {**counts, "videos": len(videos), **rules} | metrics
+        whole = cls(similarity, captions, videos, owner, families, ranks, labels, NO_FACTORS)
         return replace(whole, factors=factors.swapped_counts(whole, truth)) if truth else whole
 
     @property
@@ -207,16 +198,12 @@ def intervals(ranks: dict, labels: dict, resamples: int) -> dict[str, float]:
     """Of each metric "low" and "high", from the ranks and `clusters` of both directions."""
     samples: dict[str, np.ndarray] = {}
     for way in DIRECTIONS:
-        samples |= _prefixed(way, bootstrap_metrics(ranks[way], labels[way], resamples=resamples))
+        samples |= prefixed(way, bootstrap_metrics(ranks[way], labels[way], resamples=resamples))
     samples["rsum"] = np.sum([samples[name] for name in ranking.RSUM], axis=0)
     bounds: dict[str, float] = {}
     for name, values in samples.items():
         bounds[f"{name} low"], bounds[f"{name} high"] = interval(values)
     return bounds
-
-
-def _prefixed(prefix: str, values: dict) -> dict:
-    return {f"{prefix} {name}": value for name, value in values.items()}
 
 
 def evaluate(
@@ -260,7 +247,7 @@ def evaluate(
     options: dict = {"banks": banks, "truth": factors.truth_of(split.root), **labels}
 
     def read_off() -> Evaluation:
-        evaluation = Evaluation.from_similarity(similarity, *ids, config.eval, **options)
+        evaluation = Evaluation.from_similarity(similarity, ids, config.eval, **options)
         return replace(evaluation, similarity=similarity[:0])
 
     return replace(processes.from_main(read_off), similarity=similarity)

@@ -40,24 +40,6 @@ def ceilings(caption_ids, video_ids, truth: Truth) -> dict[str, float]:
     return {f"{way} R@1 ceiling": float(value) for way, value in recall.items()}
 
 
-def swapped_pairs(evaluation, truth: Truth) -> pd.DataFrame:
-    """Captions and the videos of the split that differ from their own in one factor they mention.
-
-    Returns:
-        DataFrame: factor, row (of the caption), own and rival (columns of both videos), family.
-    """
-    names, owners = evaluation.video_ids, evaluation.video_of_caption
-    column, pairs = {name: place for place, name in enumerate(names)}, []
-    swapped, families = [truth.swapped(name) for name in names], truth.videos.family[names]
-    mentioned = truth.captions.mentioned[evaluation.caption_ids]
-    for row, (own, said) in enumerate(zip(owners, mentioned, strict=True)):
-        for factor, rivals in swapped[own].items():
-            if NEEDED.get(factor, {factor}) <= set(said):
-                rivals = [column[rival] for rival in rivals if rival in column]
-                pairs += [(factor, row, own, rival, families.iloc[own]) for rival in rivals]
-    return pd.DataFrame(pairs, columns=["factor", "row", "own", "rival", "family"])
-
-
 def swapped_counts(evaluation, truth: Truth) -> pd.DataFrame:
     """How many of the swapped pairs of each factor and family are right.
 
@@ -67,10 +49,17 @@ def swapped_counts(evaluation, truth: Truth) -> pd.DataFrame:
     Returns:
         DataFrame: factor, family, right, pairs.
     """
-    pairs, scores = swapped_pairs(evaluation, truth), evaluation.similarity
-    own, rival = (scores[pairs["row"], pairs[side]] for side in ("own", "rival"))
-    groups = pairs.assign(right=own > rival, pairs=1).groupby(["factor", "family"], as_index=False)
-    return groups[["right", "pairs"]].sum()[COUNTED]
+    names, owners = evaluation.video_ids, evaluation.video_of_caption
+    column, pairs = {name: place for place, name in enumerate(names)}, []
+    swapped, families = [truth.swapped(name) for name in names], truth.videos.family[names]
+    mentioned = truth.captions.mentioned[evaluation.caption_ids]
+    for own, said, scores in zip(owners, mentioned, evaluation.similarity, strict=True):
+        for factor, rivals in swapped[own].items():
+            if NEEDED.get(factor, {factor}) <= set(said):
+                right = [scores[own] > scores[column[rival]] for rival in rivals if rival in column]
+                pairs.append((factor, families.iloc[own], sum(right), len(right)))
+    table = pd.DataFrame(pairs, columns=COUNTED)
+    return table[table["pairs"] > 0].groupby(["factor", "family"], as_index=False).sum()
 
 
 def per_factor_accuracy(seeds: Sequence) -> pd.DataFrame:

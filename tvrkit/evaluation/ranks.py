@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tvrkit.files import expect
 from tvrkit.settings import choose
 
 DIRECTIONS = ("t2v", "v2t")
@@ -141,10 +142,8 @@ def retrieval_metrics(ranks) -> dict[str, float]:
         ValueError: no ranks, or one below 1.
     """
     ranks = np.asarray(ranks)
-    if ranks.size == 0 or not ranks.min() >= 1:
-        raise ValueError(
-            f"expected one rank or more, none below 1, got {ranks.size} from {ranks.min(initial=1)}"
-        )
+    got = f"{ranks.size} from {ranks.min(initial=1)}"
+    expect(ranks.size and ranks.min() >= 1, "ranks", "one or more, none below 1", got)
     recalls = {f"R@{k}": 100.0 * int((ranks <= k).sum()) / ranks.size for k in RECALLS}
     return {**recalls, "MdR": float(np.median(ranks)), "MnR": float(ranks.mean())}
 
@@ -159,12 +158,15 @@ def metrics_of_directions(ranks: dict[str, np.ndarray]) -> dict[str, float]:
         "t2v R@1" ... "t2v MnR", "v2t R@1" ... "v2t MnR", and "rsum", the sum of R@1, R@5 and R@10
         of both directions.
     """
-    metrics = {
-        f"{direction} {name}": value
-        for direction in DIRECTIONS
-        for name, value in retrieval_metrics(ranks[direction]).items()
-    }
+    metrics: dict[str, float] = {}
+    for direction in DIRECTIONS:
+        metrics |= prefixed(direction, retrieval_metrics(ranks[direction]))
     return metrics | {"rsum": math.fsum(metrics[name] for name in RSUM)}
+
+
+def prefixed(prefix: str, values: dict) -> dict:
+    """`values` under longer names: "t2v R@1" for "R@1"."""
+    return {f"{prefix} {name}": value for name, value in values.items()}
 
 
 def ndcg(similarity, relevance, *, k: int | None = None) -> np.ndarray:
@@ -212,9 +214,8 @@ def score_matrix(similarity) -> Any:
     if isinstance(similarity, torch.Tensor):
         similarity = similarity.detach().float().cpu().numpy()
     scores = np.asarray(similarity, dtype=np.float32)
-    if scores.ndim != 2 or scores.size == 0:
-        expected = "expected a similarity matrix (N_q, N_c), not empty"
-        raise ValueError(f"{expected}, got shape {scores.shape}")
+    whole = scores.ndim == 2 and scores.size
+    expect(whole, "similarity", "a matrix (N_q, N_c), not empty", f"shape {scores.shape}")
     return scores
 
 
@@ -238,9 +239,8 @@ def blocks(scores) -> Iterator[tuple[slice, np.ndarray]]:
 def _by_video(video_of_caption: np.ndarray, videos: int) -> tuple[np.ndarray, np.ndarray]:
     """Captions sorted by video, and where each video's begin and the last one's end."""
     counts = np.bincount(video_of_caption, minlength=videos)
-    if len(counts) != videos or not counts.all():
-        some = np.count_nonzero(counts)
-        raise ValueError(f"expected captions of each of {videos} videos, got {some} with some")
+    some = np.count_nonzero(counts)
+    expect(len(counts) == some == videos, "captions", f"some of each of {videos} videos", some)
     return np.argsort(video_of_caption, kind="stable"), np.append(0, np.cumsum(counts))
 
 
@@ -254,19 +254,15 @@ def _pairs(positives, shape: tuple[int, int]) -> np.ndarray:
         positives = np.arange(rows)
     if isinstance(positives, torch.Tensor):
         positives = positives.cpu().numpy()
-    if len(positives) != rows:
-        raise ValueError(f"expected positives of {rows} queries, got {len(positives)}")
+    expect(len(positives) == rows, "ranks", f"positives of {rows} queries", len(positives))
     if isinstance(positives, np.ndarray) and positives.dtype == bool:
-        if positives.shape != shape:
-            raise ValueError(f"expected bool positives of shape {shape}, got {positives.shape}")
+        expect(positives.shape == shape, "bool positives", f"shape {shape}", positives.shape)
         positives = [np.flatnonzero(row) for row in positives]
     groups = [np.atleast_1d(group) for group in positives]
-    queries = np.repeat(np.arange(rows), [len(group) for group in groups])
-    candidates = np.concatenate(groups)
-    if len(candidates) and not (candidates.min() >= 0 and candidates.max() < columns):
-        got = f"{candidates.min()}..{candidates.max()}"
-        raise ValueError(f"positives must be in 0..{columns - 1}, got {got}")
-    alone = np.bincount(queries, minlength=rows) == 0
-    if alone.any():
-        raise ValueError(f"query {int(alone.argmax())} has no match among the candidates")
+    matches = [len(group) for group in groups]
+    if 0 in matches:
+        raise ValueError(f"query {matches.index(0)} has no match among the candidates")
+    queries, candidates = np.repeat(np.arange(rows), matches), np.concatenate(groups)
+    low, high = candidates.min(), candidates.max()
+    expect(low >= 0 and high < columns, "positives", f"0..{columns - 1}", f"{low}..{high}")
     return np.unique(np.stack([queries, candidates]), axis=1).astype(np.int64)

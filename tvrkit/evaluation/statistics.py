@@ -16,6 +16,7 @@ from scipy import sparse, stats
 from tvrkit.evaluation.ranks import RECALLS, retrieval_metrics
 
 ALPHA = 0.05  # two-sided level of every interval and verdict
+RESAMPLES = 2000
 CHUNK = 2**22  # resample x query entries held at a time
 GRID = 2**18  # steps of the largest sum that `sign_flip_test` tells apart
 CANNOT_TELL = "can't tell"  # the verdict where chance would do as much
@@ -24,7 +25,7 @@ UNTOLD = (CANNOT_TELL, ONE_SEED)
 
 
 def bootstrap_metrics(
-    ranks, clusters=None, *, resamples: int = 2000, seed: int = 0
+    ranks, clusters=None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """`retrieval_metrics` of resampled queries (Efron, 1979; cluster bootstrap where `clusters` are
     given).
@@ -63,9 +64,7 @@ def interval(samples) -> list[float]:
     return [float(bound) for bound in np.quantile(samples, [ALPHA / 2, 1 - ALPHA / 2])]
 
 
-def ratio_interval(
-    over, under, clusters=None, *, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
+def ratio_interval(over, under, clusters=None) -> tuple[float, float, float]:
     """sum(over) / sum(under) and its percentile bootstrap interval (low, high), clusters resampled.
 
     Shares and means of what comes in unequal numbers per query: of the mined pairs, how many are
@@ -84,7 +83,7 @@ def ratio_interval(
         return np.nan, np.nan, np.nan
     labels = _labels(clusters, len(over))
     sums = np.stack([np.bincount(labels, over), np.bincount(labels, under)], axis=1)
-    drawn = np.concatenate([draw @ sums for draw in _draws(len(sums), len(sums), resamples, seed)])
+    drawn = np.concatenate([draw @ sums for draw in _draws(len(sums), len(sums))])
     drawn = drawn[drawn[:, 1] > 0]
     low, high = interval(drawn[:, 0] / drawn[:, 1])
     return float(over.sum() / under.sum()), low, high
@@ -136,16 +135,6 @@ def paired_test(a, b, sizes, *, point: float = 1.0) -> dict:
     return row | about | {"p_weights": p_weights, "p_recipe": p_recipe}
 
 
-def verdict(difference: float, p_value: float) -> str:
-    """The word for it: "better", "worse", or "can't tell" where `p_value` is not below `ALPHA`;
-    "one seed" where it is NaN."""
-    if np.isnan(p_value):
-        return ONE_SEED
-    if p_value >= ALPHA:
-        return CANNOT_TELL
-    return "better" if difference > 0 else "worse"
-
-
 def sign_flip_test(differences) -> float:
     """Two-sided p-value of the paired permutation test, exact: all 2^C ways to swap the two sides.
 
@@ -186,18 +175,19 @@ def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
     at most `ALPHA`. Rows that were not tested (difference NaN) get no verdict and do not count.
 
     Returns:
-        The table with, for "weights" and "recipe", `holm_<it>` and the verdict `<it>`.
+        The table with, for "weights" and "recipe", `holm_<it>` and the verdict `<it>`: "better",
+        "worse", or "can't tell" where the adjusted p-value is not below `ALPHA`; "one seed" where
+        there is none.
     """
     if "difference" not in table:
         return table
-    tested = table["difference"].notna().to_numpy()
+    gap, tested = table["difference"], table["difference"].notna()
     for about in ("weights", "recipe"):
-        adjusted = table[f"p_{about}"].astype(float).where(tested).to_numpy(copy=True)
-        known = ~np.isnan(adjusted)
-        adjusted[known] = holm(adjusted[known])
-        rows = zip(table["difference"], adjusted, tested, strict=True)
-        words = [verdict(gap, p) if is_tested else np.nan for gap, p, is_tested in rows]
-        table = table.assign(**{f"holm_{about}": adjusted, about: words})
+        adjusted = table[f"p_{about}"].astype(float).where(tested)
+        adjusted[adjusted.notna()] = holm(adjusted.dropna())
+        cases = {ONE_SEED: adjusted.isna(), CANNOT_TELL: adjusted >= ALPHA, "better": gap > 0}
+        words = pd.Series(np.select([*cases.values()], [*cases], "worse"), table.index)
+        table = table.assign(**{f"holm_{about}": adjusted, about: words.where(tested)})
     return table
 
 
@@ -209,7 +199,7 @@ def _labels(clusters, queries: int) -> np.ndarray:
     return np.unique(clusters, return_inverse=True)[1]
 
 
-def _draws(clusters: int, width: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _draws(clusters: int, width: int, resamples=RESAMPLES, seed=0) -> Iterator[np.ndarray]:
     """How often each cluster was drawn, (rows, C) at a time; the draws do not depend on `width`."""
     rng, rows = np.random.default_rng(seed), max(1, CHUNK // width)
     for start in range(0, resamples, rows):
