@@ -293,9 +293,9 @@ def convert(
     out: Annotated[Path, Option(help="safetensors file to write")],
 ):
     """Rewrite a released checkpoint as one of the kit's."""
-    from tvrkit.models import official
+    from tvrkit.models import checkpoints, official
 
-    print(f"{out}  SHA-256 {official.convert(method, source, out)}")
+    print(f"{out}  SHA-256 {checkpoints.save(official.load_official(method, source), out)}")
 
 
 @app.command()

@@ -92,7 +92,7 @@ def test_no_split_no_loss(home, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("caption,video\na,b\n", "captions.csv: expected columns caption, file, missing file"),
+        ("caption,video\na,b\n", "captions.csv: expected columns caption, file, got no file"),
         ("caption,file\n", "captions.csv: expected a row per caption, got none"),
         (
             "caption,file,split\na,cat.mp4,dev\n",

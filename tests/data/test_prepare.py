@@ -286,5 +286,5 @@ def test_a_store_of_other_making_is_adopted_as_it_is(invented, tmp_path):
     with pytest.raises(ValueError, match="expected frames of"):
         adopt_store(store, tmp_path / "none", ["nobody"])
     (tmp_path / "other.lmdb").mkdir()
-    with pytest.raises(ValueError, match="is another store"):
+    with pytest.raises(ValueError, match="got another store: choose another folder"):
         adopt_store(tmp_path / "other.lmdb", tmp_path / "msvd", ids)

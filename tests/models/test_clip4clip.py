@@ -131,8 +131,10 @@ def test_every_parameter_learns_and_a_batch_of_one_works(head):
 def test_temporal_transformer_starts_from_clips_text_tower(methods):
     temporal, backbone = methods["seqTransf"].temporal, methods["seqTransf"].backbone
     assert methods["meanP"].temporal is None
-    torch.testing.assert_close(temporal.frame_position_embeddings.weight, backbone.text_positions)
-    for own, clips in zip(temporal.resblocks, backbone.text_blocks, strict=False):
+    text = backbone.clip.text
+    own_positions = temporal.frame_position_embeddings.weight
+    torch.testing.assert_close(own_positions, text.positional_embedding)
+    for own, clips in zip(temporal.resblocks, text.transformer.resblocks, strict=False):
         torch.testing.assert_close(dict(own.named_parameters()), dict(clips.named_parameters()))
         assert own.attn.in_proj_weight is not clips.attn.in_proj_weight
 

@@ -97,7 +97,7 @@ def test_explain_names_the_frames_that_count():
 
 def test_released_frames_start_from_noise_and_corrected_ones_from_clip():
     """Released, the lines that copy CLIP's text positions and blocks are commented out (31)."""
-    blocks = make_backbone().text_blocks
+    blocks = make_backbone().clip.text.transformer.resblocks
     for fidelity, copied in (("corrected", True), ("released", False)):
         temporal = make_hmmc(fidelity=fidelity, max_frames=48).temporal
         own, theirs = temporal.resblocks[0].mlp.c_fc.weight, blocks[0].mlp.c_fc.weight

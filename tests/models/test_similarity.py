@@ -187,10 +187,10 @@ def test_padding_gets_no_gradient(sides):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, v, p, q: (t, v, p & False, q), "text 0 has no valid token"),
+        (lambda t, v, p, q: (t, v, p & False, q), "text 0: expected a valid token, got none"),
         (
             lambda t, v, p, q: (t, v, p, q * torch.tensor([1, 1, 1, 0, 1])[:, None]),
-            "video 3 has no valid token",
+            "video 3: expected a valid token, got none",
         ),
         (
             lambda t, v, p, q: (t, v, p[:, 1:], q),
@@ -264,7 +264,7 @@ def test_padding_and_chunking_never_change_a_score(score, monkeypatch):
 def test_scores_refuse_a_video_without_frames(score):
     sentence, frames, mask = ragged(2, 3, 4, 8)
     mask[1] = False
-    with pytest.raises(ValueError, match="video 1 has no valid token"):
+    with pytest.raises(ValueError, match="video 1: expected a valid token, got none"):
         score(sentence, frames, mask)
 
 

@@ -71,25 +71,24 @@ def test_too_many_frames_are_an_error(temporal):
 def clip(width, text_width):
     blocks = nn.ModuleList(ResidualAttentionBlock(text_width, 2) for _ in range(3))
     positions = nn.Parameter(torch.randn(6, text_width))
-    return SimpleNamespace(
-        width=width,
-        text_width=text_width,
-        context_length=6,
-        text_positions=positions,
-        text_blocks=blocks,
+    text = SimpleNamespace(
+        positional_embedding=positions, transformer=SimpleNamespace(resblocks=blocks)
     )
+    sizes = {"width": width, "text_width": text_width, "context_length": 6}
+    return SimpleNamespace(**sizes, is_hf=False, clip=SimpleNamespace(text=text))
 
 
 def test_starts_from_clip_where_widths_agree():
     backbone = clip(WIDTH, WIDTH)
+    text = backbone.clip.text
     temporal = TemporalTransformer.from_clip(backbone, layers=4, positions=8)
-    for own, block in zip(temporal.resblocks[:3], backbone.text_blocks, strict=True):
+    for own, block in zip(temporal.resblocks[:3], text.transformer.resblocks, strict=True):
         for name, weight in block.state_dict().items():
             assert torch.equal(own.state_dict()[name], weight)
     assert temporal.resblocks[0].attn.num_heads == 2
-    assert torch.equal(temporal.frame_position_embeddings.weight[:6], backbone.text_positions)
+    assert torch.equal(temporal.frame_position_embeddings.weight[:6], text.positional_embedding)
     assert temporal.frame_position_embeddings.weight.shape == (8, WIDTH)
-    own, shared = temporal.frame_position_embeddings.weight, backbone.text_positions
+    own, shared = temporal.frame_position_embeddings.weight, text.positional_embedding
     assert own.data_ptr() != shared.data_ptr()
 
 
@@ -97,7 +96,7 @@ def test_starts_from_clip_where_widths_agree():
 def test_starts_at_random_elsewhere(towers):
     backbone = clip(WIDTH, 64 if towers == "other width" else WIDTH)
     if towers == "no blocks":
-        backbone.text_blocks = backbone.text_positions = None
+        backbone.is_hf, backbone.clip = True, None
     temporal = TemporalTransformer.from_clip(backbone, layers=2)
     assert temporal.frame_position_embeddings.weight.shape == (6, WIDTH)
     assert temporal(torch.randn(1, 4, WIDTH)).isfinite().all()

@@ -114,7 +114,7 @@ def test_features_of_other_data_are_refused(folder, tmp_path):
 
 
 def test_released_glscl_reads_padded_words_which_features_do_not_hold(folder):
-    with pytest.raises(ValueError, match="features hold no padded words"):
+    with pytest.raises(ValueError, match="expected tokens: it reads padded words, got features"):
         evaluate(
             "glscl_shapes",
             features=folder,

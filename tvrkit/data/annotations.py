@@ -110,15 +110,12 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> Texts:
     return groups
 
 
-_JSFUSION = "MSRVTT_JSFUSION_test.csv"
-
-
 def _msrvtt(request: Request) -> Iterator[Row]:
     """Ids from csv lists, captions from MSRVTT_data.json or {split}.jsonl; the 1k-A test csv holds
     both."""
     read = cache(request.json)  # one file for all splits
     for split, name in request.splits.items():
-        if name == _JSFUSION and request.has(name):
+        if name == "MSRVTT_JSFUSION_test.csv" and request.has(name):
             for row in records.read_csv(request.path(name), ["video_id", "sentence"]):
                 yield split, row["video_id"], row["sentence"]
             continue

@@ -25,7 +25,7 @@ import av
 import numpy as np
 import simplejpeg
 
-from tvrkit.data.decoders import DECORD, READY, FrameSettings, Result, VideoInfo
+from tvrkit.data.decoders import DECORD, MAX_PIXELS, READY, FrameSettings, Result, VideoInfo
 from tvrkit.data.sampling import sample
 
 try:
@@ -37,7 +37,6 @@ except ImportError:  # there is no wheel of it for this machine
 REFUSED_FORMATS = {"hls", "dash", "concat", "sdp", "tty", "image2"}
 # types of NAL units: of a picture, and of one after which no frame refers to an earlier one
 SLICE, IDR = 1, 5
-MAX_PIXELS = 1 << 26  # of a picture: twice those of 8K video
 # a long video's time limit grows by a second per so many frames and per so many pixels, and by none
 # per so many bytes that it has not: a drawing of 50 kB can claim 10^11 pixels
 FRAMES_PER_SECOND, PIXELS_PER_SECOND, BYTES_PER_SECOND = 200, 1e8, 2e4

@@ -35,6 +35,7 @@ from tvrkit.files import PACKAGE, expect
 
 DECODERS = ("auto", "decord", "pyav")
 TIMEOUT = 20.0  # seconds
+MAX_PIXELS = 1 << 26  # of a picture: twice those of 8K video
 READY, DECORD = b"ready", b"decord is asked"
 START_LIMIT = 120.0  # seconds a worker may take to import its libraries
 # of the environment, which may hold secrets; decord looks at PATH
@@ -116,8 +117,7 @@ def decoder_versions(decoder: str = FrameSettings.decoder) -> str:
     """
     packages = {"decord": "decord", "PyAV": "av"}
     used = [n for n, p in packages.items() if decoder in ("auto", n.lower()) and find_spec(p)]
-    if not used:
-        raise ValueError(f"decoder {decoder!r} is not installed: expected 'auto' or 'pyav'")
+    expect(used, "decoder", "an installed one, 'auto' or 'pyav'", repr(decoder))
     return ", ".join(f"{name} {_version(packages[name])}" for name in used)
 
 

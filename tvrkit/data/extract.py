@@ -30,6 +30,7 @@ from tvrkit.data import decoders
 from tvrkit.data import store as stores
 from tvrkit.data.decoders import DecodePool, FrameSettings, Result, VideoInfo
 from tvrkit.data.shared_decoding import SharedPool
+from tvrkit.files import expect
 
 NO_FILE, CHANGED = "no file found", "it changed while it was read: read again next time"
 END = 1 << 16  # bytes of head and of tail that a file is known by
@@ -126,19 +127,17 @@ class Builder:
         """
         read, wanted = stores.FrameStore(store), self.built_with
         has = {"chroma": "444"} | read.settings  # of stores from before there was a choice
-        if differ := [key for key in wanted if has.get(key) != wanted[key]]:
-            has, wanted = ({key: side.get(key) for key in differ} for side in (has, wanted))
-            why = "was built with other settings"
-            raise ValueError(f"{store} {why}: it has {has}, asked for is {wanted}")
+        differ = [key for key in wanted if has.get(key) != wanted[key]]
+        has, wanted = ({key: side.get(key) for key in differ} for side in (has, wanted))
+        expect(not differ, store, f"a store built with {wanted}", has)
         return read.rows()
 
     def build(self, files: Mapping[str, Path], pool: DecodePool) -> dict[str, dict]:
         """What is left of the files, into a store that is being built until all are read. All rows
         of it: once the lock is released, another process may add to the store."""
-        if self.store.exists() and self.partial.exists():
-            both = f"{self.store} and {self.partial.name} both exist"
-            raise ValueError(f"{both}: delete the one not wanted")
         if self.store.exists():
+            whole = not self.partial.exists()
+            expect(whole, self.store, f"no {self.partial.name} beside it", "both: delete one")
             os.replace(self.store, self.partial)
         begun = (self.partial / "data.mdb").exists() and stores.FrameStore(self.partial).settings
         new = _left(self.rows(self.partial) if begun else {}, files)

@@ -98,11 +98,9 @@ def tags(split: Split) -> list[str]:
     Raises:
         ValueError: the data set has none.
     """
-    captions = split.captions
-    if "tags" not in captions:
-        without = f"data.captions is 'tagged', but {split.frames.path.parent.name} has no tags"
-        expected = "expected 'one' or 'all', or a data set prepared with a column `tags`"
-        raise ValueError(f"{without}: {expected}")
+    captions, where = split.captions, f"data.captions, of {split.root.name}"
+    expected = "'one' or 'all', or a data set prepared with a column `tags`"
+    expect("tags" in captions, where, expected, "'tagged'")
     return captions["tags"].where(captions["tags"] != "", captions["caption"]).tolist()
 
 

@@ -15,7 +15,7 @@ from tvrkit.data.extract import NO_FILE, who_read
 from tvrkit.data.records import check_unique, checked, read_json_lines
 from tvrkit.data.splits import set_hash
 from tvrkit.data.store import FrameStore, check_id
-from tvrkit.files import shown
+from tvrkit.files import expect, shown
 from tvrkit.settings import choose
 
 
@@ -120,16 +120,15 @@ class Manifest:
         captions, videos = _checked(*rows)
         manifest = cls(root, captions, videos, files.read_json(root / CARD))
         for key, value in (_count(captions, videos) | {"store": manifest.frames.settings}).items():
-            if manifest.card.get(key) != value:
-                expected = f"{CARD} says {key} {shown(manifest.card.get(key))}"
-                raise ValueError(f"{root}: {expected}, found {shown(value)}: {command}")
+            said, got = manifest.card.get(key), f"{shown(value)}: {command}"
+            expect(said == value, root, f"{key} {shown(said)}, as {CARD} says", got)
         hashes = checked(manifest.card.get("files", {}), dict[Table, str], CARD)
         changed = [name for name in hashes if files.sha256(root / name) != hashes[name]]
         # sets of earlier versions have neither; a damaged name of one leaves the other
         if {"files", "sha256"} & {*manifest.card} and manifest.card != files.sealed(manifest.card):
             changed.append(CARD)
-        if changed:
-            raise ValueError(f"{root}: {changed[0]} is not as it was written: {command}")
+        named = f"another {', '.join(changed)}: {command}"
+        expect(not changed, root, "files as they were written", named)
         return manifest
 
     @cached_property
@@ -149,9 +148,8 @@ class Manifest:
             captions = captions[captions[column] == choose(column, value, set(captions[column]))]
         captioned = self.videos[self.videos["video_id"].isin(captions["video_id"])]
         good = captioned[captioned["status"] == "ok"]
-        if good.empty:
-            none = f"no video of split {name!r} has frames and a caption in {language!r}"
-            raise ValueError(f"{self.root}: {none}")
+        wanted = f"videos of split {name!r} with frames and a caption in {language!r}"
+        expect(not good.empty, self.root, wanted, "none")
         captions = captions[captions["video_id"].isin(good["video_id"])].reset_index(drop=True)
         owner = pd.Index(good["video_id"]).get_indexer(captions["video_id"]).astype(np.int64)
         missing = captioned.loc[captioned["status"] != "ok", "video_id"].tolist()
@@ -203,9 +201,8 @@ def _checked(captions: list[dict], videos: list[dict]) -> tuple[pd.DataFrame, pd
     )
     for video_id in ids:
         check_id(video_id)
-    if alone := sorted({row["video_id"] for row in captions} - set(ids)):
-        named = ", ".join(map(shown, alone[:3]))
-        raise ValueError(f"captions of {len(alone)} videos that have no row: {named}")
+    alone = sorted({row["video_id"] for row in captions} - set(ids))
+    expect(not alone, CAPTIONS, "videos that have a row", f"{len(alone)} without: {shown(alone)}")
     return tables
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from tvrkit.data.decoders import DecodeError, FrameSettings, read_frames
+from tvrkit.data.decoders import MAX_PIXELS, DecodeError, FrameSettings, read_frames
 from tvrkit.data.extract import VIDEO_SUFFIXES
-from tvrkit.data.store import MAX_PIXELS
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows some that are programs
 LARGEST = 1024  # pixels: sides of what is kept

@@ -88,8 +88,8 @@ def adopt_store(store: Path, out: Path, ids: Iterable[str]) -> pd.DataFrame:
     link = out / manifest.STORE
     if not link.is_symlink() and not link.exists():
         link.symlink_to(store.resolve())
-    if link.resolve() != store.resolve():
-        raise ValueError(f"{link} is another store than {store}: choose another folder")
+    same = link.resolve() == store.resolve()
+    expect(same, link, f"a link to {store}", "another store: choose another folder")
     rows = apart(_adopt, FrameStore(link), list(ids))
     most = max(row["frames"] for row in rows)
     expect(most, store, f"frames of {len(rows)} videos, such as {rows[0]['video_id']}", "none")

@@ -67,9 +67,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         header, *rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{path.name}: expected a csv with a header, got {error}") from None
-    if missing := [name for name in columns if name not in header]:
-        expected = f"expected columns {', '.join(columns)}"
-        raise ValueError(f"{path.name}: {expected}, missing {', '.join(missing)}")
+    missing = ", ".join(name for name in columns if name not in header)
+    expect(not missing, path.name, f"columns {', '.join(columns)}", f"no {missing}")
     _same_length([row or header for row in rows], len(header), f"{path.name} line", "fields", 2)
     return [dict(zip(header, row, strict=True)) for row in rows if row]
 
@@ -169,9 +168,7 @@ def read_lines(path: Path) -> list[str]:
 
 def _parse(text: str, where: str):
     def unique(pairs):
-        if len(pairs) > len(dict(pairs)):
-            key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise ValueError(f"the key {key!r} twice")
+        check_unique("an object", "key", [key for key, _ in pairs])
         return dict(pairs)
 
     def refuse(name):

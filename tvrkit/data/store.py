@@ -13,13 +13,14 @@ from itertools import count, islice, takewhile
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote
 
 import lmdb
 import numpy as np
 import simplejpeg
 from tqdm import tqdm
 
+from tvrkit.data.decoders import MAX_PIXELS
 from tvrkit.files import expect, json_object
 
 T = TypeVar("T")
@@ -35,9 +36,9 @@ UNUSABLE_ID = re.compile(r"^\.|[/\\\x00-\x1f\x7f\ud800-\udfff]")
 UNSAFE = re.compile(
     r"[\\\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|%(?=[0-9A-Fa-f]{2})"
 )
-MAX_PIXELS = 1 << 26  # of a frame
-# LMDB opens a file once per process: (device, inode) -> (process, environment)
-_ENVIRONMENTS: dict[tuple[int, int], tuple[int, lmdb.Environment]] = {}
+# LMDB opens a file once per process: (device, inode) -> environment; of no use after a fork
+_ENVIRONMENTS: dict[tuple[int, int], lmdb.Environment] = {}
+os.register_at_fork(after_in_child=_ENVIRONMENTS.clear)
 
 
 def check_id(video_id: str) -> str:
@@ -56,13 +57,8 @@ def check_id(video_id: str) -> str:
 
 def escape(name: str) -> str:
     """A file's name as text for tables and terminals: `%0A` for what is no text or moves the
-    cursor. `unescape` gives back the name, whatever it is."""
+    cursor. Whatever the name is, `urllib.parse.unquote_to_bytes` gives it back."""
     return UNSAFE.sub(lambda match: quote(os.fsencode(match[0]), safe=""), name)
-
-
-def unescape(text: str) -> str:
-    """The inverse of `escape`."""
-    return os.fsdecode(unquote_to_bytes(os.fsencode(text)))
 
 
 def make_id(name: str) -> str:
@@ -261,7 +257,7 @@ def release(store: Path) -> None:
     with suppress(FileNotFoundError):
         stat = (store / "data.mdb").stat()
         if (stat.st_dev, stat.st_ino) in _ENVIRONMENTS:
-            _ENVIRONMENTS.pop((stat.st_dev, stat.st_ino))[1].close()
+            _ENVIRONMENTS.pop((stat.st_dev, stat.st_ino)).close()
 
 
 def _environment(path: Path) -> lmdb.Environment:
@@ -271,12 +267,10 @@ def _environment(path: Path) -> lmdb.Environment:
         half = ": it is half-built, extract again to finish it" if partial(path).exists() else ""
         raise FileNotFoundError(f"no frame store at {path}{half}")
     stat = data.stat()
-    key, process = (stat.st_dev, stat.st_ino), os.getpid()
-    if key in _ENVIRONMENTS and _ENVIRONMENTS[key][0] != process:
-        _ENVIRONMENTS.pop(key)[1].close()  # inherited by fork: not to be used here
+    key = stat.st_dev, stat.st_ino
     if key not in _ENVIRONMENTS:
-        _ENVIRONMENTS[key] = process, _open(path, stat.st_size)
-    return _ENVIRONMENTS[key][1]
+        _ENVIRONMENTS[key] = _open(path, stat.st_size)
+    return _ENVIRONMENTS[key]
 
 
 def _open(path: Path, size: int) -> lmdb.Environment:

@@ -208,11 +208,8 @@ class Tagger:
 
 
 def _english_tagger():
-    name = next((name for name in ENGLISH_MODELS if importlib.util.find_spec(name)), None)
-    if name is None:
-        expected = f"expected one of {', '.join(ENGLISH_MODELS)} to be installed"
-        raise ValueError(f"no English tagger: {expected}")
-
+    name = next((name for name in ENGLISH_MODELS if importlib.util.find_spec(name)), "")
+    files.expect(name, "English tagger", f"one of {', '.join(ENGLISH_MODELS)}", "none installed")
     left_out = ["parser", "ner", "lemmatizer"]
     model = cache(lambda: importlib.import_module(name).load(exclude=left_out))  # when first used
 
@@ -272,16 +269,11 @@ class KeywordMasker:
 
     def __init__(self, captions_by_video: Mapping[str, Sequence[str]], language: str = "en"):
         self._blank = {"en": " ", "zh": ""}[choose("language", language, LANGUAGES)]
-        counts = {
+        self._counts = {
             video: Counter(word.lower() for caption in captions for word, _ in self._words(caption))
             for video, captions in captions_by_video.items()
         }
-        used_by = Counter(word for count in counts.values() for word in count)
-        rarity = {word: np.log(len(counts) / videos) for word, videos in used_by.items()}
-        self._weight = {
-            video: {word: times / count.total() * rarity[word] for word, times in count.items()}
-            for video, count in counts.items()
-        }
+        self._used_by = Counter(word for count in self._counts.values() for word in count)
 
     def mask(
         self, video_id: str, caption: str, generator: np.random.Generator, content: Sequence[Span]
@@ -307,11 +299,12 @@ class KeywordMasker:
 
     def _dropped(self, video_id: str, words: list[str], generator) -> set[int]:
         """Numbers of the words that go."""
-        try:
-            weight = [self._weight[video_id][word.lower()] for word in words]
-        except KeyError as error:
-            expected = f"expected a caption of video {video_id!r} that was counted"
-            raise ValueError(f"{expected}, got {error}") from None
+        count, words = self._counts.get(video_id, Counter()), [word.lower() for word in words]
+        strange = [word for word in words if word not in count]
+        expected = f"a caption of video {video_id!r} that was counted"
+        files.expect(not strange, "keyword masking", expected, files.shown(strange))
+        videos, total = len(self._counts), count.total()
+        weight = [count[w] / total * np.log(videos / self._used_by[w]) for w in words]
         order = np.argsort(weight, kind="stable")
         light = [index for index in order if weight[index] < self.MAX_WEIGHT]
         candidates = light[: min(self.MAX_CANDIDATES, len(words) // 2)]

@@ -40,8 +40,8 @@ def method_class(name: str) -> type[Method]:
     try:
         cls = vars(importlib.import_module(module_name)).get(class_name)
     except Exception as error:  # whatever the user's module raises
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"method {name}: {module_name} can't be imported: {reason}") from error
+        why = f"{module_name} can't be imported: {files.reason(error)}"
+        raise ValueError(f"method {name}: {why}") from error
     if not (isinstance(cls, type) and issubclass(cls, Method) and hasattr(cls, "Settings")):
         expected = f"a class {class_name} in it, a subclass of {Method.__module__}.Method"
         raise ValueError(f"method {name}: expected {expected} with Settings, got {cls!r}")

@@ -128,17 +128,6 @@ class Backbone(nn.Module):
         tower = lacks_patches(self.clip.visual)
         return [f"patch attention (its image tower: {tower})"] if tower else []
 
-    @property
-    def text_positions(self) -> Any:
-        """(context_length, text_width) positions of CLIP's text tower, None in a transformers
-        tower."""
-        return None if self.is_hf else self.clip.text.positional_embedding
-
-    @property
-    def text_blocks(self) -> Any:
-        """Transformer blocks of CLIP's text tower, first to last, None in a transformers tower."""
-        return None if self.is_hf else self.clip.text.transformer.resblocks
-
     def encode_text(
         self, tokens: Tensor, mask: Tensor, mask_padding: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -164,8 +153,7 @@ class Backbone(nn.Module):
             ValueError: L exceeds the context length, or a token is none of the vocabulary.
         """
         if tokens.is_floating_point():
-            if mask_padding:
-                raise ValueError("features hold no padded words, which released GLSCL reads")
+            expect(not mask_padding, "released GLSCL", "tokens: it reads padded words", "features")
             return tokens[:, 1:], tokens[:, 0]
         text, length, longest = self.clip.text, tokens.shape[1], self.context_length
         expect(length <= longest, self.name, f"at most {longest} tokens", length)
@@ -300,8 +288,8 @@ def _find_weights(config: BackboneConfig) -> tuple[Path | None, Mapping[str, Any
             raise FileNotFoundError(f"{weights.name} is missing: {hint}")
         return weights, {}
     if info := open_clip.get_pretrained_cfg(name, tag):
-        if config.preprocessing:
-            raise ValueError(f"backbone.preprocessing is for weights in files: {tag} has its own")
+        own = f"null, as {tag} has its own"
+        expect(not config.preprocessing, "backbone.preprocessing", own, config.preprocessing)
         _check_gelu(name, info, tag)
         return hub.weights(info["hf_hub"]), info
     path = Path(tag).expanduser()

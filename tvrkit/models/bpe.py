@@ -1,12 +1,12 @@
 """Byte-level BPE merges in the form that open_clip's tokenizer reads."""
 
-import gzip
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 from open_clip.tokenizer import SimpleTokenizer
 
+from tvrkit import files
 from tvrkit.data.text import load_jieba
 
 UNMERGED = 2 * 256 + 2  # bytes, bytes that end a word, SOT and EOT
@@ -64,5 +64,4 @@ def write_merges(merges: list[tuple[str, str]], path: Path) -> None:
     """The gzip file that open_clip's SimpleTokenizer reads: a line it skips, then one merge per
     line."""
     lines = ["#version: tvrkit", *(" ".join(pair) for pair in merges)]
-    text = "\n".join(lines).encode("utf-8")
-    path.write_bytes(gzip.compress(text, mtime=0))  # the same bytes at any time
+    files.write_gzip(path, "\n".join(lines))

@@ -96,8 +96,8 @@ def fill(method: Method, state: State, source: str) -> list[str]:
     """
     needed = method.state_dict()
     missing = [key for key in needed if key not in state]
-    if missing:
-        raise ValueError(f"{source}: missing keys ({len(missing)}): {', '.join(missing[:5])}")
+    got = f"{len(missing)} missing keys: {', '.join(missing[:5])}"
+    files.expect(not missing, source, "all weights of the method", got)
     for key, own in needed.items():
         where, given = f"{source}: {key}", state[key]
         shape, same_kind = tuple(own.shape), own.is_floating_point() == given.is_floating_point()
@@ -123,9 +123,9 @@ def backbone_identity(backbone: Backbone) -> dict[str, str]:
 def check(metadata: Mapping[str, str], identity: Mapping[str, str], path: Path) -> None:
     """ValueError where a file's metadata say another thing than `identity`."""
     for key, value in identity.items():
-        if metadata.get(key) != value and (key in metadata or key != "preprocessing"):
-            got = f"{metadata.get(key)!s:.300}: name theirs in the recipe"
-            raise ValueError(f"{path}: expected weights of {key} {value}, got {got}")
+        unsaid = key == "preprocessing" and key not in metadata  # before version 0.2
+        got = f"{metadata.get(key)!s:.300}: name theirs in the recipe"
+        files.expect(unsaid or metadata.get(key) == value, path, f"weights of {key} {value}", got)
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

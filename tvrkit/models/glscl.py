@@ -24,8 +24,6 @@ from tvrkit.models.similarity import concept_similarity, conditioned_pooling
 from tvrkit.models.temporal import TemporalTransformer
 from tvrkit.settings import Share, settings
 
-Side = Literal["text", "video"]
-
 
 @settings
 class GLSCLSettings:
@@ -129,11 +127,11 @@ class GLSCL(Method):
         frames = self.temporal(frames, mask)
         return VideoFeatures(None, frames, mask, {"concepts": self.concepts("video", frames, mask)})
 
-    def concepts(self, side: Side, tokens: Tensor, mask: Tensor) -> Tensor:
+    def concepts(self, side: str, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, Q, D) float, what each query reads out of one side's tokens.
 
         Args:
-            side: whose queries and decoder, where they are not shared.
+            side: "text" or "video", whose queries and decoder, where they are not shared.
             tokens: (B, L, D) float, words or frames.
             mask: (B, L) bool, True = read. Released decoders read padding too (finding 15).
         """
@@ -189,7 +187,6 @@ class GLSCL(Method):
             last decoder layer; `concept_score` (B, Q): cosine of the two sides' concepts.
         """
         logits = torch.einsum("bd,bfd->bf", text.sentence, video.frames) / self.settings.temperature
-        sides: dict[Side, tuple[Tensor, Tensor]]
         sides = {"text": (text.words, text.mask), "video": (video.frames, video.mask)}
         maps = {}
         for side, features in sides.items():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tvrkit import files
 from tvrkit.models import METHODS
 from tvrkit.models.backbone import Backbone
-from tvrkit.models.checkpoints import State, fill, read_tensors, save
+from tvrkit.models.checkpoints import State, fill, read_tensors
 from tvrkit.models.method import Method
 from tvrkit.models.temporal import HEAD_WIDTH
 from tvrkit.settings import choose, parse
@@ -36,9 +36,7 @@ KNOWN_BACKBONES = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickge
 CONVERTED = "converted"
 RELEASED_LOGIT_SCALE = math.log(100.0)  # HMMC's constant, which its checkpoints do not hold
 MIN_BERT_HEADS = 2  # of the smallest BERT; heads of all published sizes are 64 wide
-TEXT, VISUAL, TEMPORAL = "backbone.clip.text.", "backbone.clip.visual.", "temporal."
-LOGIT_SCALE, POSITIONS = "backbone.clip.logit_scale", "temporal.frame_position_embeddings."
-TEMPORAL_BLOCKS = f"{TEMPORAL}resblocks."
+TEXT, VISUAL = "backbone.clip.text.", "backbone.clip.visual."
 BERT_WORDS = f"{TEXT}transformer.embeddings.word_embeddings.weight"
 # open_clip builds a BERT tower from files only: this small one holds its place.
 PLACEHOLDER = {"context_length": 1, "vocab_size": 1, "width": HEAD_WIDTH, "heads": 1, "layers": 1}
@@ -73,8 +71,7 @@ class Released:
         return self.name(key) in self.state
 
     def __getitem__(self, key: str) -> Tensor:
-        if key not in self:
-            raise ValueError(f"{self}: {self.name(key)} is missing")
+        files.expect(key in self, self, self.name(key), "none")
         return self.state[self.name(key)].float()
 
     def layers(self, prefix: str) -> int:
@@ -96,14 +93,14 @@ class Released:
             elif name in self:
                 shown[key] = len(self[name])
         if self.method in ("dmae", "clip4clip"):
-            shown["head"] = "seqTransf" if self.layers(TEMPORAL_BLOCKS) else "meanP"
+            shown["head"] = "seqTransf" if self.layers("temporal.resblocks.") else "meanP"
         for part, head in release.get("lacks", {}).items():
             lacks, got = any(part in name for name in self.state), f"{part.rstrip('.')} ({head})"
             files.expect(not lacks, self, "meanP or seqTransf", got)
         if self.method == "dmae":
-            if not self.layers(f"{VISUAL}transformer.resblocks."):
-                expected = "expected CLIP's towers (clip.visual...), which the released"
-                raise ValueError(f"{self}: {expected} configurations lack (finding 12)")
+            towers = self.layers(f"{VISUAL}transformer.resblocks.")
+            lacking = "none: the released configurations lack them (finding 12)"
+            files.expect(towers, self, "CLIP's towers (clip.visual...)", lacking)
             if not {"max_words", "max_frames"} <= shown.keys():
                 shown["partial_order"] = []
         return shown
@@ -130,8 +127,9 @@ def fill_released(method: Method, weights: Released) -> list[str]:
     Raises:
         ValueError: missing keys or other shapes.
     """
-    own, positions = method.state_dict(), f"{POSITIONS}weight"
-    weights.state.setdefault(weights.name(LOGIT_SCALE), torch.tensor(RELEASED_LOGIT_SCALE))
+    own, positions = method.state_dict(), "temporal.frame_position_embeddings.weight"
+    scale = weights.name("backbone.clip.logit_scale")
+    weights.state.setdefault(scale, torch.tensor(RELEASED_LOGIT_SCALE))
     state = {key: weights[key] for key in own}
     if positions in state:
         state[positions] = state[positions][: len(own[positions])]
@@ -187,12 +185,6 @@ def load_official(
     if unused:
         log.info("%s: unused keys (%d): %s", weights, len(unused), ", ".join(unused))
     return loaded.eval()
-
-
-def convert(method: str, source: Path | Sequence[Path], target: Path, **config) -> str:
-    """Rewrite a released checkpoint as one of the kit's; arguments as `load_official`. Returns the
-    `digest` of its weights."""
-    return save(load_official(method, source, **config), target)
 
 
 def read(source: State | str | Path | Sequence[Path]) -> State:

@@ -227,9 +227,9 @@ def _check_mask(side: str, tokens: Tensor, mask: Tensor) -> None:
     expected, shape = tuple(tokens.shape[:2]), tuple(mask.shape)
     expect(shape == expected, f"{side} mask", f"shape {expected}", shape)
     empty = (mask != 0).sum(1) == 0
-    if readable(mask) and empty.any():
+    if readable(mask):
         first = int(empty.int().argmax())
-        raise ValueError(f"{side} {first} has no valid token: expected at least one")
+        expect(not empty.any(), f"{side} {first}", "a valid token", "none")
 
 
 def _in_blocks(columns: Callable[[slice], Tensor], videos: int, size: int) -> Tensor:

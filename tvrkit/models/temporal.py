@@ -2,7 +2,7 @@
 HMMC."""
 
 from collections import OrderedDict
-from typing import Self
+from typing import Any, Self
 
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
@@ -67,8 +67,8 @@ class TemporalTransformer(nn.Module):
             heads: as of the class; None = CLIP's text tower's.
         """
         width, own = backbone.width, max(1, backbone.width // HEAD_WIDTH)
-        if _has_clip_blocks(backbone):
-            own = backbone.text_blocks[0].attn.num_heads
+        if text := _clip_text(backbone):
+            own = text.transformer.resblocks[0].attn.num_heads
         return cls(width, layers, heads or own, positions or backbone.context_length)
 
     @classmethod
@@ -86,11 +86,11 @@ class TemporalTransformer(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        if _has_clip_blocks(backbone):
+        if text := _clip_text(backbone):
             own_positions = temporal.frame_position_embeddings.weight.data
-            known = backbone.text_positions[: len(own_positions)].detach()
+            known = text.positional_embedding[: len(own_positions)].detach()
             own_positions[: len(known)] = known
-            for own, block in zip(temporal.resblocks, backbone.text_blocks, strict=False):
+            for own, block in zip(temporal.resblocks, text.transformer.resblocks, strict=False):
                 own.load_state_dict(block.state_dict())
         return temporal
 
@@ -111,8 +111,10 @@ class TemporalTransformer(nn.Module):
         return x + frames
 
 
-def _has_clip_blocks(backbone: Backbone) -> bool:
-    return backbone.text_blocks is not None and backbone.text_width == backbone.width
+def _clip_text(backbone: Backbone) -> Any:
+    """CLIP's text tower, if it has the joint width; else None."""
+    fits = not backbone.is_hf and backbone.text_width == backbone.width
+    return backbone.clip.text if fits else None
 
 
 def mean_frame(frames: Tensor, mask: Tensor) -> Tensor:
