@@ -19,7 +19,6 @@ Spans = list[tuple[int, int, str]]  # first character, character after the last,
 
 GRAMMAR = yaml.safe_load((files.ASSETS / "shapes_captions.yaml").read_text(encoding="utf-8"))
 WORDS = {language: grammar["words"] for language, grammar in GRAMMAR.items()}
-TEMPLATES = {language: grammar["templates"] for language, grammar in GRAMMAR.items()}
 LONGEST_WITH_FILLER = {"en": 120, "zh": 36}  # characters; more would not fit into 32 tokens
 
 
@@ -55,7 +54,10 @@ def tell(
     said = {name: [(_pick(words[name][getattr(scene, name)], rng), name)] for name in mentioned}
     naming = rng.random() < 0.4
     slots = said | {"np": _noun(said, "", language, rng), "vp": _verbs(said, naming, language, rng)}
-    slots["second"] = _second(scene, said, language, rng)
+    if "shape2" in said:
+        noun, event = _noun(said, "2", language, rng), said.get("motion2", [])
+        entry = scene.motion2 if event else "with"
+        slots["second"] = _draw(entry, language, rng, np=noun, v2=event)
     framed = "background" in said and not naming and rng.random() < 0.4
     if "background" in said and not framed:
         slots["behind"] = _draw("behind", language, rng, **said)
@@ -73,7 +75,7 @@ def tell(
 def _draw(entry: str, language: str, rng, **slots: Pieces) -> Pieces:
     """A random template of the entry, its slots filled; an absent slot is empty."""
     pieces: Pieces = []
-    for literal, name, _, _ in Formatter().parse(_pick(TEMPLATES[language][entry], rng)):
+    for literal, name, _, _ in Formatter().parse(_pick(GRAMMAR[language]["templates"][entry], rng)):
         pieces.append((literal, ""))
         pieces += slots.get(name, []) if name else []
     return pieces
@@ -83,7 +85,7 @@ def _noun(said: dict[str, Pieces], number: str, language: str, rng) -> Pieces:
     """The noun phrase of the first ("") or second ("2") object."""
     slots = {factor: said.get(factor + number, []) for factor in ("size", "colour", "shape")}
     if not slots["shape"]:
-        slots["shape"] = [(_pick(TEMPLATES[language]["thing"], rng), "")]
+        slots["shape"] = [(_pick(GRAMMAR[language]["templates"]["thing"], rng), "")]
     template = _draw("noun", language, rng, **slots)
     if not slots["colour"]:
         template = [piece for piece in template if piece[0] not in (" coloured ", "的")]
@@ -102,13 +104,6 @@ def _verbs(said: dict[str, Pieces], naming: bool, language: str, rng) -> Pieces:
             slots[f"{name}ing"] = [(_participle(text), factor) for text, factor in pieces]
             slots[name] = slots[f"{name}ing"] if naming else pieces
     return _draw("twice" if "then" in said else "once", language, rng, **slots)
-
-
-def _second(scene: Scene, said: dict[str, Pieces], language: str, rng) -> Pieces:
-    if "shape2" not in said:
-        return []
-    entry, noun = scene.motion2 if "motion2" in said else "with", _noun(said, "2", language, rng)
-    return _draw(entry, language, rng, np=noun, v2=said.get("motion2", []))
 
 
 def _participle(phrase: str) -> str:

@@ -50,10 +50,9 @@ def prepare_shapes(
     made_from = {"preset": name, "seed": seed, **asdict(chosen)}
     mark = root / truth.FOLDER / "made_from.json"
     there = files.read_json(mark) if mark.exists() else None
-    if (mark.exists() or card.exists()) and there != made_from:
-        raise ValueError(
-            f"{root}: expected shapes of {made_from}, found {there}: choose another folder"
-        )
+    fresh = not mark.exists() and not card.exists()
+    got = f"{there}: choose another folder"
+    files.expect(fresh or there == made_from, root, f"shapes of {made_from}", got)
     if not card.exists():
         files.write_json_lines(mark, [made_from])
         _make(root, chosen, plan(chosen, seed), {"made_from": made_from}, workers)
@@ -66,23 +65,17 @@ def _make(root: Path, preset: Preset, videos: list[Video], about: dict, workers:
     files.write_json_lines(scenes, map(_truth, videos))
     files.write_json_lines(texts, captions[TRUTH_COLUMNS].to_dict("records"))
     paths = {video.video_id: root / "videos" / f"{video.video_id}.mp4" for video in videos}
-    _film(videos, paths, preset.fps)
+    (root / "videos").mkdir(exist_ok=True)
+    for video in tqdm(videos, "rendering", unit="video"):  # whole files: the next call goes on
+        path = paths[video.video_id]
+        if not path.exists():
+            encode(render(video.scene, video.distractors, [*video.seed, 1]), path, preset.fps)
     rows = extract(paths, root / manifest.STORE, FrameSettings(preset.frames), workers=workers)
     broken = rows[(rows.status != "ok") | (rows.frames != preset.frames)]
     if len(broken):
         first = dict(broken.iloc[0])
         raise RuntimeError(f"{len(broken)} of {len(rows)} videos not decoded whole: {first}")
     manifest.write(root, captions[CAPTION_COLUMNS], rows, {"protocol": "shapes", **about})
-
-
-def _film(videos: list[Video], paths: dict[str, Path], fps: int) -> None:
-    """Render and encode. Stopped at any moment it leaves whole files only: the next call goes
-    on."""
-    for video in tqdm(videos, "rendering", unit="video"):
-        path = paths[video.video_id]
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            encode(render(video.scene, video.distractors, [*video.seed, 1]), path, fps)
 
 
 def _captions(video: Video, preset: Preset) -> list[dict]:

@@ -35,13 +35,12 @@ def render(scene: Scene, distractors: list[str], seed: list[int]) -> np.ndarray:
     image = np.repeat(_background(scene.background, rng)[None], count, axis=0)
     x, y, scale = _path(scene, count, rng)
     if scene.shape2:
-        place, colour = _second_place(x, y, rng), _tinted(scene.colour2, rng)
+        place = _second_place(x, y, rng)
         late = np.arange(count) >= (count + 1) // 2
         seen = {"still": late | True, "appears": late, "vanishes": ~late}[scene.motion2]
-        x2, y2, radius2 = (np.full(seen.sum(), value) for value in (*place, SECOND_RADIUS))
-        image[seen] = _drawn(image[seen], scene.shape2, colour, x2, y2, radius2, _turn(rng))
+        image[seen] = _drawn(image[seen], scene.shape2, scene.colour2, *place, SECOND_RADIUS, rng)
     radius = SIZES[scene.size] * rng.uniform(0.9, 1.1) * scale
-    image = _drawn(image, scene.shape, _tinted(scene.colour, rng), x, y, radius, _turn(rng))
+    image = _drawn(image, scene.shape, scene.colour, x, y, radius, rng)
     for index, kind in enumerate(distractors):
         if kind:
             image[index] = _distract(kind, rng)
@@ -73,23 +72,17 @@ def encode(frames: np.ndarray, path: Path, fps: int) -> None:
     os.replace(part, path)
 
 
-def _tinted(colour: str, rng: np.random.Generator) -> np.ndarray:
-    return np.array(COLOURS[colour]) + rng.uniform(-12, 12, 3)
-
-
-def _turn(rng: np.random.Generator) -> float:
-    return rng.uniform(-0.2, 0.2)
-
-
-def _drawn(image, shape: str, colour, x, y, radius, turn: float) -> np.ndarray:
-    """`image` (F, H, W, 3) with an object blended in; x, y, radius (F,) in pixels; soft edges."""
+def _drawn(image, shape: str, colour: str, x, y, radius, rng: np.random.Generator) -> np.ndarray:
+    """`image` (F, H, W, 3) with an object blended in, tinted and turned a little; x, y, radius (F,)
+    or one for all, in pixels; soft edges."""
+    tinted, turn = np.array(COLOURS[colour]) + rng.uniform(-12, 12, 3), rng.uniform(-0.2, 0.2)
     rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
-    x, y, radius = (value[:, None, None] for value in (x, y, radius))
+    x, y, radius = (np.reshape(value, (-1, 1, 1)) for value in (x, y, radius))
     across, down = (columns - x) / radius, (rows - y) / radius
     u = across * np.cos(turn) - down * np.sin(turn)
     v = across * np.sin(turn) + down * np.cos(turn)
     cover = np.clip(0.5 - _distance(shape, u, v) * radius, 0, 1)[..., None]
-    return image + cover * (colour - image)
+    return image + cover * (tinted - image)
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tvrkit.shapes.captions import WORDS, mention, tell
 from tvrkit.shapes.render import render_still
-from tvrkit.shapes.scenes import FACTORS, PRESETS, VALUES, Scene, random_scene
+from tvrkit.shapes.scenes import FACTORS, PRESETS, VALUES, random_scene
 
 PRESET = PRESETS["quick"]
 OMIT = 0.4  # more than a preset's: each word is learnt by itself
@@ -43,7 +43,7 @@ def stills(count: int, seed: int) -> Stills:
         rng = np.random.default_rng([seed, STILL, index])
         scene = random_scene(PRESET, rng)
         images.append(render_still(scene, [seed, STILL, index, 1]))
-        values.append(values_of(scene))
+        values.append([VALUES[name].index(v) if v else -1 for name, v in vars(scene).items()])
         for language in WORDS:
             mentioned = [mention(scene, OMIT, rng) for _ in range(CAPTIONS + 1)]
             mentioned[:CAPTIONS] = [seen(names) for names in mentioned[:CAPTIONS]]
@@ -57,11 +57,6 @@ def stills(count: int, seed: int) -> Stills:
 def seen(mentioned: tuple[str, ...]) -> tuple[str, ...]:
     """The factors among them that a single frame shows."""
     return tuple(name for name in mentioned if name in SEEN)
-
-
-def values_of(scene: Scene) -> list[int]:
-    """Which value each factor has, -1 where it has none."""
-    return [VALUES[name].index(value) if (value := vars(scene)[name]) else -1 for name in FACTORS]
 
 
 def swapped_stills(
