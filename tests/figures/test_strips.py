@@ -17,7 +17,7 @@ def words(ax):
 
 
 def test_a_strip_shows_every_frame_unchanged(frames):
-    (ax,) = figures.film_strip(frames, "a red circle").axes
+    (ax,) = figures.film_strips([figures.Strip(frames, caption="a red circle")]).axes
     shown = ax.images[0].get_array()
     assert shown.shape == (SIDE, 5 * (SIDE + 2), 3)
     for index, frame in enumerate(frames):
@@ -31,7 +31,8 @@ def test_a_strip_shows_every_frame_unchanged(frames):
 def test_bars_of_a_strip_are_the_weights_and_grey_where_uninformative(frames):
     weights = np.array([0.1, 0.4, 0.2, 0.0, 0.3])
     informative = np.array([True, True, False, True, True])
-    (ax,) = figures.film_strip(frames, weights=weights, informative=informative).axes
+    strip = figures.Strip(frames, weights=weights, informative=informative)
+    (ax,) = figures.film_strips([strip]).axes
     heights = np.array([bar.get_height() for bar in ax.patches])
     np.testing.assert_allclose(heights / heights.max(), weights / weights.max())
     grey = [bar.get_facecolor() == to_rgba(figures.NEUTRAL) for bar in ax.patches]
@@ -43,7 +44,7 @@ def test_bars_of_a_strip_are_the_weights_and_grey_where_uninformative(frames):
 )
 def test_frames_of_another_kind_are_refused(wrong):
     with pytest.raises(ValueError, match=r"expected uint8 \(F, H, W, 3\), got"):
-        figures.film_strip(wrong)
+        figures.film_strips([figures.Strip(wrong)])
 
 
 def test_top_videos_mark_the_right_one_and_the_words_that_the_query_lacks(frames):

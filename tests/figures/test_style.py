@@ -48,7 +48,7 @@ def test_a_font_installed_after_matplotlib_looked_is_found(font_manager, frames,
     font_manager.setattr(style, "findSystemFonts", lambda: fonts)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.film_strip(frames, "a red circle ✓ 红")
+        figures.film_strips([figures.Strip(frames, caption="a red circle ✓ 红")])
     assert style.font_families() == ["DejaVu Sans", "Noto Sans CJK SC"]
 
 
@@ -70,7 +70,7 @@ def test_colours_follow_the_method_and_never_repeat_while_there_are_others():
 
 
 def test_save_writes_both_formats_whole_and_nothing_else(tmp_path, frames):
-    figure = figures.film_strip(frames)
+    figure = figures.film_strips([figures.Strip(frames)])
     assert figures.save(figure, tmp_path / "figures", "strip") is figure
     png, pdf = (tmp_path / "figures" / f"strip.{suffix}" for suffix in ("png", "pdf"))
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -86,6 +86,6 @@ def test_no_figure_stays_open_and_no_style_leaks(frames):
     import matplotlib.pyplot as plt
 
     before = dict(matplotlib.rcParams)
-    figures.film_strip(frames)
+    figures.film_strips([figures.Strip(frames)])
     assert plt.get_fignums() == []
     assert dict(matplotlib.rcParams) == before

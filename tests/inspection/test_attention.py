@@ -187,13 +187,14 @@ def test_the_one_token_that_counts_gives_the_largest_gap():
     expected = 100 * (
         1 - np.mean(inspection.attention.SHARES)
     )  # random removal spares the token that often
-    mean, low, high = inspection.mean_interval(inspection.deletion_gap(table).hit)
+    margin, (mean, low, high) = inspection.deletion_gaps(table, "word").values()
     assert low <= expected <= high
-    assert inspection.mean_interval(inspection.deletion_gap(table, "lowest").hit)[2] < 0
+    turned = table.replace({"order": {"highest": "lowest", "lowest": "highest"}})
+    assert inspection.deletion_gaps(turned, "word")["word deletion gap, R@1 (points)"][2] < 0
     margins = table.pivot_table(index="order", columns="share", values="margin")
     assert margins[0.0].tolist() == pytest.approx([100] * 3)
     assert (margins.loc["highest"][1:] < 0).all()  # 0 - 0.25: below the other videos
-    assert inspection.deletion_gap(table).margin.mean() == pytest.approx(mean * 1 / 0.75, rel=0.02)
+    assert margin[0] == pytest.approx(mean * 1 / 0.75, rel=0.02)
 
 
 @pytest.mark.parametrize("equal", [False, True])
@@ -202,7 +203,7 @@ def test_weights_that_say_nothing_give_no_gap(equal):
     _, score = planted(rng)
     weights = [np.ones(TOKENS) if equal else rng.random(TOKENS) for _ in range(QUERIES)]
     table = inspection.deletion_test(weights, score, np.arange(QUERIES))
-    _, low, high = inspection.mean_interval(inspection.deletion_gap(table).hit)
+    _, low, high = inspection.deletion_gaps(table, "word")["word deletion gap, R@1 (points)"]
     assert low <= 0 <= high
 
 
@@ -246,19 +247,20 @@ def test_frames_are_removed_as_if_the_clip_were_shorter(monkeypatch):
     monkeypatch.setattr(inspection.attention, "BLOCK", 1)
     features = torch.arange(24, dtype=torch.float32).reshape(2, 4, 3)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
-    rows = [np.array([False, True, False, True]), np.array([False, True, True])]
-    frames, left = inspection.without_frames(features, mask, rows)
-    assert left.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
-    torch.testing.assert_close(frames[0, :2], features[0, [1, 3]])
-    torch.testing.assert_close(frames[1, :2], features[1, [1, 2]])
-    assert not frames[~left].any()
-
+    kept = [np.array([False, True, False, True]), np.array([False, True, False])]
     method = Frames(torch.nn.Module(), None)  # a backbone that can't encode anything
-    videos = inspection.encode_videos(method, frames, left)
-    torch.testing.assert_close(videos.frames, frames)
-    texts = TextFeatures(torch.randn(2, 3), torch.zeros(2, 1, 3), *torch.ones(2, 2, 1).bool())
-    expected = method.similarity(texts, videos).diagonal()
-    found = inspection.matched_scores(method, texts, videos)
+    videos = inspection.encode_videos(method, features, mask)
+    torch.testing.assert_close(videos.frames, features)
+    texts = TextFeatures(torch.randn(3, 3), torch.zeros(3, 1, 3), *torch.ones(2, 3, 1).bool())
+    split = SimpleNamespace(video_of_caption=np.array([1, 0, 1]))
+    seen = inspection.EncodedSplit(method, split, None, texts, videos, features, mask)
+    whole = seen.scores(texts)
+    matched = inspection.matched_scores(method, texts, videos[torch.tensor([1, 0, 1])])
+    np.testing.assert_allclose(matched, whole[range(3), [1, 0, 1]], rtol=1e-5)
+    found = seen.scores_of_shorter(whole[1:], np.array([1, 2]), kept)
+    expected = whole[1:].copy()
+    expected[0, 0] = texts.sentence[1] @ features[0, [1, 3]].mean(dim=0)
+    expected[1, 1] = texts.sentence[2] @ features[1, 1]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

@@ -12,6 +12,7 @@ from tests.fakes import finished_run
 from tvrkit.evaluation import compare, statistics
 from tvrkit.inspection import diagnostics
 from tvrkit.reporting import sentences, sweeps, tables
+from tvrkit.training import runs
 from tvrkit.training.card import write_card
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,7 @@ def test_results_stand_between_chance_and_ceiling(methods):
 
 def test_accuracy_by_factor_is_of_the_contrast_set_where_it_was_scored(methods):
     given = {"selection": "as given"}
-    recipes = sentences.trained("mine")
+    recipes = tables.by_recipe(runs.find("mine"))
     apart = {}
     for name in recipes:
         assert sentences.on_families("mine", recipes) == recipes  # not all of them are there yet
@@ -97,7 +98,7 @@ def test_accuracy_by_factor_is_of_the_contrast_set_where_it_was_scored(methods):
 
 
 def test_who_wins_is_what_the_tests_say_and_about_what(methods):
-    pairs = compare.pairwise(sentences.trained("mine"))
+    pairs = compare.pairwise(tables.by_recipe(runs.find("mine")))
     (told,) = (
         t for t in sentences.results("mine").splitlines() if t.startswith("- Of the recipes")
     )

@@ -16,7 +16,7 @@ from tvrkit import cli, files
 from tvrkit.evaluation import compare, statistics
 from tvrkit.evaluation.ranks import metrics_of_directions
 from tvrkit.recipes import to_dict
-from tvrkit.reporting import sweeps
+from tvrkit.reporting import sweeps, tables
 from tvrkit.training import runs
 from tvrkit.training.card import write_card
 
@@ -179,7 +179,7 @@ def test_one_failure_is_named_and_the_others_go_on(
     errors = capsys.readouterr().err.strip().splitlines()
     assert any(line.startswith("failed: broken/bad seed 0: error: ") for line in errors)
     assert errors[-1] == "error: 1 of 2 runs failed: broken/bad seed 0"
-    assert set(sweeps.results("broken", "test").index) == {"good"}
+    assert set(sweeps.finished("broken", "test")) == {"good"}
     monkeypatch.setattr(sweeps, "command", lambda task, _: pytest.fail(f"{task} was finished"))
     assert (
         sweeps.execute(sweeps.plan("broken", run="test", profile="smoke", variants=["good"])) == {}
@@ -252,15 +252,15 @@ def test_results_are_means_over_seeds_and_paired_with_the_reference(recipes):
     ranks = {(v, seed): random.integers(1, 3, 40) for v in ("a-b", "a", "b") for seed in (0, 1)}
     for task in sweeps.plan("parts", run="test", seeds=[0, 1], variants=["a-b", "a", "b"]):
         write_run(task, ranks[task.variant, task.seed], seconds=10 + task.seed)
-    table = sweeps.results("parts", "test")
-    assert list(table.index) == ["a-b", "a", "b"]
+    done = sweeps.finished("parts", "test")
+    assert list(done) == list(sweeps.shown("parts", "test").index) == ["a-b", "a", "b"]
     hits = {key: 100 * np.mean(of == 1) for key, of in ranks.items()}
-    for variant in table.index:
-        values = [hits[variant, 0], hits[variant, 1]]
-        assert table["t2v R@1"][variant] == pytest.approx(np.mean(values))
-        assert table["t2v R@1 sd"][variant] == pytest.approx(np.std(values, ddof=1))
-        assert table["t2v R@1 low"][variant] < np.mean(values) < table["t2v R@1 high"][variant]
-    assert (table["seconds"] == 10.5).all()
+    for variant, seeds in done.items():
+        values, row = [hits[variant, 0], hits[variant, 1]], tables.summary([*seeds.values()])
+        assert row["t2v R@1"] == pytest.approx(np.mean(values))
+        assert row["t2v R@1 sd"] == pytest.approx(np.std(values, ddof=1))
+        assert row["t2v R@1 low"] < np.mean(values) < row["t2v R@1 high"]
+        assert row["seconds"] == 10.5
     tests = sweeps.tests("parts", "test").set_index("metric", append=True)
     assert set(tests.index.get_level_values(0)) == {"a", "b"}
     assert set(tests.index.get_level_values(1)) == {*compare.TESTED}
@@ -307,7 +307,7 @@ def test_a_large_difference_is_told_and_main_effects_find_its_part(recipes):
 
 
 def test_results_without_runs_are_empty_and_without_the_reference_untested(recipes):
-    assert sweeps.results("parts", "test").empty
+    assert sweeps.finished("parts", "test") == {}
     assert sweeps.main_effects("parts", "test").empty
     write_run(sweeps.plan("parts", run="test", variants=["a"])[0], [1, 2])
     assert sweeps.tests("parts", "test").empty
@@ -319,13 +319,13 @@ def test_runs_of_other_settings_or_other_data_are_refused(recipes):
     write_run(tasks[0], [1, 2])
     write_run(tasks[1], [1, 2], counts=4)
     with pytest.raises(ValueError, match="was trained on other data than"):
-        sweeps.results("parts", "test")
+        sweeps.shown("parts", "test")
     write_run(tasks[1], [1, 2])
     config = tasks[1].folder / "config.yaml"
     config.write_text(config.read_text().replace('"meanP"', '"seqTransf"'))
     write_card(config.parent, runs.Run(config.parent).card)
     with pytest.raises(ValueError, match=r"lacks method\.head=meanP: remove the folder"):
-        sweeps.results("parts", "test")
+        sweeps.shown("parts", "test")
 
 
 @pytest.mark.parametrize(
@@ -335,10 +335,10 @@ def test_runs_that_differ_in_more_than_their_variants_are_refused(recipes, varia
     first, other = sweeps.plan("parts", run="test", variants=variants)
     for task in (first, other):
         write_run(task, [1, 2])
-    assert len(sweeps.results("parts", "test")) == 2
+    assert len(sweeps.shown("parts", "test")) == 2
     write_run(replace(other, overrides=[*other.overrides, "train.epochs=7"]), [1, 2])
     with pytest.raises(ValueError, match=r"seed0 differ in more than method\."):
-        sweeps.results("parts", "test")
+        sweeps.shown("parts", "test")
 
 
 def test_the_figure_shows_what_each_variant_gains_over_the_reference(recipes):

@@ -14,7 +14,7 @@ from tvrkit.training import runs
 
 def test_one_seed_has_the_numbers_of_its_metrics(home):
     run = finished_run("alpha", skill=2)
-    (row,) = tables.results([run]).to_dict("records")
+    (row,) = tables.results([run])
     for way in ("t2v", "v2t"):
         assert {key: row[f"{way} {key}"] for key in compare.METRICS} == {
             k: run.metrics[f"{way} {k}"] for k in compare.METRICS
@@ -28,7 +28,7 @@ def test_one_seed_has_the_numbers_of_its_metrics(home):
 
 def test_several_seeds_are_averaged_and_their_interval_is_pooled(home):
     found = [finished_run("alpha", seed=seed, skill=2) for seed in range(3)]
-    (row,) = tables.results(found).to_dict("records")
+    (row,) = tables.results(found)
     recalls = [run.metrics["t2v R@1"] for run in found]
     assert row["t2v R@1"] == pytest.approx(sum(recalls) / 3)
     assert row["t2v R@1 sd"] == pytest.approx(
@@ -50,7 +50,7 @@ def test_a_seed_told_three_times_says_no_more_than_once(home):
         folder = found[0].folder.with_name(f"seed{seed}")
         shutil.copytree(found[0].folder, folder)
         found.append(runs.Run(folder))
-    (row,) = tables.results(found).to_dict("records")
+    (row,) = tables.results(found)
     assert [row["v2t R@1 low"], row["v2t R@1 high"]] == [
         found[0].metrics[f"v2t R@1 {end}"] for end in ("low", "high")
     ]

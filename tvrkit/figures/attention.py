@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 
 from tvrkit.figures.strips import check_frames, draw_words, side_by_side
 from tvrkit.figures.style import INK, LINE, RIGHT, WIDTH, Options, styled
+from tvrkit.files import expect
 
 
 @styled
@@ -43,18 +44,14 @@ def caption_weights(
         below: Options = {"orientation": "horizontal", "aspect": 60, "fraction": 0.12}
         figure.colorbar(heat, ax=figure.axes, label="weight", **below)
     else:
-        patches = [Patch(color=_colour(heat, level), label=f"weight {level:g}") for level in levels]
+        patches = [Patch(color=tuple(heat.to_rgba(v)), label=f"weight {v:g}") for v in levels]
         figure.legend(handles=patches, loc="outside lower left", ncols=2)
     return figure
 
 
-def _colour(heat: ScalarMappable, weight: float) -> tuple:
-    return tuple(heat.to_rgba(np.asarray(weight)))
-
-
-def _heated(heat: ScalarMappable, weight: float, framed: bool) -> dict:
+def _heated(heat: ScalarMappable, weight, framed: bool) -> dict:
     edge = RIGHT if framed else "none"
-    box = {"facecolor": _colour(heat, weight), "edgecolor": edge, "pad": 2.0, "linewidth": 1.8}
+    box = {"facecolor": heat.to_rgba(weight), "edgecolor": edge, "pad": 2.0, "linewidth": 1.8}
     return {"bbox": box, "color": "white" if weight > 0.65 * heat.get_clim()[1] else INK}
 
 
@@ -69,9 +66,8 @@ def word_frame_map(
 ) -> Figure:
     """Scores (L, F) of words (or concepts) below the frames (F, H, W, 3); ● is a row's best."""
     scores, frames = np.asarray(scores, float), check_frames(frames)
-    if scores.shape != (len(words), len(frames)):
-        expected = f"{(len(words), len(frames))} (words, frames)"
-        raise ValueError(f"scores: expected {expected}, got {scores.shape}")
+    size = len(words), len(frames)
+    expect(scores.shape == size, "scores", f"{size} (words, frames)", scores.shape)
     heights = [0.85 * WIDTH / len(frames), 0.28 * len(words)]
     figure = Figure(figsize=(WIDTH, sum(heights) + 1.0), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
@@ -96,8 +92,8 @@ def patch_attention_overlay(
 ) -> Figure:
     """Frames (N, H, W, 3), and below, in grey, under patch attention (N, g, g), on one scale."""
     frames, attention = check_frames(frames), np.asarray(attention, float)
-    if attention.ndim != 3 or len(attention) != len(frames):
-        raise ValueError(f"attention: expected ({len(frames)}, g, g), got {attention.shape}")
+    fits = attention.ndim == 3 and len(attention) == len(frames)
+    expect(fits, "attention", f"({len(frames)}, g, g)", attention.shape)
     width = min(WIDTH, 1.9 * len(frames) + 1.2)
     figure = Figure(figsize=(width, 2 * (width - 1.2) / len(frames) + 0.6), layout="constrained")
     axes = figure.subplots(2, len(frames), squeeze=False)

@@ -21,7 +21,6 @@ VERDICTS = (
 OWN: Options = {"marker": "o", "linestyle": "-", "color": RIGHT}
 MINED: Options = {"marker": "X", "linestyle": ":", "color": WRONG}
 QUERY: Options = {"marker": "*", "color": INK}
-DASHED: Options = {"linestyle": "--", "color": NEUTRAL, "linewidth": 1}
 
 FEW = 12  # places on an axis that are all marked
 CROWDED = 60  # letters of labels that still fit side by side
@@ -82,7 +81,7 @@ def curves(
     for ax, (ylabel, lines) in zip(axes, panels.items(), strict=True):
         _draw_lines(ax, x, lines, "os^Dv" if len(x) <= FEW else ",")
         if chance is not None:
-            ax.plot(x, chance, label="chance", **DASHED)
+            ax.plot(x, chance, "--", color=NEUTRAL, linewidth=1, label="chance")
         if log:
             _set_log(ax, "x")
         if len(x) <= FEW:

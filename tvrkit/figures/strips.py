@@ -64,11 +64,6 @@ def film_strips(strips: Sequence[Strip]) -> Figure:
     return figure
 
 
-def film_strip(frames: np.ndarray, caption: str = "", **details) -> Figure:
-    """One strip; `details` are the other fields of `Strip`."""
-    return film_strips([Strip(frames, caption=caption, **details)])
-
-
 def top_videos(query: str, videos: Sequence[tuple], note: str = "") -> Figure:
     """The videos that a query finds, with rank and ✓ or ✗.
 

@@ -13,15 +13,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, pieces
-from tvrkit.data.loader import tagger, video_loader
+from tvrkit.data.batch import TextFeatures, VideoFeatures, pieces
+from tvrkit.data.features import padded
+from tvrkit.data.loader import video_loader
 from tvrkit.data.manifest import Manifest, Split
 from tvrkit.data.sampling import sample
-from tvrkit.data.text import tokenise
 from tvrkit.evaluation.ranks import retrieval_ranks
 from tvrkit.inspection.diagnostics import Interval, mean_interval
 from tvrkit.models.method import Method
 from tvrkit.settings import Config, DataConfig
+from tvrkit.training.score import encode_texts
 
 Span = tuple[int, int]
 Rows = Sequence[np.ndarray]
@@ -123,7 +124,7 @@ class EncodedSplit:
     @torch.inference_mode()
     def scores(self, texts: TextFeatures) -> np.ndarray:
         """(N, N_v) float32 scores of texts with all videos."""
-        parts = [self.method.similarity(texts[rows], self.videos) for rows in _blocks(len(texts))]
+        parts = [self.method.similarity(some, self.videos) for some in pieces(texts, BLOCK)]
         return torch.cat(parts).float().cpu().numpy()
 
     @torch.inference_mode()
@@ -132,7 +133,8 @@ class EncodedSplit:
         encoded anew."""
         blank = "" if self.split.language == "zh" else " "
         texts = [blank.join(compress(*row)) for row in zip(words, kept, strict=True)]
-        return self.scores(encode_texts(self.method, texts, self.config))
+        length, language = self.config.data.max_words, self.config.data.language
+        return self.scores(encode_texts(self.method, texts, length, language))
 
     def scores_of_shorter(self, whole: np.ndarray, rows: np.ndarray, kept: Rows) -> np.ndarray:
         """(N, N_v) float32 scores of captions `rows` where their own videos lose frames.
@@ -145,8 +147,10 @@ class EncodedSplit:
             kept: which frames (F_i,) bool the own video of each keeps.
         """
         own, scores = self.split.video_of_caption[rows], whole.copy()
-        clips = without_frames(self.frames[own], self.frame_mask[own], kept)
-        videos = encode_videos(self.method, *clips)
+        pairs = zip(self.frames[own], kept, strict=True)
+        left = [clip[np.flatnonzero(stays)] for clip, stays in pairs]
+        frames, mask = padded(left, self.frames.shape[1])
+        videos = encode_videos(self.method, frames, mask.to(frames.device))
         scores[np.arange(len(rows)), own] = matched_scores(self.method, self.texts[rows], videos)
         return scores
 
@@ -158,18 +162,10 @@ def encode_split(method: Method, split: Split, config: Config) -> EncodedSplit:
     batches = (batch.to(device) for batch in video_loader(split, config, method.backbone))
     parts = [(method.backbone.encode_frames(batch.frames), batch.frame_mask) for batch in batches]
     frames, mask = (torch.cat(part) for part in zip(*parts, strict=True))
-    texts = encode_texts(method, split.captions["caption"].tolist(), config)
+    captions, data = split.captions["caption"].tolist(), config.data
+    texts = encode_texts(method, captions, data.max_words, data.language)
     videos = encode_videos(method, frames, mask)
     return EncodedSplit(method, split, config, texts, videos, frames, mask)
-
-
-@torch.inference_mode()
-def encode_texts(method: Method, captions: Sequence[str], config: Config) -> TextFeatures:
-    """Captions as an evaluation encodes them, on the device of the method."""
-    data = config.data
-    options = method.backbone.tokenizer, data.max_words, tagger(data.language)
-    batch = TextVideoBatch(*tokenise(captions, *options)).to(method.backbone.logit_scale.device)
-    return TextFeatures.cat([*map(method.encode_text, pieces(batch, config.eval.batch_size))])
 
 
 @torch.inference_mode()
@@ -181,31 +177,16 @@ def encode_videos(method: Method, frames: Tensor, mask: Tensor) -> VideoFeatures
         frames: (N, F, D) float of `backbone.encode_frames`.
         mask: (N, F) bool.
     """
-    parts = [method.video_features(frames[rows], mask[rows]) for rows in _blocks(len(frames))]
-    return VideoFeatures.cat(parts)
+    blocks = zip(pieces(frames, BLOCK), pieces(mask, BLOCK), strict=True)
+    return VideoFeatures.cat([method.video_features(*block) for block in blocks])
 
 
 @torch.inference_mode()
 def matched_scores(method: Method, texts: TextFeatures, videos: VideoFeatures) -> np.ndarray:
     """(N,) float32 scores of text i with video i, from small blocks of the similarity."""
-    blocks = _blocks(len(texts))
-    parts = [method.similarity(texts[rows], videos[rows]).diagonal() for rows in blocks]
+    blocks = zip(pieces(texts, BLOCK), pieces(videos, BLOCK), strict=True)
+    parts = [method.similarity(*block).diagonal() for block in blocks]
     return torch.cat(parts).float().cpu().numpy()
-
-
-def _blocks(rows: int) -> list[slice]:
-    return [slice(start, start + BLOCK) for start in range(0, rows, BLOCK)]
-
-
-def without_frames(frames: Tensor, mask: Tensor, kept: Rows) -> tuple[Tensor, Tensor]:
-    """Frames (N, F, D) and mask (N, F) of the shorter clips with the frames that are `kept`: (F_i,)
-    bool each."""
-    shorter, left = torch.zeros_like(frames), torch.zeros_like(mask)
-    for clip, stays in enumerate(kept):
-        places = np.flatnonzero(stays)
-        shorter[clip, : len(places)] = frames[clip, places]
-        left[clip, : len(places)] = True
-    return shorter, left
 
 
 def remaining(priority, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -275,23 +256,16 @@ def _margin_and_hit(scores: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray
     return {"margin": scores[rows, own] - others, "hit": hit}
 
 
-def deletion_gap(table: pd.DataFrame, order: str = "highest") -> pd.DataFrame:
-    """By how much more removing `order` hurts each of N queries than removing random tokens.
+def deletion_gaps(table: pd.DataFrame, what: str) -> dict[str, Interval]:
+    """By how much more removing the highest weights hurts than removing random tokens: titles with
+    means over shares and queries, and their intervals. Above 0, the weights say what counts.
 
     Args:
         table: of `deletion_test`.
-        order: of removal. Above 0, it removes what counts.
-
-    Returns:
-        (N, 2) `margin` and `hit`, means over the shares.
+        what: was removed, "word" or "frame".
     """
     removed = table[table.share > 0].groupby(["order", "query"])[[*GAPS]].mean()
-    return removed.loc["random"] - removed.loc[order]
-
-
-def deletion_gaps(table: pd.DataFrame, what: str) -> dict[str, Interval]:
-    """Titles with the mean gaps of a `deletion_test` of words or frames, and their intervals."""
-    gap = deletion_gap(table)
+    gap = removed.loc["random"] - removed.loc["highest"]
     return {f"{what} deletion gap, {GAPS[name]}": mean_interval(gap[name]) for name in GAPS}
 
 

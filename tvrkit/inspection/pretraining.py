@@ -108,14 +108,10 @@ def masked_words(
     best = method.word_head(hidden[every, columns]).softmax(dim=-1).cpu().topk(3)
     table = pd.DataFrame({"caption": np.take(sentences, rows), "factor": factors})
     table["word"] = [token_text(tokenizer, token) for token in right.tolist()]
-    guesses = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    table["guesses"] = [_guesses(tokenizer, *likeliest) for likeliest in guesses]
+    guesses = pd.DataFrame(best.indices.numpy()).map(lambda token: token_text(tokenizer, token))
+    chances = pd.DataFrame(best.values.numpy()).map(" {:.2f}".format)
+    table["guesses"] = (guesses + chances).agg(", ".join, axis=1)
     return table.assign(right=(best.indices[:, 0] == right).numpy(), token=right.numpy())
-
-
-def _guesses(tokenizer, tokens: Sequence[int], chances: Sequence[float]) -> str:
-    pairs = zip(tokens, chances, strict=True)
-    return ", ".join(f"{token_text(tokenizer, token)} {chance:.2f}" for token, chance in pairs)
 
 
 def token_text(tokenizer, token: int) -> str:

@@ -31,7 +31,6 @@ ABLATIONS = "06_ablations"
 TRAINED_INSIDE = {
     "07_pretraining": ["hmmc_pretrain_shapes", "hmmc_pretrain_shapes_zh", "hmmc_shapes_zh"]
 }
-INSPECTIONS = ("04_hard_negatives", ATTENTION)
 PARAMETERS = ("recipe", "profile", "overrides", "run", "seed", "device")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -80,7 +79,7 @@ def plan(
     first, baseline = settings.seeds[0], settings.recipes[0]
     trained = [(recipe, seed) for seed in settings.seeds for recipe in settings.recipes]
     inspected = [(recipe, first) for recipe in settings.inspect]
-    repeated = {TRAINING: trained} | dict.fromkeys(INSPECTIONS, inspected)
+    repeated = {TRAINING: trained, "04_hard_negatives": inspected, ATTENTION: inspected}
     for notebook in settings.notebooks:
         for recipe, seed in repeated.get(notebook, [(baseline, first)]):
             part = f"{run}/{recipe}/seed{seed}" if notebook in repeated else run

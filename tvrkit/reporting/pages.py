@@ -22,7 +22,7 @@ from tvrkit.inspection import diagnostics
 from tvrkit.reporting import claims, signs, targets
 from tvrkit.reporting.tables import by_recipe, cells, protocol_of, results
 from tvrkit.training.card import read_diagnostics
-from tvrkit.training.runs import Run, sound
+from tvrkit.training.runs import Run, find, sound
 
 ABSENT = "–"
 NUMBERED = "[0-9][0-9]_*"  # what a notebook leaves begins with its number
@@ -104,7 +104,7 @@ def write_leaderboard() -> Path:
 def markdown(run: str) -> str:
     """A run's claims and its tables of few columns, as Markdown: what reports/README.md shows."""
     tables = [("", claims.shown(claims.results(run)))]
-    tables += _few(_tables(sections(run).get("", []), files.run(run)), OF_RUN)
+    tables += _few(_tables(find(run), files.run(run)), OF_RUN)
     return "\n\n".join(f"{label}\n\n{as_markdown(frame)}".strip() for label, frame in tables) + "\n"
 
 
@@ -120,7 +120,7 @@ def _tables(runs: Sequence[Run], page: Path, section: str = "") -> Tables:
     """A table per protocol of the runs in `section`, for a page in the folder `page`."""
     tables = []
     for protocol, group in itertools.groupby(sorted(runs, key=protocol_of), protocol_of):
-        rows = [_row(row, page, section) for row in results(list(group)).to_dict("records")]
+        rows = [_row(row, page, section) for row in results(list(group))]
         tables.append((protocol, pd.DataFrame(rows, dtype=object)))  # as text, links were escaped
     return tables
 

@@ -19,9 +19,9 @@ from tvrkit.evaluation.evaluate import AS_GIVEN
 from tvrkit.evaluation.factors import per_factor_accuracy
 from tvrkit.inspection import diagnostics
 from tvrkit.reporting import claims, pages, signs, sweeps, tables, targets
-from tvrkit.reporting.tables import interval, number, title
+from tvrkit.reporting.tables import by_recipe, interval, number, title
 from tvrkit.training.card import read_diagnostics
-from tvrkit.training.runs import Run
+from tvrkit.training.runs import Run, find
 
 REFERENCE = "reference"
 CONTRAST = "contrast"  # folder in a run's
@@ -34,17 +34,12 @@ WIDE = 5  # points to either side
 MARK = re.compile(r"(<!-- reference: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def trained(run: str, given: bool = False) -> dict[str, list[Run]]:
-    """`tables.by_recipe` of the run's own recipes."""
-    return tables.by_recipe(pages.sections(run).get("", []), given)
-
-
 def results(run: str) -> str:
     """The table of a run's methods between chance and ceiling, accuracy by factor, and what can be
     told: Markdown."""
-    recipes = trained(run)
+    recipes = by_recipe(find(run))
     first = next(iter(recipes.values()))[0]
-    alone = [each for each in pages.sections(run)[""] if each.card["selection"] == "zero-shot"]
+    alone = [each for each in find(run) if each.card["selection"] == "zero-shot"]
     named = {title(recipe): seeds for recipe, seeds in recipes.items()}
     named |= {"backbone alone, not trained on videos": alone} if alone else {}
     table = pd.DataFrame({name: _accuracy(seeds) for name, seeds in named.items()}).T
@@ -70,7 +65,7 @@ def _accuracy(seeds: Sequence[Run]) -> dict[str, str]:
 def on_families(run: str, recipes: dict[str, list[Run]]) -> dict[str, list[Run]]:
     """What accuracy by factor is counted on: the same weights on the contrast set, where notebook
     03 has scored them on it."""
-    apart = trained(f"{run}/{CONTRAST}", given=True)
+    apart = by_recipe(find(f"{run}/{CONTRAST}"), given=True)
     whole = all(len(apart.get(recipe, ())) == len(seeds) for recipe, seeds in recipes.items())
     return {recipe: apart[recipe] for recipe in recipes} if whole else recipes
 
@@ -113,7 +108,7 @@ def _wins(pairs: pd.DataFrame, about: str) -> str:
 
 def evaluation(run: str) -> list[str]:
     """Notebook 03 in sentences."""
-    recipes = trained(run) or trained(run, given=True)
+    recipes = by_recipe(find(run)) or by_recipe(find(run), given=True)
     metrics = next(iter(recipes.values()))[0].metrics
     accuracy = {title(recipe): _accuracy(seeds) for recipe, seeds in recipes.items()}
     numbers = "; ".join(
@@ -296,7 +291,7 @@ def _of_dmae(sentences: Callable[[Run], list[str]]) -> Callable[[str], list[str]
 
 BLOCKS: dict[str, Callable[[str], str | list[str]]] = {
     "claims": pages.markdown,
-    "dead": lambda run: signs.dead(trained(run)),
+    "dead": lambda run: signs.dead(by_recipe(find(run))),
     **{make.__name__: _of_dmae(make) for make in (training, mining, attention)},
     **{make.__name__: make for make in (results, evaluation, ablations, pretraining, released)},
 }

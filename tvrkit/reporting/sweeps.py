@@ -306,16 +306,6 @@ def _without(part: str, variant: str) -> str:
     return "-".join(other for other in variant.split("-") if other != part) or "none"
 
 
-def results(name: str, run: str) -> pd.DataFrame:
-    """`tables.summary` of each variant with finished runs, index variant.
-
-    Raises:
-        ValueError: as `finished`.
-    """
-    done = {each: tables.summary([*seeds.values()]) for each, seeds in finished(name, run).items()}
-    return pd.DataFrame.from_dict(done, orient="index").rename_axis("variant")
-
-
 def sides(name: str, run: str) -> dict[str, tuple[list, list]]:
     """Each variant but the reference -> its runs, and the reference's; empty where that is not
     there.
@@ -373,15 +363,16 @@ def training_command(name: str, run: str, profile: str | None = None) -> str:
 
 
 def shown(name: str, run: str) -> pd.DataFrame:
-    """`results` and `tests` as a reader sees them: what a variant reaches, by how much that differs
-    from the reference, and what it costs."""
-    accuracy, tested = results(name, run), tests(name, run)
+    """`tables.summary` of each variant with finished runs, and `tests`, as a reader sees them: what
+    a variant reaches, by how much that differs from the reference, and what it costs."""
+    done, tested = finished(name, run), tests(name, run)
     compared: dict[str, pd.Series] = {}
     for metric, rows in tested.groupby("metric", sort=False) if len(tested) else ():
         compared[f"{metric}, difference"] = rows.apply(tables.difference, axis=1)
     for about in ("recipe", "weights") if len(tested) else ():
         compared[about] = tested.groupby(level=0).apply(tables.verdicts, about)
-    texts = pd.DataFrame(list(map(tables.cells, accuracy.to_dict("records"))), accuracy.index)
+    cells = {key: tables.cells(tables.summary([*seeds.values()])) for key, seeds in done.items()}
+    texts = pd.DataFrame.from_dict(cells, orient="index").rename_axis("variant")
     table = texts.join(pd.DataFrame(compared, dtype=object))
     return table[["t2v R@1", "v2t R@1", "rsum", *compared, *COST]].fillna("")
 

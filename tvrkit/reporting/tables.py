@@ -21,11 +21,6 @@ TITLES = {"clip4clip": "CLIP4Clip", "dmae": "DMAE", "glscl": "GLSCL", "hmmc": "H
 MEANS = [*(f"{way} {metric}" for way in DIRECTIONS for metric in compare.METRICS), "rsum"]
 
 
-def run_name(run: Run) -> str:
-    """The folders between reports/ and the recipe: "reference", "reference/ablations/..."."""
-    return run.folder.parents[1].relative_to(files.home() / "reports").as_posix()
-
-
 def protocol_of(run: Run) -> str:
     """What two runs must share to stand in one table.
 
@@ -61,26 +56,22 @@ def comparable(run: str, first: Run, seeds: Sequence[int]) -> dict[str, list[Run
     return {recipe: [runs[seed] for seed in seeds] for recipe, runs in whole.items()}
 
 
-def results(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per recipe of each run folder, best text-to-video R@1 first.
+def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row for each recipe of each run folder, of runs of one protocol; best text-to-video R@1
+    first.
 
-    Columns: name (`run_name`), recipe, runs (its seeds, by seed), and those of `summary`.
-
-    Raises:
-        ValueError: the runs are of several protocols.
+    Each has name (the folders between reports/ and the recipe: "reference/ablations/..."), recipe,
+    runs (its seeds, by seed), and what `summary` says.
     """
-    protocols = sorted({protocol_of(run) for run in runs})
-    if len(protocols) > 1:
-        raise ValueError(f"expected runs of one protocol in a table, got {'; '.join(protocols)}")
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
-        groups.setdefault((run_name(run), run.recipe, run.card["selection"]), []).append(run)
+        name = run.folder.parents[1].relative_to(files.home() / "reports").as_posix()
+        groups.setdefault((name, run.recipe, run.card["selection"]), []).append(run)
     rows = [
         {"name": name, "recipe": recipe, "runs": seeds} | summary(seeds)
         for (name, recipe, _), seeds in sorted(groups.items())
     ]
-    order = {"by": "t2v R@1", "ascending": False, "kind": "stable", "ignore_index": True}
-    return pd.DataFrame(rows).sort_values(**order)
+    return sorted(rows, key=lambda row: row["t2v R@1"], reverse=True)
 
 
 def by_recipe(runs: Sequence[Run], given: bool = False) -> dict[str, list[Run]]:

@@ -35,10 +35,10 @@ def render(scene: Scene, distractors: list[str], seed: list[int]) -> np.ndarray:
     image = np.repeat(_background(scene.background, rng)[None], count, axis=0)
     x, y, scale = _path(scene, count, rng)
     if scene.shape2:
-        place = _second_place(x, y, rng)
+        x2, y2 = _second_place(x, y, rng)
         late = np.arange(count) >= (count + 1) // 2
         seen = {"still": late | True, "appears": late, "vanishes": ~late}[scene.motion2]
-        image[seen] = _drawn(image[seen], scene.shape2, scene.colour2, *place, SECOND_RADIUS, rng)
+        image[seen] = _drawn(image[seen], scene.shape2, scene.colour2, x2, y2, SECOND_RADIUS, rng)
     radius = SIZES[scene.size] * rng.uniform(0.9, 1.1) * scale
     image = _drawn(image, scene.shape, scene.colour, x, y, radius, rng)
     for index, kind in enumerate(distractors):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures
+from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, pieces
 from tvrkit.data.decoders import FrameSettings, read_frames
 from tvrkit.data.features import padded
 from tvrkit.data.loader import tagger
@@ -18,6 +18,8 @@ from tvrkit.data.sampling import sample
 from tvrkit.data.text import token_spans, tokenise
 from tvrkit.models.method import Method
 from tvrkit.training.runs import Run, opened
+
+BATCH = 128  # texts encoded at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,8 @@ def encode_texts(
     """
     words = tagger(language) if method.weighs_words else None
     batch = TextVideoBatch(*tokenise(texts, method.backbone.tokenizer, max_words, words))
-    return method.encode_text(batch.to(method.backbone.logit_scale.device))
+    batch = batch.to(method.backbone.logit_scale.device)
+    return TextFeatures.cat([method.encode_text(some) for some in pieces(batch, BATCH)])
 
 
 def _words(texts: list[str], tokenizer, length: int) -> list[list[str]]:
