@@ -62,6 +62,11 @@ class Index:
         """What it was made with, and the scores of unrelated queries: kept beside the vectors."""
         return json.loads((self.table.schema.field("vector").metadata or {}).get(b"card", "{}"))
 
+    def note(self, **news: Any) -> None:
+        """Put this onto the card."""
+        text = json.dumps(self.card | news)
+        self.table.update_field_metadata({"path": "vector", "metadata": {"card": text}})
+
     @classmethod
     def open(cls, place: Path | str, encoder: Encoder | None = None) -> Self:
         """An index that is there.
@@ -126,8 +131,7 @@ class Index:
                         index.settle()
             if index.table.version != before or "unrelated" not in index.card:
                 index.settle()
-                card = json.dumps(index.card | {"unrelated": index.unrelated_scores()})
-                index.table.update_field_metadata({"path": "vector", "metadata": {"card": card}})
+                index.note(unrelated=index.unrelated_scores())
         return index
 
     @cached_property
