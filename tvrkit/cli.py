@@ -419,6 +419,8 @@ def data_check(
 def _join(context: typer.Context, workers: int) -> None:
     """Join a launch, if this is one of several processes: but for the main one they read videos for
     it, and that is all."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return
     import torch
 
     from tvrkit.data import shared_decoding

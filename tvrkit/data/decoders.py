@@ -207,6 +207,9 @@ class DecodePool:
         return VideoInfo(reason=reason if hangs else f"crashes the decoder (status {status})"), []
 
 
+new_pool: type[DecodePool] = DecodePool  # another in a launch, see `tvrkit.data.shared_decoding`
+
+
 class _Worker:
     """A process that reads one file after another.
 

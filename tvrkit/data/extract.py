@@ -29,7 +29,6 @@ from tqdm import tqdm
 from tvrkit.data import decoders
 from tvrkit.data import store as stores
 from tvrkit.data.decoders import DecodePool, FrameSettings, Result, VideoInfo
-from tvrkit.data.shared_decoding import SharedPool
 from tvrkit.files import expect
 
 NO_FILE, CHANGED = "no file found", "it changed while it was read: read again next time"
@@ -83,8 +82,7 @@ def extract(
         builder.store.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(builder.store.with_name(f".{builder.store.name}.lock"), timeout=0):
-                kind = SharedPool if SharedPool.in_use else DecodePool
-                rows = builder.build(there, kind(workers, timeout))
+                rows = builder.build(there, decoders.new_pool(workers, timeout))
         except Timeout:
             raise OSError(f"another process is extracting into {store}") from None
     made = [rows.get(i) or builder.row(i, None, [], (VideoInfo(reason=NO_FILE), [])) for i in files]

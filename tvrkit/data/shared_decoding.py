@@ -5,20 +5,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tvrkit.data import processes
+from tvrkit.data import decoders, processes
 from tvrkit.data.decoders import DecodePool, FrameSettings, Result
 
 SHARE = 8  # files of each process in a turn, after which all wait for the slowest
 
 
 class SharedPool(DecodePool):
-    """The pools of all processes as one, each with its own workers.
-
-    Attributes:
-        in_use: the others serve: what the main process extracts is shared out.
-    """
-
-    in_use = False
+    """The pools of all processes as one, each with its own workers."""
 
     def run(self, paths: Iterable[Path | str], settings: FrameSettings) -> Iterator[Result]:
         """As of any pool, called on the main process."""
@@ -46,12 +40,13 @@ def serves(workers: int) -> bool:
         with SharedPool(workers) as pool:
             pool.serve()
         return True
-    SharedPool.in_use = processes.count() > 1
+    if processes.count() > 1:
+        decoders.new_pool = SharedPool
     return False
 
 
 def end() -> None:
     """Let the others go."""
-    if SharedPool.in_use:
+    if decoders.new_pool is SharedPool:
         processes.from_main(lambda: None)
-        SharedPool.in_use = False
+        decoders.new_pool = DecodePool
