@@ -79,6 +79,7 @@ def test_two_processes_train_and_score_as_one(home, name):
     weights = [load_file(run.folder / runs.CHECKPOINT) for run in (one, two)]
     for key, expected in weights[0].items():
         torch.testing.assert_close(weights[1][key], expected, rtol=0, atol=WEIGHTS, msg=key)
+    assert (name == "glscl_shapes") == (expected.dtype == torch.float64)
     assert one.metrics == two.metrics
     for key, ranks in one.ranks.items():
         np.testing.assert_array_equal(two.ranks[key], ranks)

@@ -31,7 +31,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     float stays as it is."""
     if images.dtype != torch.uint8:
         return images
-    return images.float().div_(255).sub_(mean).div_(std)
+    return images.to(mean.dtype).div_(255).sub_(mean).div_(std)
 
 
 def encode_images(visual: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def _embed(visual: Any, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         weight = weight / (255 * std)
         bias = (weight * (GREY - 255 * mean)).sum((1, 2, 3))
-        patches = patches.float().sub_(GREY)
+        patches = patches.to(weight.dtype).sub_(GREY)
     x = F.linear(patches, weight.flatten(1), bias)
     token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
     return torch.cat([token, x], dim=1) + visual.positional_embedding.to(x.dtype)
