@@ -48,5 +48,7 @@ def test_a_loss_that_is_not_finite_names_the_rows(side, videos, captions):
     parts, broken = full_precision_loss(method, text, video, batch)
     numbers = {name: value.item() for name, value in parts.items()}
     named = f"rows {videos} {captions}" if videos or captions else "all features are finite"
-    with pytest.raises(ValueError, match=f"loss is not finite .*: {re.escape(named)}$"):
-        check_finite(numbers, broken, lambda *rows: "rows {} {}".format(*rows) if any(rows) else "")
+    with pytest.raises(ValueError, match=f"^here: loss is not finite .*: {re.escape(named)}$"):
+        check_finite(
+            "here", numbers, broken, lambda *rows: "rows {} {}".format(*rows) if any(rows) else ""
+        )

@@ -11,7 +11,7 @@ import torch
 
 from tests.training.toy import SETTINGS, Toy, batch_of, trainer
 from tvrkit.data.batch import VideoFeatures
-from tvrkit.training.resume import States
+from tvrkit.training import resume
 
 
 def weights(made):
@@ -114,7 +114,7 @@ def test_a_stop_is_saved_at_the_end_of_its_step(tmp_path, whole, number):
 
 def test_a_damaged_state_is_left_for_the_one_before_it(tmp_path, whole, capsys):
     cut_short(tmp_path, 5)
-    newer = States(tmp_path).paths()[-1]
+    newer = resume.paths(tmp_path)[-1]
     newer.write_bytes(newer.read_bytes()[:-100])
     resumed = trainer()
     resumed.fit(tmp_path, lambda state: {"score": 1.0})
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_names_the_rows(tmp_path):
         match=r"epoch 1, step 1: loss is not finite \(loss nan\): videos \[\d+\], captions \[\]$",
     ):
         made.fit(tmp_path, lambda state: {})
-    assert States(tmp_path).paths() == []
+    assert resume.paths(tmp_path) == []
 
 
 def test_the_first_rate_of_the_warm_up_and_the_last_of_the_cosine(tmp_path):

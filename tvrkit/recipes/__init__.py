@@ -17,11 +17,7 @@ from tvrkit.settings import SECTIONS, Config, Profile, choose, parse
 
 def recipe_names() -> list[str]:
     """Every recipe of the package."""
-    return sorted(
-        path.stem
-        for path in files.RECIPES.glob("*.yaml")
-        if path.stem not in ("profiles", "sweeps")
-    )
+    return sorted({path.stem for path in files.RECIPES.glob("*.yaml")} - {"profiles", "sweeps"})
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = (), profile: str | None = None) -> Config:
@@ -65,9 +61,8 @@ def build(raw: dict, recipe: str) -> Config:
     for section in raw:
         choose("section", section, [*SECTIONS, "method"])
     method = dict(raw.get("method") or {})
-    if "name" not in method:
-        names = ", ".join(sorted(METHODS))
-        raise ValueError(f"recipe {recipe}: method.name is missing: expected one of {names}")
+    names = f"one of {', '.join(sorted(METHODS))}"
+    files.expect("name" in method, f"recipe {recipe}: method.name is missing", names, "none")
     name = method.pop("name")
     settings: Any = parse(method_class(name).Settings, method, "method")
     parts: dict[str, Any] = {

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from tvrkit import figures, files
 from tvrkit.evaluation import compare, statistics
-from tvrkit.recipes import load_profile, load_recipe
+from tvrkit.recipes import build, load_profile, load_recipe, read_sections
 from tvrkit.reporting import tables
 from tvrkit.settings import Config, choose, parse, settings
 from tvrkit.training import runs
@@ -108,9 +108,8 @@ class SweepRun:
     def finished(self) -> bool:
         """Whether the run is there with these settings; with others, `runs.ensure` refuses it by
         name."""
-        return (self.folder / "run.json").exists() and runs.read_config(
-            self.folder / "config.yaml", self.recipe
-        ) == self.config
+        card, settings = self.folder / "run.json", self.folder / "config.yaml"
+        return card.exists() and build(read_sections(settings), self.recipe) == self.config
 
 
 def load_all() -> dict[str, Sweep]:

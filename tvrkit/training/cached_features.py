@@ -59,12 +59,10 @@ def check(method: Method, config: Config, splits: Sequence[Split]) -> None:
     own = identity(method, config)
     for split in splits:
         cached = Features(data.features or "", split.name)
-        wanted = {**own, f"split {split.name}": content(split)}
-        got = {**cached.card, f"split {split.name}": cached.card["splits"][split.name]}
-        for key, value in wanted.items():
-            if got.get(key) != value:
-                expected = f"expected {key} {value}, got {got.get(key)}"
-                raise ValueError(f"features {data.features}: {expected}: {AGAIN}")
+        there = cached.card | {f"split {split.name}": cached.card["splits"][split.name]}
+        for key, value in (own | {f"split {split.name}": content(split)}).items():
+            where, got = f"features {data.features}", there.get(key)
+            files.expect(got == value, where, f"{key} {value}", f"{got}: {AGAIN}")
         cached.item("videos", len(split.video_ids) - 1)  # the last ones: nothing was cut off
         cached.item("texts", len(split.captions) - 1)
 

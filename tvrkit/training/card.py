@@ -129,11 +129,10 @@ def git_commit() -> str | None:
     """Commit of the checkout, with `-dirty` where tracked files differ from it; None outside a
     checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
         output = subprocess.check_output(command, cwd=files.PACKAGE, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return output.decode().strip()
+        return output.decode().strip()
+    return None
 
 
 def cpu_name() -> str:

@@ -15,12 +15,10 @@ from tvrkit.settings import BackboneConfig
 from tvrkit.training.bench import clips_per_second
 from tvrkit.training.card import cpu_name, versions
 
-SECONDS = 20.0  # that the speed is measured for
 
-
-def examine(seconds: float = SECONDS) -> Iterator[tuple[str, str]]:
+def examine(seconds: float) -> Iterator[tuple[str, str]]:
     """Name and finding of each part, as it is found; a part that fails says why, and the others
-    go on."""
+    go on. The speed is measured for so many seconds."""
     gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     named = [*map(torch.cuda.get_device_name, gpus)] or ["no GPU that torch can see"]
     checks: dict[str, Callable[[], str]] = {

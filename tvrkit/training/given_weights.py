@@ -78,7 +78,6 @@ def embed(
     splits: Sequence[str] = (),
     profile: str | None = None,
     overrides: Sequence[str] = (),
-    seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Write word, sentence and frame features of a recipe's backbone into a folder; its card.
@@ -91,13 +90,12 @@ def embed(
         out: the folder.
         splits: of the prepared data set; all of them where empty.
         profile, overrides, device: see `runs.ensure`.
-        seed: of random weights.
     """
     config = load_recipe(recipe, overrides, profile)
     where = distributed.start(resolve_device(device))
     manifest = prepared(config)
     names = splits or sorted(set(manifest.captions["split"]))
-    seed_everything(seed)
+    seed_everything(0)  # of random weights
     method = started(config)[0].to(where)
     chosen = [manifest.split(name, config.data.language) for name in names]
     return cached_features.write(method, config, chosen, Path(out), where)

@@ -28,14 +28,15 @@ def full_precision_loss(
 
 
 def check_finite(
-    parts: dict[str, float], broken: Tensor, name_rows: Callable[[list[int], list[int]], str]
+    where: str, parts: dict[str, float], broken: Tensor, name_rows: Callable[..., str]
 ) -> None:
     """Refuse a loss that is not finite.
 
     Args:
+        where: it was taken, for the error.
         parts: "loss" and its parts, as numbers.
         broken: of `full_precision_loss`.
-        name_rows: names the broken rows by their `video_index` and `caption_index`.
+        name_rows: names the broken rows by lists of their `video_index` and `caption_index`.
 
     Raises:
         ValueError: the loss is not finite.
@@ -43,4 +44,5 @@ def check_finite(
     if not math.isfinite(parts["loss"]):
         values = ", ".join(f"{name} {value:g}" for name, value in parts.items())
         named = name_rows(*([row for row in side if row >= 0] for side in broken.tolist()))
-        raise ValueError(f"loss is not finite ({values}): {named or 'all features are finite'}")
+        named = named or "all features are finite"
+        raise ValueError(f"{where}: loss is not finite ({values}): {named}")

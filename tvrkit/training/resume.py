@@ -18,59 +18,49 @@ from tvrkit import files
 HASHED = 16  # hex digits of the SHA-256 that a state's name ends in
 
 
-class States:
-    """The last two saved states of a run, `resume-<number>-<start of its SHA-256>.pt`.
+def paths(folder: Path) -> list[Path]:
+    """The last two saved states of a run, `resume-<number>-<start of its SHA-256>.pt`, the oldest
+    first.
 
     Each is written whole or not at all; where the newer one is damaged all the same, the older one
     is read.
-
-    Args:
-        folder: of the run.
     """
+    return sorted(folder.glob("resume-*.pt"))
 
-    def __init__(self, folder: Path):
-        self.folder = folder
 
-    def paths(self) -> list[Path]:
-        """The oldest first."""
-        return sorted(self.folder.glob("resume-*.pt"))
+def save(folder: Path, state: dict) -> None:
+    """Write `state` (tensors, numbers, lists, dicts) and drop all but the last two.
 
-    def save(self, state: dict) -> None:
-        """Write `state` (tensors, numbers, lists, dicts) and drop all but the last two.
+    Raises:
+        OSError: it cannot be written; those before it stay.
+    """
+    before = paths(folder)
+    number = int(before[-1].name.split("-")[1]) + 1 if before else 0
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path = folder / f"resume-{number:06d}-{_digest(buffer)}.pt"
+    try:
+        with files.replacing(path) as part:
+            part.write_bytes(buffer.getbuffer())
+    except OSError as error:
+        size = f"{buffer.getbuffer().nbytes / 1e6:,.0f} MB"
+        hint = "the state before it stays: make room and run the same command again"
+        message = f"cannot save {size} as {path.name}: {error.strerror}; {hint}"
+        raise OSError(error.errno, message, str(folder)) from error
+    for old in before[:-1]:
+        old.unlink()
 
-        Raises:
-            OSError: it cannot be written; those before it stay.
-        """
-        number = int(self.paths()[-1].name.split("-")[1]) + 1 if self.paths() else 0
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        path = self.folder / f"resume-{number:06d}-{_digest(buffer)}.pt"
-        try:
-            with files.replacing(path) as part:
-                part.write_bytes(buffer.getbuffer())
-        except OSError as error:
-            size = f"{buffer.getbuffer().nbytes / 1e6:,.0f} MB"
-            hint = "the state before it stays: make room and run the same command again"
-            message = f"cannot save {size} as {path.name}: {error.strerror}; {hint}"
-            raise OSError(error.errno, message, str(self.folder)) from error
-        for old in self.paths()[:-2]:
-            old.unlink()
 
-    def newest(self) -> dict | None:
-        """The last state that is whole, None without one. Damaged ones are removed, with a line on
-        stderr."""
-        for path in reversed(self.paths()):
-            buffer = io.BytesIO(path.read_bytes())
-            if path.stem.endswith(_digest(buffer)):
-                return torch.load(buffer, map_location="cpu", weights_only=True)
-            print(f"{path.name} is damaged: the state before it is used", file=sys.stderr)
-            path.unlink()
-        return None
-
-    def remove(self) -> None:
-        """Delete them: the run is finished."""
-        for path in self.paths():
-            path.unlink()
+def newest(folder: Path) -> dict | None:
+    """The last state that is whole, None without one. Damaged ones are removed, with a line on
+    stderr."""
+    for path in reversed(paths(folder)):
+        buffer = io.BytesIO(path.read_bytes())
+        if path.stem.endswith(_digest(buffer)):
+            return torch.load(buffer, map_location="cpu", weights_only=True)
+        print(f"{path.name} is damaged: the state before it is used", file=sys.stderr)
+        path.unlink()
+    return None
 
 
 def _digest(buffer: io.BytesIO) -> str:

@@ -44,10 +44,10 @@ from tvrkit.models.method import Method
 from tvrkit.recipes import build, load_recipe, read_sections, to_dict
 from tvrkit.settings import Config, choose
 from tvrkit.shapes.dataset import PREFIX, prepare_shapes
-from tvrkit.training import cached_features, distributed
+from tvrkit.training import cached_features, distributed, resume
 from tvrkit.training import card as cards
 from tvrkit.training.card import CHECKPOINT, peak_memory_mb, resolve_device, run_card
-from tvrkit.training.resume import States, write_table
+from tvrkit.training.resume import write_table
 from tvrkit.training.trainer import State, Trainer
 
 ON_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -131,7 +131,7 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """The recipe with all overrides, as it ran."""
-        return read_config(self.artefact("config.yaml"), self.recipe)
+        return build(read_sections(self.artefact("config.yaml")), self.recipe)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -289,11 +289,6 @@ def start_file(start_from: str) -> Path:
     return path if path.is_file() else opened(start_from).artefact(CHECKPOINT)
 
 
-def read_config(path: Path, recipe: str) -> Config:
-    """The config.yaml of a run of that recipe."""
-    return build(read_sections(path), recipe)
-
-
 def find(run: str) -> list[Run]:
     """The finished runs under reports/<run>/, by recipe and seed; damaged ones as `sound`."""
     return sound(f for recipe in sorted(files.run(run).glob("*")) for f in _seed_folders(recipe))
@@ -407,7 +402,7 @@ def _finished(folder: Path, config: Config) -> bool:
 def _check_settings(folder: Path, config: Config) -> None:
     # other seeds too: a table averages over them
     for begun in (folder, *_seed_folders(folder.parent)):
-        if not ((begun / "run.json").exists() or States(begun).paths()):
+        if not ((begun / "run.json").exists() or resume.paths(begun)):
             continue
         pairs = changed_settings(read_sections(begun / "config.yaml"), to_dict(config))
         if begun != folder and all(pairs.get("train.start_from", [None])):
@@ -455,15 +450,13 @@ class Experiment:
 
     def _selection(self) -> Split | None:
         """The split that epochs are scored on, None where there is none and no need for it."""
-        select = self.config.train.select
-        if not self.config.train.epochs:
-            return None
-        name = "test" if select == "test" else "val"
-        if name in set(self.manifest.captions["split"]):
+        data, train = self.config.data, self.config.train
+        name = "test" if train.select == "test" else "val"
+        if train.epochs and name in set(self.manifest.captions["split"]):
             return self._split(name)
-        if select == "last":
-            return None
-        raise ValueError(f"train.select: {self.config.data.prepared} has no {name!r}: use 'last'")
+        if train.epochs and train.select != "last":
+            raise ValueError(f"train.select: {data.prepared} has no {name!r}: use 'last'")
+        return None
 
     @torch.inference_mode()
     @torch.compiler.set_stance("force_eager")
@@ -506,7 +499,8 @@ class Experiment:
             self.note_as_given(result, folder)
         checkpoints.save(self.method, folder / CHECKPOINT, self.config)
         cards.write_card(folder, self.card(seconds))
-        States(folder).remove()
+        for state in resume.paths(folder):
+            state.unlink()
 
     def score(self, folder: Path, state: State) -> dict:
         """An epoch's row of the curve; its hard negatives are noted."""

@@ -16,10 +16,10 @@ from torch.optim import AdamW
 from tqdm import tqdm
 
 from tvrkit import files
-from tvrkit.data.text import tokenise
+from tvrkit.data.text import LANGUAGES, tokenise
 from tvrkit.evaluation.ranks import retrieval_metrics, retrieval_ranks
 from tvrkit.losses.contrastive import info_nce
-from tvrkit.models.backbone import BACKBONES, Backbone, create_backbone
+from tvrkit.models.backbone import BACKBONES, TINY, Backbone, create_backbone
 from tvrkit.models.bpe import SimpleTokenizer, learn_merges, write_merges
 from tvrkit.settings import BackboneConfig, settings
 from tvrkit.shapes.scenes import FACTORS, VALUES
@@ -27,9 +27,7 @@ from tvrkit.shapes.stills import CAPTIONS, SEEN, sample_captions, stills, swappe
 from tvrkit.training.card import run_card, seed_everything
 from tvrkit.training.optim import schedule
 
-NAME = "tvrkit-tiny"
 HELD_OUT = 1  # added to the seed for the stills that are never trained on
-LANGUAGES = ("en", "zh")
 SHOWN = torch.tensor([name in SEEN for name in FACTORS])  # factors of a single frame
 FACTOR_SCALE = 20.0  # of cosines with the table of factors
 SWAPPED_FACTORS = ("colour", "size", "shape", "place")
@@ -80,10 +78,10 @@ def pretrain(out: Path | str, *, seed: int = 0, how: Pretraining = DEFAULTS) -> 
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
-    out, started, assets = Path(out), time.monotonic(), BACKBONES[NAME]
+    out, started, assets = Path(out), time.monotonic(), BACKBONES[TINY]
     out.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
-    backbone = create_backbone(BackboneConfig(NAME, pretrained=None))
+    backbone = create_backbone(BackboneConfig(TINY, pretrained=None))
     merges = learn_merges(sample_captions(how.captions, seed), backbone.clip.vocab_size)
     with TemporaryDirectory(prefix=".pretrain-", dir=out) as folder:
         made = [Path(folder) / file.name for file in (assets.config, assets.merges, assets.weights)]
@@ -107,7 +105,7 @@ def pretrain(out: Path | str, *, seed: int = 0, how: Pretraining = DEFAULTS) -> 
         }
         for file in made:
             file.replace(out / file.name)
-    files.write_json(out / f"{NAME}.card.json", card)
+    files.write_json(out / f"{TINY}.card.json", card)
     return card
 
 

@@ -91,7 +91,7 @@ class Trainer:
 
         Args:
             folder: gets history.csv and curve.csv, row by row, and the last two states
-                (`resume.States`): a run killed at any moment continues from there and, on a CPU,
+                (`resume.save`): a run killed at any moment continues from there and, on a CPU,
                 ends with bit-identical weights.
             score: called after every epoch, returns its row of the curve; `score` in it decides
                 which epoch is kept unless `train.select` is "last".
@@ -102,7 +102,7 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved.
             ValueError: a loss is not finite.
         """
-        self.folder, self.states = folder, resume.States(folder)
+        self.folder = folder
         self.report = report if self.is_main else lambda line: None
         self._load()
         self.since = self.saved = time.monotonic()
@@ -193,10 +193,7 @@ class Trainer:
         for step, rate, parts, broken in self.taken:
             numbers = dict(zip(parts, torch.stack([*parts.values()]).tolist(), strict=True))
             scale = numbers.pop("logit_scale")
-            try:
-                check_finite(numbers, broken, self.name_rows)
-            except ValueError as error:
-                raise ValueError(f"epoch {epoch + 1}, step {step}: {error}") from None
+            check_finite(f"epoch {epoch + 1}, step {step}", numbers, broken, self.name_rows)
             row = {"step": step, "epoch": epoch + 1, "lr": rate, "logit_scale": scale}
             rows.append(row | numbers)
         self.taken.clear()
@@ -223,10 +220,10 @@ class Trainer:
         if self.is_main:
             scheduler = self.scheduler.state_dict() if self.scheduler else None
             parts = {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()}
-            self.states.save({"state": vars(self.state), "scheduler": scheduler, **parts})
+            resume.save(self.folder, {"state": vars(self.state), "scheduler": scheduler, **parts})
 
     def _load(self) -> None:
-        saved = processes.from_main(self.states.newest)
+        saved = processes.from_main(lambda: resume.newest(self.folder))
         if saved is not None:
             self.state = State(**saved["state"])
             self.method.load_state_dict(saved["method"])
