@@ -210,7 +210,6 @@ def deletion_test(
     *,
     also: Mapping[str, Rows] | None = None,
     shares: Sequence[float] = SHARES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """What removing tokens does to the own video's score and rank, by the order in which they are
     removed.
@@ -225,14 +224,13 @@ def deletion_test(
         own: (N,) int, the column of each query's own video.
         also: further orders of removal: priorities (W_i,) by name.
         shares: of the tokens removed, above 0.
-        seed: of random removals and ties.
 
     Returns:
         Rows of order, share, query; `margin`, by how much the own video's score exceeds the mean of
         the others', in percent of what it is on average with nothing removed; `hit`, 100 where the
         own video comes first, else 0.
     """
-    rng, own = np.random.default_rng(seed), np.asarray(own)
+    rng, own = np.random.default_rng(0), np.asarray(own)
     orders: dict[str, Rows] = {"random": [rng.random(len(row)) for row in weights]}
     orders |= {"highest": weights, "lowest": [-np.asarray(row) for row in weights], **(also or {})}
 

@@ -192,10 +192,10 @@ def execute(tasks: Sequence[SweepRun], *, jobs: int = 1, device: str = "cpu") ->
         runs.prepared(config)  # once, and not in every process
     failed: dict[str, str] = {}
     processes: list[subprocess.Popen] = []
-    places = _places(jobs, device)
+    places = _environments(jobs, device)
     bar = tqdm(total=len(distinct), initial=len(distinct) - len(waiting), unit="run", desc="sweep")
     with bar, ThreadPoolExecutor(jobs) as pool:
-        done = {pool.submit(_train, run, jobs, device, places, processes): run for run in waiting}
+        done = {pool.submit(_train, run, device, places, processes): run for run in waiting}
         try:
             for future in as_completed(done):
                 bar.update()
@@ -213,32 +213,28 @@ def execute(tasks: Sequence[SweepRun], *, jobs: int = 1, device: str = "cpu") ->
     return failed
 
 
-def _places(jobs: int, device: str) -> SimpleQueue[dict[str, str]]:
-    """What the environment of a run says about GPUs, for each of `jobs` at a time."""
+def _environments(jobs: int, device: str) -> SimpleQueue[dict[str, str]]:
+    """Of each of `jobs` runs at a time: its share of the cores, and a GPU of its own."""
+    threads = str(max(1, torch.get_num_threads() // jobs))
+    shared = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
     count = torch.cuda.device_count() if device == "cuda" else 0
     own = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     places: SimpleQueue = SimpleQueue()
     for number in range(jobs):
-        places.put({"CUDA_VISIBLE_DEVICES": own[number % count]} if count else {})
+        places.put(shared | ({"CUDA_VISIBLE_DEVICES": own[number % count]} if count else {}))
     return places
 
 
 def _train(
-    task: SweepRun,
-    jobs: int,
-    device: str,
-    places: SimpleQueue[dict[str, str]],
-    processes: list[subprocess.Popen],
+    task: SweepRun, device: str, places: SimpleQueue, processes: list[subprocess.Popen]
 ) -> str | None:
-    """Why the run failed, in a line, or None."""
-    place = places.get()
-    threads = str(max(1, torch.get_num_threads() // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1", **place}
+    """Why the run failed, in a line, or None; it takes one of the environments while it runs."""
+    environment = places.get()
     quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
     process = subprocess.Popen(command(task, device), env=environment, stdout=quiet, stderr=pipe)
     processes.append(process)
     said = process.communicate()[1].decode(errors="replace").strip()
-    places.put(place)
+    places.put(environment)
     reason = said or f"ended with code {process.returncode}"
     return reason.splitlines()[-1] if process.returncode else None
 
@@ -288,21 +284,15 @@ def part_sides(name: str, run: str) -> dict[str, tuple[list, list]]:
     Raises:
         ValueError: as `finished`.
     """
-    done, sides = finished(name, run), {}
+    done = {frozenset(key.split("-")) - {"none"}: each for key, each in finished(name, run).items()}
+    sides = {}
     for part in load(name).parts:
-        pairs = [
-            (done[variant], done[lacking])
-            for variant in done
-            if (lacking := _without(part, variant)) in done and lacking != variant
-        ]
+        whole = [parts for parts in done if part in parts and parts - {part} in done]
+        pairs = [(done[parts], done[parts - {part}]) for parts in whole]
         seeds = [k for k in (pairs[0][0] if pairs else ()) if all(k in s for p in pairs for s in p)]
         ours, theirs = ([[pair[at][k] for pair in pairs] for k in seeds] for at in (0, 1))
         sides[part] = ours, theirs
     return sides
-
-
-def _without(part: str, variant: str) -> str:
-    return "-".join(other for other in variant.split("-") if other != part) or "none"
 
 
 def sides(name: str, run: str) -> dict[str, tuple[list, list]]:
