@@ -221,8 +221,8 @@ def test_removal_takes_the_highest_spares_one_and_takes_one(count, share):
 
 def test_curves_of_a_deletion_test_are_means_with_their_intervals():
     place, score = planted(np.random.default_rng(2))
-    options = {"also": {"first": [np.arange(TOKENS)[::-1]] * QUERIES}, "shares": (0.5,)}
-    table = inspection.deletion_test(np.eye(TOKENS)[place], score, np.arange(QUERIES), **options)
+    also = {"first": [np.arange(TOKENS)[::-1]] * QUERIES}
+    table = inspection.deletion_test(np.eye(TOKENS)[place], score, np.arange(QUERIES), also=also)
     curves = inspection.deletion_curves(table).set_index(["quantity", "order", "removed"])
     rows = table[(table.order == "random") & (table.share == 0.5)]
     assert curves.loc[("hit", "random", 0.0)].tolist() == [100] * 3
@@ -230,7 +230,7 @@ def test_curves_of_a_deletion_test_are_means_with_their_intervals():
         expected = list(inspection.mean_interval(rows[quantity]))
         assert curves.loc[(quantity, "random", 50.0)].tolist() == expected
     assert curves.loc[("hit", "first", 50.0), "value"] == pytest.approx(100 * np.mean(place >= 4))
-    assert len(curves) == 2 * 4 * 2
+    assert len(curves) == 2 * 4 * (1 + len(inspection.attention.SHARES))
 
 
 class Frames(Method):

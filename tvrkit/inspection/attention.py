@@ -209,10 +209,9 @@ def deletion_test(
     own,
     *,
     also: Mapping[str, Rows] | None = None,
-    shares: Sequence[float] = SHARES,
 ) -> pd.DataFrame:
     """What removing tokens does to the own video's score and rank, by the order in which they are
-    removed.
+    removed, for each of `SHARES`.
 
     Weights that say what counts must hurt more when the highest go first than when random ones go
     (Samek et al., Evaluating the Visualization of What a Deep Neural Network Has Learned, 2017).
@@ -223,7 +222,6 @@ def deletion_test(
         score: (N, N_v) scores of the queries, given which tokens (W_i,) bool each of them keeps.
         own: (N,) int, the column of each query's own video.
         also: further orders of removal: priorities (W_i,) by name.
-        shares: of the tokens removed, above 0.
 
     Returns:
         Rows of order, share, query; `margin`, by how much the own video's score exceeds the mean of
@@ -241,7 +239,7 @@ def deletion_test(
 
     whole, tables = without("random", 0.0), []
     for order in orders:
-        tables += [whole.assign(order=order), *(without(order, share) for share in shares)]
+        tables += [whole.assign(order=order), *(without(order, share) for share in SHARES)]
     table = pd.concat(tables, ignore_index=True)
     return table.assign(margin=100 * table["margin"] / whole["margin"].mean())
 

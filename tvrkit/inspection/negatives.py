@@ -24,7 +24,6 @@ from tvrkit.losses.miners import margin_negatives, top_k_negatives
 Masks = Mapping[str, np.ndarray]
 BLOCK = 256  # captions compared with all others at a time
 LIKE = 0.8  # likeness from which a caption counts as a near duplicate
-SIDES = ("InfoNCE", "NegNCE adds")
 
 
 def caption_likeness(captions: Sequence[str], video_of_caption, *, size: int = 3) -> np.ndarray:
@@ -211,8 +210,8 @@ def push_by_kind(
         gradients = np.stack(push(torch.from_numpy(similarity[cells]), **options)).clip(min=0)
         pairs[:, drawn] += inside.sum(axis=2)
         pushed[:, :, drawn] += (gradients[:, None] * inside).sum(axis=3)
-    average = pushed.sum(axis=(1, 2), keepdims=True) / pairs.sum()
-    ratios = {side: (push, pairs) for side, push in zip(SIDES, pushed / average, strict=True)}
+    alone, added = pushed * pairs.sum() / pushed.sum(axis=(1, 2), keepdims=True)  # average pair: 1
+    ratios = {"InfoNCE": (alone, pairs), "NegNCE adds": (added, pairs)}
     ratios["added share"] = pushed[1], pushed[0]
     rows = [
         (side, kind, *ratio_interval(over, under), count)
