@@ -51,7 +51,7 @@ class TwoLayers(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.width = self.text_width = WIDTH
+        self.width = WIDTH
         self.context_length, self.is_hf = WORDS, True  # no text tower to start from
         self.logit_scale = nn.Parameter(torch.tensor(3.0))
         self.words, self.image = nn.Embedding(40, WIDTH), nn.Linear(3 * 2 * 2, WIDTH)

@@ -236,7 +236,7 @@ class Features(nn.Module):
 
     def __init__(self, width: int, logit_scale: float | Tensor = 0.0):
         super().__init__()
-        self.width, self.text_width, self.context_length = width, width, 16
+        self.width, self.context_length = width, 16
         self.is_hf = True  # no text tower to start from
         self.logit_scale = nn.Parameter(torch.as_tensor(logit_scale).clone())
 

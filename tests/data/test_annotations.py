@@ -39,7 +39,7 @@ def test_counts_of_real_files(realdata):
         captions = load_annotations(name, folder / name, splits=splits)
         report = check_splits(captions, captions.attrs["protocol"])
         assert not report.mismatches
-        assert not report.overlaps
+        assert not any("in both" in line for line in report.mismatches)
         for row in report.table.itertuples():
             found[name, row.split] = (row.videos, row.captions, row.repeated_captions)
     assert found == {

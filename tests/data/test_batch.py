@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from tvrkit.data.batch import TextVideoBatch, VideoFeatures, inner_words, pieces, positives, uniform
+from tvrkit.data.batch import TextVideoBatch, inner_words, pieces, positives, uniform
 
 
 def batch(rows):
@@ -32,12 +32,6 @@ def test_a_loader_finds_how_to_pin_a_batch(monkeypatch):
     assert pinned.tokens.tolist() == [[100, 101], [102, 103]]
     assert pinned.extras["tags"].tolist() == [[101, 102], [103, 104]]
     assert pinned.frames is None
-
-
-def test_features_are_cut_from_their_gradient():
-    frames = torch.ones(2, 3, 4, requires_grad=True)
-    features = VideoFeatures(None, frames, torch.ones(2, 3, dtype=torch.bool)).detach()
-    assert not features.frames.requires_grad
 
 
 def test_the_ends_of_a_text_are_no_inner_words():

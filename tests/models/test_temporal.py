@@ -74,7 +74,7 @@ def clip(width, text_width):
     text = SimpleNamespace(
         positional_embedding=positions, transformer=SimpleNamespace(resblocks=blocks)
     )
-    sizes = {"width": width, "text_width": text_width, "context_length": 6}
+    text.width, sizes = text_width, {"width": width, "context_length": 6}
     return SimpleNamespace(**sizes, is_hf=False, clip=SimpleNamespace(text=text))
 
 

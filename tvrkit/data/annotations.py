@@ -179,8 +179,8 @@ def _paragraphs(
     request.note(reason, turned)
     absent = dict.fromkeys(name for name, *_ in parts if name not in ids)
     request.note(f"{split} names that are not listed, left out", list(absent))
-    known = [part for part in parts if part[0] in ids]
-    texts = _grouped((ids[name], " ".join(sentences)) for name, sentences, _ in known)
+    known = [(ids[name], " ".join(sentences)) for name, sentences, _ in parts if name in ids]
+    texts = _grouped(known)
     paragraphs = {video: [" ".join(sentences)] for video, sentences in texts.items()}
     return request.by_list(split, list(dict.fromkeys(ids.values())), paragraphs)
 

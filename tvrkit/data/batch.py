@@ -49,10 +49,6 @@ class _Tensors:
         """The same in float32, whatever precision it was computed in."""
         return self.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
-    def detach(self):
-        """The same without gradient history."""
-        return self.map(Tensor.detach)
-
     def __getitem__(self, index):
         """The rows `index` (slice, or tensor of indices) of every field."""
         return self.map(lambda tensor: tensor[index])

@@ -222,17 +222,15 @@ def video_loader(split: Split, config: Config, backbone) -> DataLoader:
 def text_loader(split: Split, config: Config, backbone, tagged: bool = True) -> DataLoader:
     """Batches of a split's captions in order: tokens, token_mask, token_weight, video_index,
     caption_index. Shared out as of `video_loader`; `tagged` as of `train_loader`."""
-    texts = _texts(split, config.data, backbone.tokenizer, tagged)
-    rows: Any = range(len(texts))  # what the loader draws batches from
+    texts: Any = _texts(split, config.data, backbone.tokenizer, tagged)
     batches, features = _own_batches(len(texts), config), _features(split, config.data)
 
-    def collate(drawn: list[int]) -> TextVideoBatch:
-        batch = texts[torch.tensor(drawn)]
+    def finish(batch: Any) -> TextVideoBatch:
         if features is not None:
-            batch.tokens = features.texts(drawn, config.data.max_words)
+            batch.tokens = features.texts(batch.caption_index, config.data.max_words)
         return batch
 
-    return DataLoader(rows, batch_sampler=batches, collate_fn=collate)
+    return DataLoader(texts, batch_size=None, sampler=batches, collate_fn=finish)
 
 
 def _own_batches(count: int, config: Config) -> list[list[int]]:

@@ -195,15 +195,14 @@ def _checked(captions: list[dict], videos: list[dict]) -> tuple[pd.DataFrame, pd
     check_unique("captions", "id", [row["caption_id"] for row in captions])
     ids = [row["video_id"] for row in videos]
     check_unique("videos", "id", ids)
-    tables = (
-        pd.DataFrame(captions, columns=None if captions else CAPTION_FIELDS),
-        pd.DataFrame(videos, columns=None if videos else [*VideoRow.__annotations__]),
-    )
     for video_id in ids:
         check_id(video_id)
     alone = sorted({row["video_id"] for row in captions} - set(ids))
     expect(not alone, CAPTIONS, "videos that have a row", f"{len(alone)} without: {shown(alone)}")
-    return tables
+    return (
+        pd.DataFrame(captions, columns=None if captions else CAPTION_FIELDS),
+        pd.DataFrame(videos, columns=None if videos else [*VideoRow.__annotations__]),
+    )
 
 
 def coverage(videos: pd.DataFrame) -> pd.DataFrame:

@@ -12,9 +12,6 @@ from tvrkit.data.decoders import FrameSettings
 from tvrkit.data.extract import extract
 from tvrkit.data.store import make_id
 from tvrkit.files import expect, sha256
-from tvrkit.settings import choose
-
-LANGUAGES = ("en", "zh")
 
 
 class Row(TypedDict):
@@ -48,12 +45,13 @@ def read_own(path: Path, language: str = "en") -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"no table of captions at {path}")
     if path.suffix == ".jsonl":
-        rows = records.read_json_lines(path, Row)
+        read = records.read_json_lines(path, dict)
     else:
-        rows = records.checked(records.read_csv(path, ["caption", "file"]), list[Row], path.name)
-    expect(rows, path.name, "a row per caption", "none")
-    defaults = {"split": "test", "language": choose("language", language, LANGUAGES)}
-    table = pd.DataFrame([defaults | row for row in rows]).fillna("")  # tags some rows have not
+        read = records.read_csv(path, ["caption", "file"])
+    expect(read, path.name, "a row per caption", "none")
+    rows = [{"split": "test", "language": language} | row for row in read]
+    rows = records.checked(rows, list[Row], path.name)
+    table = pd.DataFrame(rows).fillna("")  # tags some rows have not
     paths = [*map(PurePosixPath, table["file"])]
     if outside := [str(each) for each in paths if each.is_absolute() or ".." in each.parts]:
         raise ValueError(f"{path.name}: expected relative paths without '..', got {outside[0]!r}")

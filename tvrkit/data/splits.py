@@ -40,7 +40,6 @@ class SplitReport:
         protocol: full name.
         table: a row per split: videos, captions, repeated_captions (rows whose text the split had
             before), ids_sha256, expected_videos, expected_captions, expected_ids_sha256, source.
-        overlaps: ids in two splits, by the pair of splits.
         shared_sources: test videos cut from a source that training has too; None where no file
             tells the sources, or one of the two splits was not read.
         notes: what the reader left out or mended.
@@ -50,7 +49,6 @@ class SplitReport:
 
     protocol: str
     table: pd.DataFrame
-    overlaps: dict[tuple[str, str], list[str]]
     shared_sources: list[str] | None
     notes: list[str]
     mismatches: list[str]
@@ -66,7 +64,6 @@ class SplitReport:
             f"{self.protocol}: {'PARTIAL, not comparable' if self.mismatches else 'as expected'}",
             shown.to_string(index=False, na_rep="-"),
             f"test videos that share their source with training: {shared}",
-            *(f"in {a} and {b}: {len(ids)}" for (a, b), ids in self.overlaps.items()),
             *(f"mismatch: {line}" for line in self.mismatches),
             *(f"note: {line}" for line in self.notes),
             *(f"source of {row.split}: {row.source}" for row in self.table.itertuples()),
@@ -100,17 +97,17 @@ def check_splits(captions: pd.DataFrame, protocol: str, allow_partial: bool = Fa
     table = table.join(known.set_index("split")["source"]).reset_index()
     table = table.fillna({"expected_ids_sha256": "", "source": "no expected numbers are known"})
     ids = {str(split): set(names) for split, names in groups["video_id"]}
-    overlaps = {(a, b): sorted(ids[a] & ids[b]) for a, b in combinations(ids, 2) if ids[a] & ids[b]}
     mismatches = [line for row in table.to_dict("records") for line in _differences(row)]
-    for (first, second), both in overlaps.items():
-        listed = f"found {len(both)}: {', '.join(both[:NAMED])}"
-        mismatches.append(f"{first} and {second}: expected no video in both, {listed}")
+    for first, second in combinations(ids, 2):
+        if both := sorted(ids[first] & ids[second]):
+            listed = f"found {len(both)}: {', '.join(both[:NAMED])}"
+            mismatches.append(f"{first} and {second}: expected no video in both, {listed}")
     if mismatches and not allow_partial:
         lines = "; ".join(mismatches)
         hint = "--allow-partial goes on and labels the run"
         raise ValueError(f"{protocol} {language}: {lines} ({hint})")
     shared, notes = _shared(ids, captions.attrs.get("sources")), captions.attrs.get("notes", [])
-    return SplitReport(protocol, table, overlaps, shared, list(notes), mismatches)
+    return SplitReport(protocol, table, shared, list(notes), mismatches)
 
 
 def _differences(row: dict) -> list[str]:

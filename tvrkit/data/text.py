@@ -187,17 +187,15 @@ class Tagger:
     def tag(self, captions: Iterable[str]) -> None:
         """Tag many captions at once, with a progress bar where it takes a while."""
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._spans]
-        if len(new) < KEPT:
-            self._spans |= zip(new, self.spans_of(new), strict=True)
-            return
-        content = json.dumps([self.name, self.version, new])
-        path = files.home() / "data/.tags" / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
-        if not path.exists():
-            title = f"tagging ({self.name})"
-            made = list(tqdm(self.spans_of(new), title, len(new), delay=2, leave=False))
-            files.write_text(path, json.dumps(made))
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        spans = ([(start, end) for start, end in each] for each in kept)
+        spans = self.spans_of(new)
+        if len(new) >= KEPT:
+            content = json.dumps([self.name, self.version, new]).encode()
+            path = files.home() / "data/.tags" / f"{hashlib.sha256(content).hexdigest()}.json"
+            if not path.exists():
+                bar = tqdm(spans, f"tagging ({self.name})", len(new), delay=2, leave=False)
+                files.write_text(path, json.dumps(list(bar)))
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            spans = ([(start, end) for start, end in each] for each in kept)
         self._spans |= zip(new, spans, strict=True)
 
     def content_spans(self, caption: str) -> list[Span]:

@@ -64,7 +64,6 @@ class Backbone(nn.Module):
         image_size: S, height and width of a frame.
         width: D of the joint space.
         context_length: largest number of tokens, SOT and EOT included.
-        text_width: width of the text tower's blocks.
         whole_context: the text tower always runs at the context length, as it was trained: padding
             is seen (SigLIP, MobileCLIP), or the sentence is a token behind it (CoCa).
 
@@ -90,7 +89,6 @@ class Backbone(nn.Module):
         self.preprocessing = Preprocessing.from_facts(height, clip.visual.preprocess_cfg)
         self.image_size, self.context_length = height, clip.context_length
         self.is_hf, self.frozen = isinstance(text, HFTextEncoder), False
-        self.text_width = text.transformer.config.hidden_size if self.is_hf else text.width
         self.width = text.output_dim
         self.whole_context = not self.is_hf and (text.attn_mask is None or text.cls_emb is not None)
         for key in ("mean", "std"):  # of RGB values in [0, 1]; not part of checkpoints

@@ -18,13 +18,12 @@ from tvrkit.data.batch import TextFeatures, TextVideoBatch, VideoFeatures, inner
 from tvrkit.losses.contrastive import neg_nce
 from tvrkit.losses.miners import margin_negatives
 from tvrkit.models.backbone import Backbone
-from tvrkit.models.method import Method, Tensors
+from tvrkit.models.method import RELEASED_SCALE, Method, Tensors
 from tvrkit.models.similarity import MaskFill, second_look, token_interaction, token_weight
 from tvrkit.models.temporal import TemporalTransformer
 from tvrkit.models.tpm import Pairs, PartialOrder, TPMSettings
 from tvrkit.settings import settings
 
-RELEASED_SCALE = 100.0  # constant factor on the scores in the released loss
 RELEASED_CLAMP = 1e-6  # of the probabilities in the released loss (finding 13)
 
 
@@ -173,7 +172,6 @@ class DMAE(Method):
             much it counts; from TPM-CL what `PartialOrder.select` names (kept: 1, masked: 0), and
             `order_<margin>` (B, 3), see `PartialOrder.order`.
         """
-        text, video = text.detach(), video.detach()
         grid = text.mask[:, :, None] & video.mask[:, None, :]
         product = torch.einsum("bld,bfd->blf", text.words, video.frames)
         maps = {
@@ -190,7 +188,7 @@ class DMAE(Method):
             order = self.partial_order.order(pairs, **heads)
             maps |= self.partial_order.select(pairs)[1]
             maps |= {f"order_{name}": scores for name, scores in order.items()}
-        return maps
+        return {name: tensor.detach() for name, tensor in maps.items()}
 
 
 def matched_pairs(text: TextFeatures, video: VideoFeatures) -> Pairs:

@@ -64,9 +64,8 @@ def _cached_or_fetched(
                 if path.is_file():
                     return path
     address = f"{constants.ENDPOINT}/{repository}/resolve/main/{names[0]}"
-    raise FileNotFoundError(
-        f"{names[0]} of {repository} could not be had; fetch {address}: {where}"
-    )
+    why = f"{names[0]} of {repository} could not be had"
+    raise FileNotFoundError(f"{why}; fetch {address}: {where}")
 
 
 def reachable() -> bool:

@@ -14,6 +14,7 @@ from tvrkit.models.backbone import Backbone
 from tvrkit.settings import TrainConfig
 
 Tensors = dict[str, Tensor]  # by name
+RELEASED_SCALE = 100.0  # constant factor on the scores in DMAE's and HMMC's released losses (23)
 
 
 @contextmanager
@@ -89,11 +90,10 @@ class Method(nn.Module):
         rows, place = (torch.arange(n, device=batch.frames.device) for n in batch.frames.shape[:2])
         last = batch.frame_mask.sum(1, keepdim=True) - 1
         order = torch.where(batch.frame_mask, last - place, place)
-        reversed_video = self.encode_video(
-            replace(batch, frames=batch.frames[rows[:, None], order])
-        )
+        backwards = replace(batch, frames=batch.frames[rows[:, None], order])
         scores = self.similarity(text, video)
-        moved = (scores - self.similarity(text, reversed_video)).diagonal().abs().mean()
+        turned = self.similarity(text, self.encode_video(backwards))
+        moved = (scores - turned).diagonal().abs().mean()
         signs = {"change by reversed frames": moved / scores.std()}
         signs |= self.own_signs(text, video, batch)
         return {name: float(value) for name, value in signs.items()}

@@ -24,7 +24,7 @@ from tvrkit import files
 from tvrkit.models import METHODS
 from tvrkit.models.backbone import Backbone
 from tvrkit.models.checkpoints import State, fill, read_tensors
-from tvrkit.models.method import Method
+from tvrkit.models.method import RELEASED_SCALE, Method
 from tvrkit.models.temporal import HEAD_WIDTH
 from tvrkit.settings import choose, parse
 
@@ -34,7 +34,6 @@ PREPROCESSING = asdict(PreprocessCfg())  # OpenAI's, of all released models
 # Released models whose architecture has a name in open_clip; others are called CONVERTED.
 KNOWN_BACKBONES = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu")
 CONVERTED = "converted"
-RELEASED_LOGIT_SCALE = math.log(100.0)  # HMMC's constant, which its checkpoints do not hold
 MIN_BERT_HEADS = 2  # of the smallest BERT; heads of all published sizes are 64 wide
 TEXT, VISUAL = "backbone.clip.text.", "backbone.clip.visual."
 BERT_WORDS = f"{TEXT}transformer.embeddings.word_embeddings.weight"
@@ -128,8 +127,8 @@ def fill_released(method: Method, weights: Released) -> list[str]:
         ValueError: missing keys or other shapes.
     """
     own, positions = method.state_dict(), "temporal.frame_position_embeddings.weight"
-    scale = weights.name("backbone.clip.logit_scale")
-    weights.state.setdefault(scale, torch.tensor(RELEASED_LOGIT_SCALE))
+    scale = weights.name("backbone.clip.logit_scale")  # HMMC's checkpoints do not hold it
+    weights.state.setdefault(scale, torch.tensor(math.log(RELEASED_SCALE)))
     state = {key: weights[key] for key in own}
     if positions in state:
         state[positions] = state[positions][: len(own[positions])]

@@ -113,7 +113,7 @@ class TemporalTransformer(nn.Module):
 
 def _clip_text(backbone: Backbone) -> Any:
     """CLIP's text tower, if it has the joint width; else None."""
-    fits = not backbone.is_hf and backbone.text_width == backbone.width
+    fits = not backbone.is_hf and backbone.clip.text.width == backbone.width
     return backbone.clip.text if fits else None
 
 
