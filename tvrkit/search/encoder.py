@@ -30,7 +30,6 @@ from tvrkit.data.features import pack, padded
 from tvrkit.data.pictures import frames_of
 from tvrkit.data.prepare import SHORT_SIDE
 from tvrkit.data.text import Span, token_spans
-from tvrkit.files import expect
 from tvrkit.models.checkpoints import digest
 from tvrkit.models.similarity import token_interaction
 from tvrkit.models.temporal import mean_frame
@@ -182,10 +181,9 @@ class Encoder:
         """
         templates = PROMPTS[choose("prompts", prompts, PROMPTS)]
         tokenizer, notes = self.method.backbone.tokenizer, []
-        length = len(text.strip())
-        expect(
-            0 < length <= LONGEST, "query", f"words of 1 to {LONGEST:,} characters", f"{length:,}"
-        )
+        if not 0 < (length := len(text.strip())) <= LONGEST:
+            expected = f"expected words of 1 to {LONGEST:,} characters"
+            raise ValueError(f"query: {expected}, got {length:,}")
         spans = token_spans([text], tokenizer, LONGEST)[0]
         if len(spans) > len({place for _, span in spans for place in range(*span)}):
             notes.append("the model does not know this script: it spells the query in bytes")
