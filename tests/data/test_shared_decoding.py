@@ -1,12 +1,16 @@
 """Videos read by the processes of a launch together."""
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.data.video_files import write_audio, write_video
 from tests.training.two_processes import launch
-from tvrkit.data import shared_decoding
+from tvrkit import cli
+from tvrkit.data import decoders, shared_decoding
+from tvrkit.data.decoders import DecodePool
 from tvrkit.data.prepare import extract_folder
 from tvrkit.data.store import FrameStore
+from tvrkit.training import distributed
 
 pytestmark = pytest.mark.slow
 
@@ -35,9 +39,15 @@ def test_two_processes_make_the_store_of_one(videos, tmp_path):
     assert set(rows["status"]) == {"ok", "failed"}
 
 
-def test_what_is_wrong_on_the_main_process_ends_both(videos, tmp_path):
-    command = ["-m", "--", "tvrkit", "data", "extract", tmp_path / "none", "--out", tmp_path]
-    ended = launch(*command, home=tmp_path, limit=100)
-    assert ended.returncode != 0
-    assert "no folder of videos at" in ended.stderr
-    assert "[rank1]" not in ended.stderr
+def test_what_is_wrong_on_the_main_process_lets_the_others_go(tmp_path, monkeypatch):
+    """Which would wait for it otherwise: they are told to end whatever the command has raised."""
+    told = []
+    monkeypatch.setattr(shared_decoding.processes, "count", lambda: 2)
+    monkeypatch.setattr(shared_decoding.processes, "from_main", lambda make: told.append(make()))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "start", lambda device: device)
+    command = ["data", "extract", str(tmp_path / "none"), "--out", str(tmp_path)]
+    ended = CliRunner().invoke(cli.app, command)
+    assert "no folder of videos at" in str(ended.exception)
+    assert told == [None]
+    assert decoders.new_pool is DecodePool

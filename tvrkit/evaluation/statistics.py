@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import sparse, stats
+import scipy  # loads what is used of it, when it is used
 
 from tvrkit.evaluation.ranks import RECALLS, retrieval_metrics
 
@@ -48,7 +48,7 @@ def bootstrap_metrics(
     names = list(retrieval_metrics(ranks))
     values, place = np.unique(ranks, return_inverse=True)
     # of each rank and cluster how many: a resample is then one product, exact in whole numbers
-    held = sparse.csr_array((np.ones(len(ranks), np.int64), (place, labels)))
+    held = scipy.sparse.csr_array((np.ones(len(ranks), np.int64), (place, labels)))
     blocks = [
         _weighted_metrics(values, held @ drawn.T)
         for drawn in _draws(held.shape[1], max(held.shape), resamples, seed)
@@ -125,11 +125,11 @@ def paired_test(a, b, sizes, *, point: float = 1.0) -> dict:
     error = point * np.sqrt(sum(parts))
     degrees = sum(parts) ** 2 / max(np.square(parts) @ (1 / np.array(freedom)), 1e-300)
     difference = point * float(gain.sum())
-    reach = float(stats.t.ppf(1 - ALPHA / 2, max(degrees, 1)) * error)
+    reach = float(scipy.stats.t.ppf(1 - ALPHA / 2, max(degrees, 1)) * error)
     row = {"difference": difference, "low": difference - reach, "high": difference + reach}
     p_recipe = np.nan
     if seeds > 1:
-        p_recipe = 2 * float(stats.t.sf(abs(difference) / error, degrees)) if error else 1.0
+        p_recipe = 2 * float(scipy.stats.t.sf(abs(difference) / error, degrees)) if error else 1.0
     p_weights = sign_flip_test(len(b) * a.sum(0) - len(a) * b.sum(0))
     about = {"effect": float(gain.sum()), "seeds": seeds}
     return row | about | {"p_weights": p_weights, "p_recipe": p_recipe}

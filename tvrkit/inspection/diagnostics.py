@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from tvrkit import files
 from tvrkit.evaluation.statistics import ratio_interval
@@ -27,7 +27,7 @@ def auc(scores, truth) -> float:
     scores, truth = np.asarray(scores, float), np.asarray(truth, bool)
     if truth.all() or not truth.any():
         return float("nan")
-    test = stats.mannwhitneyu(scores[truth], scores[~truth], method="asymptotic")
+    test = scipy.stats.mannwhitneyu(scores[truth], scores[~truth], method="asymptotic")
     return float(test.statistic / (truth.sum() * (~truth).sum()))
 
 
