@@ -473,12 +473,11 @@ def data_prepare(
         made, checked = prepare(name, root, videos, out, **options)
         print(printable(str(checked)))
     print_coverage(made)
-    if made.root.resolve().parent != (home := files.home() / "data"):
-        print(f"recipes look for data sets in {home}")
 
 
 def print_coverage(made: Manifest) -> None:
-    """What is there of each split, some ids of what is not, and the folder."""
+    """What is there of each split, some ids of what is not, and where else recipes look."""
+    from tvrkit import files
     from tvrkit.data.manifest import coverage
 
     for row in coverage(made.videos).to_dict("records"):
@@ -488,6 +487,8 @@ def print_coverage(made: Manifest) -> None:
                 more = f" ... all of them in {made.root}/videos.jsonl" if len(ids) > LISTED else ""
                 some = printable(", ".join(ids[:LISTED]))
                 print(f"  {kind.replace('_', ' ')} {len(ids)}: {some}{more}")
+    if made.root.resolve().parent != (home := files.home() / "data"):
+        print(f"recipes look for data sets in {home}")
 
 
 @data_app.command("extract")

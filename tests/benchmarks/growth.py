@@ -56,7 +56,7 @@ def measure(name: str, count: int) -> tuple[float, float, float]:
     scores = in_a_file(batches)
     scored = time.process_time()
     ids = [str(row) for row in range(count)]
-    Evaluation.from_similarity(scores, ids, ids, np.arange(count), EvalConfig())
+    Evaluation.from_similarity(scores, (ids, ids, np.arange(count)), EvalConfig())
     ended = time.process_time()
     done.set()
     return scored - began, ended - scored, max(most) - most[0]

@@ -241,13 +241,11 @@ class HMMCPretraining(HMMC):
         texts: list[str] = [name for name in ("title", "tag") if name in text.extras]
         by_text = [self._text_losses(name, text.extras, video, negatives) for name in texts]
         vtm, ftm, mlm = (sum(losses) / len(texts) for losses in zip(*by_text, strict=True))
-        frame_keys = {"frames": video.extras["frame_keys"], "projected": projected_keys}
-        for name, keys in frame_keys.items():
-            self.queues[name].push(keys.flatten(0, 1), mask.flatten())
-        whole = {"video": video.extras["video_key"]}
-        whole |= {name: text.extras[f"{name}_key"] for name in texts}
-        for name, keys in whole.items():
-            self.queues[name].push(keys)
+        self.queues["frames"].push(video.extras["frame_keys"].flatten(0, 1), mask.flatten())
+        self.queues["projected"].push(projected_keys.flatten(0, 1), mask.flatten())
+        self.queues["video"].push(video.extras["video_key"])
+        for name in texts:
+            self.queues[name].push(text.extras[f"{name}_key"])
         loss = choice.neighbour_weight * fam + choice.video_weight * vtm
         loss = loss + choice.frame_weight * ftm + choice.language_weight * mlm
         return {"loss": loss, "fam": fam, "vtm": vtm, "ftm": ftm, "mlm": mlm}
