@@ -31,10 +31,11 @@ def hmmc(clip: Tensor, size: int) -> Tensor:
     happens to a clip's colours is one matrix, which Pillow applies while the clip is small.
     """
     box = v2.RandomResizedCrop(size, scale=(0.2, 1.0)).make_params([clip])
-    corner = (box[side] for side in ("top", "left", "height", "width"))
-    sigma = _uniform(0.1, 2.0) if torch.rand(()) < 0.5 else 0.0
-    frames = F.resized_crop(clip, *corner, blurred_size(size, sigma), antialias=True)
-    frames = v2.RandomHorizontalFlip()(frames)
+    frames = F.crop(clip, *(box[side] for side in ("top", "left", "height", "width")))
+    if torch.rand(()) < 0.5:
+        frames = F.resize(frames, blurred_size(size, _uniform(0.1, 2.0)), antialias=True)
+    if torch.rand(()) < 0.5:
+        frames = frames.flip(-1)
     colours = jitter(frames[..., ::8, ::8].float().mean((0, 2, 3)).double().numpy())
     if (colours != np.eye(3, 4)).any():
         strip = Image.fromarray(frames.permute(0, 2, 3, 1).flatten(0, 1).numpy())
