@@ -138,8 +138,7 @@ def build_optimizer(
     groups = parameter_groups(method, train)
     if train.optimizer == "bertadam":
         return BertAdam(groups, train.lr, train.warmup, total_steps), None
-    fused = next(method.parameters()).is_cuda  # one kernel for all; on a CPU it gains nothing
-    optimizer = AdamW(groups, betas=BETAS, eps=EPS, fused=fused)
+    optimizer = AdamW(groups, betas=BETAS, eps=EPS, fused=True)  # one kernel for all weights
     return optimizer, schedule(optimizer, total_steps, train.warmup)
 
 
