@@ -13,7 +13,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache
 from itertools import accumulate, islice
 
 import numpy as np
@@ -77,11 +77,9 @@ def tokenise(
         content = [tagger.content_spans(text) for text in texts]
     weight = mask.to(torch.int64)
     for row, words in enumerate(content or ()):
-        inside = np.zeros(len(texts[row]) + 1, bool)
-        for start, end in words:
-            inside[start:end] = True
-        boosted = [column for column, (start, end) in spans[row] if inside[start:end].any()]
-        weight[row, boosted] = 2
+        for column, (start, end) in spans[row]:
+            if any(start < last and first < end for first, last in words):
+                weight[row, column] = 2
     return tokens, mask, weight
 
 
@@ -114,11 +112,10 @@ def _encode_clip(texts: list[str], tokenizer, max_words: int):
     mended)."""
     tokens = torch.zeros(len(texts), max_words, dtype=torch.int64)
     mask = torch.zeros(len(texts), max_words, dtype=torch.bool)
-    spans, pieces_of = [], cache(partial(_clip_pieces, tokenizer))  # words recur
+    spans = []
     for row, text in enumerate(texts):
-        words = (
-            (match.start(), pieces_of(match.group())) for match in tokenizer.pat.finditer(text)
-        )
+        matches = tokenizer.pat.finditer(text)
+        words = ((match.start(), _clip_pieces(tokenizer, match.group())) for match in matches)
         every = ((id_, (at + a, at + b)) for at, pieces in words for id_, (a, b) in pieces)
         kept = list(islice(every, max_words - 2))
         ids = [tokenizer.sot_token_id, *(piece[0] for piece in kept), tokenizer.eot_token_id]
@@ -128,6 +125,7 @@ def _encode_clip(texts: list[str], tokenizer, max_words: int):
     return tokens, mask, spans
 
 
+@lru_cache(2**16)  # words recur
 def _clip_pieces(tokenizer, word: str) -> list[tuple[int, Span]]:
     """(id, characters) of a word's tokens, counted in the word."""
     # In a caption these would end the sentence there: CLIP reads its feature at EOT.

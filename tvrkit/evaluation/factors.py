@@ -1,6 +1,7 @@
 """What only the truth of shapes can say of an evaluation: families, ceilings, swapped factors."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ COUNTED = ["factor", "family", "right", "pairs"]
 
 def truth_of(root: Path | str) -> Truth | None:
     """The truth of a prepared data set, None where it has none."""
-    return Truth.open(root) if (Path(root) / FOLDER).exists() else None
+    truth = Path(root) / FOLDER
+    return _opened(Path(root), truth.stat().st_mtime_ns) if truth.exists() else None
+
+
+@lru_cache(maxsize=2)
+def _opened(root: Path, changed: int) -> Truth:
+    """Every epoch's evaluation asks for it."""
+    return Truth.open(root)
 
 
 def families_of(video_ids: Sequence[str] | np.ndarray, truth: Truth | None) -> np.ndarray:
@@ -34,8 +42,8 @@ def ceilings(caption_ids, video_ids, truth: Truth) -> dict[str, float]:
     it is true, to a video the captions of all videos with its scene.
     """
     fitting = (truth.relevance(caption_ids, video_ids) == 1).sum(axis=1)
-    scenes = truth.factors.loc[list(video_ids)].agg("|".join, axis=1)
-    same = scenes.map(scenes.value_counts())
+    scenes = truth.factors.loc[list(video_ids)]
+    same = scenes.groupby([*scenes], as_index=False)["shape"].transform("size")
     recall = {"t2v": 100 * (1 / fitting).mean(), "v2t": 100 * (1 / same).mean()}
     return {f"{way} R@1 ceiling": float(value) for way, value in recall.items()}
 

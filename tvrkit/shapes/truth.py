@@ -29,8 +29,10 @@ class Truth:
 
     def __init__(self, videos: pd.DataFrame, captions: pd.DataFrame):
         self.videos, self.captions = videos.set_index("video_id"), captions.set_index("caption_id")
-        scenes = list(self.videos.pop("scene"))
-        self.factors = pd.DataFrame(scenes, self.videos.index)[list(FACTORS)]
+        scenes = self.videos.pop("scene")
+        self.factors = pd.DataFrame(list(scenes), self.videos.index)[list(FACTORS)]
+        self._scenes = {name: Scene(**scene) for name, scene in scenes.items()}
+        self._families = self.videos.groupby("family").groups
 
     @classmethod
     def open(cls, root: Path | str) -> Self:
@@ -67,9 +69,8 @@ class Truth:
         The same two motions in the other order are the one factor "order".
         """
         swapped: dict[str, list[str]] = {}
-        scene = Scene(**self.factors.loc[video_id])
-        for other in self.videos.index[self.videos.family == self.videos.family[video_id]]:
-            names = differing(scene, Scene(**self.factors.loc[other]))
+        for other in self._families[self.videos.family[video_id]]:
+            names = differing(self._scenes[video_id], self._scenes[other])
             if len(names) == 1:
                 swapped.setdefault(names[0], []).append(other)
         return swapped
