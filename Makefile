@@ -7,6 +7,8 @@ DEVICE ?= cpu
 
 # Some containers set it: then each process that is started compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
+# Large tensors on large pages: a step asks the system for tens of megabytes hundreds of times (docs/performance.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: setup reproduce test tests types stored bench lab lint notebooks lock
 
