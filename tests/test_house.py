@@ -32,7 +32,7 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Without search (600) and scale-out (450) the aim is 5,200: far from it; this has to fall.
-BUDGET = 10264
+BUDGET = 10263
 LONGEST, MEDIAN = 40, 8  # code lines of a function
 NOT_CODE = {
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
 ASSETS = PACKAGE / "assets"
@@ -112,6 +114,16 @@ def sealed(card: dict) -> dict:
     rest = {key: value for key, value in card.items() if key != "sha256"}
     text = json.dumps(rest, sort_keys=True)
     return rest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+@contextmanager
+def alone(lock: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file; OSError at once, which says what is `busy`, where another process does."""
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise OSError(busy) from None
 
 
 @contextmanager

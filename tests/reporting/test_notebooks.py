@@ -132,10 +132,7 @@ def test_force_does_not_remove_what_is_being_trained(kit):
     notebooks.reproduce("smoke", "mine")
     ran.clear()
     lock = root / RECIPE / "seed0" / ".lock"
-    with (
-        FileLock(lock),
-        pytest.raises(RuntimeError, match=f"{RECIPE}/seed0 of it is being trained"),
-    ):
+    with FileLock(lock), pytest.raises(OSError, match=f"{RECIPE}/seed0 of it is being trained"):
         notebooks.reproduce("smoke", "mine", force=True)
     assert (root / RECIPE / "seed0" / "02_training.ipynb").exists()
     assert ran == []
@@ -152,7 +149,7 @@ def test_another_device_is_refused_before_anything_runs(kit):
 def test_a_run_is_reproduced_once_at_a_time(kit):
     home, _, ran = kit
     with FileLock(home / "reports" / ".mine.lock"):
-        with pytest.raises(RuntimeError, match="reports/mine is being made by another `tvrkit"):
+        with pytest.raises(OSError, match="reports/mine is being made by another `tvrkit"):
             notebooks.reproduce("smoke", "mine")
         assert ran == []
         notebooks.reproduce("smoke", "other")

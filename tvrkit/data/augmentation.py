@@ -33,7 +33,8 @@ def hmmc(clip: Tensor, size: int) -> Tensor:
     box = v2.RandomResizedCrop(size, scale=(0.2, 1.0)).make_params([clip])
     frames = F.crop(clip, *(box[side] for side in ("top", "left", "height", "width")))
     if torch.rand(()) < 0.5:
-        frames = F.resize(frames, blurred_size(size, _uniform(0.1, 2.0)), antialias=True)
+        sigma = torch.empty(()).uniform_(0.1, 2.0).item()
+        frames = F.resize(frames, blurred_size(size, sigma), antialias=True)
     if torch.rand(()) < 0.5:
         frames = frames.flip(-1)
     colours = jitter(frames[..., ::8, ::8].float().mean((0, 2, 3)).double().numpy())
@@ -42,10 +43,6 @@ def hmmc(clip: Tensor, size: int) -> Tensor:
         changed = np.array(strip.convert("RGB", tuple(colours.flatten().tolist())))
         frames = torch.from_numpy(changed).unflatten(0, (len(clip), -1)).permute(0, 3, 1, 2)
     return F.resize(frames, [size, size], antialias=True)
-
-
-def _uniform(low: float, high: float) -> float:
-    return torch.empty(()).uniform_(low, high).item()
 
 
 def blurred_size(size: int, sigma: float) -> list[int]:

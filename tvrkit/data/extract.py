@@ -23,13 +23,12 @@ from typing import Any
 import lmdb
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from tvrkit.data import decoders
 from tvrkit.data import store as stores
 from tvrkit.data.decoders import DecodePool, FrameSettings, Result, VideoInfo
-from tvrkit.files import expect
+from tvrkit.files import alone, expect
 
 NO_FILE, CHANGED = "no file found", "it changed while it was read: read again next time"
 END = 1 << 16  # bytes of head and of tail that a file is known by
@@ -80,11 +79,9 @@ def extract(
     rows = builder.rows(builder.store) if builder.store.exists() else None
     if rows is None or _left(rows, there):
         builder.store.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(builder.store.with_name(f".{builder.store.name}.lock"), timeout=0):
-                rows = builder.build(there, decoders.new_pool(workers, timeout))
-        except Timeout:
-            raise OSError(f"another process is extracting into {store}") from None
+        lock = builder.store.with_name(f".{builder.store.name}.lock")
+        with alone(lock, f"another process is extracting into {store}"):
+            rows = builder.build(there, decoders.new_pool(workers, timeout))
     made = [rows.get(i) or builder.row(i, None, [], (VideoInfo(reason=NO_FILE), [])) for i in files]
     return pd.DataFrame(made).drop(columns="state")
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import nbformat
 import papermill
-from filelock import FileLock, Timeout
 from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 from traitlets.config import Config
@@ -127,7 +126,7 @@ def reproduce(
         FileNotFoundError: a data set is not prepared.
         ValueError: no such device.
         NotebookFailed: a cell raised. What ran before it is kept, and skipped when run again.
-        RuntimeError: the run is being reproduced by another process; or, with `force`, a part of it
+        OSError: the run is being reproduced by another process; or, with `force`, a part of it
             is being trained.
     """
     resolve_device(device)  # refused here, not by the second notebook
@@ -139,10 +138,12 @@ def reproduce(
             Manifest.open(files.data(name))
     lock = files.home() / "reports" / f".{run.replace('/', '.')}.lock"
     lock.parent.mkdir(exist_ok=True)
-    with _alone(lock, f"reports/{run} is being made by another `tvrkit reproduce`"):
+    wait = "wait until it has ended, or choose another --run"
+    with files.alone(lock, f"reports/{run} is being made by another `tvrkit reproduce`: {wait}"):
         if force and root.exists():
             for held in root.rglob(".lock"):
-                with _alone(held, f"{held.parent.relative_to(root)} of it is being trained"):
+                trained = f"{held.parent.relative_to(root)} of it is being trained"
+                with files.alone(held, f"{trained}: {wait}"):
                     pass
             shutil.rmtree(root)
         todo = due(tasks)
@@ -155,16 +156,6 @@ def reproduce(
         pages.write_leaderboard()
     console.print(*targets.sentences(run), sep="\n", soft_wrap=True, highlight=False, markup=False)
     return root / "index.html"
-
-
-@contextmanager
-def _alone(lock: Path, busy: str) -> Iterator[None]:
-    """Hold the lock, or say at once why that cannot be."""
-    try:
-        with FileLock(lock, timeout=0):
-            yield
-    except Timeout:
-        raise RuntimeError(f"{busy}: wait until it has ended, or choose another --run") from None
 
 
 def finished(task: NotebookRun) -> bool:

@@ -19,12 +19,11 @@ os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of every table that is
 import lancedb
 import pandas as pd
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from lancedb.index import IvfSq
 from tqdm import tqdm
 
 from tvrkit.data.features import unpack
-from tvrkit.files import ASSETS, expect
+from tvrkit.files import ASSETS, alone, expect
 from tvrkit.search.clips import SECONDS, Row, content, find
 from tvrkit.search.encoder import ENGINES, FACTS, FORMAT, Encoder, Query
 from tvrkit.search.query import NOTHING, SHORTLIST, SHOWN, nearest, ranked
@@ -271,13 +270,11 @@ def _reason(error: Exception) -> str:
 def only_builder(place: str) -> Iterator[None]:
     """This process alone builds (an object store has no lock: there, see to it yourself), and a
     write that fails is one line."""
-    remote = "://" in place
-    lock: Any = contextlib.nullcontext() if remote else FileLock(f"{place}/.lock", timeout=0)
+    busy = f"another process is building {place}: wait until it is done"
+    local = contextlib.nullcontext() if "://" in place else alone(Path(place, ".lock"), busy)
     try:
-        with lock:
+        with local:
             yield
-    except Timeout:
-        raise OSError(f"another process is building {place}: wait until it is done") from None
     except (OSError, RuntimeError) as error:
         if "LanceError(IO)" not in str(error):
             raise
