@@ -1,5 +1,6 @@
 """What shapes' truth says of an evaluation, on scenes and scores made by hand."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tvrkit import files
 from tvrkit.evaluation import factors
 from tvrkit.evaluation.evaluate import Evaluation
 from tvrkit.settings import EvalConfig
+from tvrkit.shapes.scenes import FACTORS
 from tvrkit.shapes.truth import Truth
 
 SETTINGS = EvalConfig(bootstrap=100)
@@ -138,3 +141,18 @@ def test_without_truth_every_video_is_a_family_and_nothing_is_swapped(tmp_path):
     found = Evaluation.from_similarity(np.eye(3), (list("abc"), list("xyz"), range(3)), SETTINGS)
     assert found.family_of_video.tolist() == [0, 1, 2]
     assert found.factors.empty
+
+
+def test_truth_is_read_once_and_again_when_its_files_change(tmp_path):
+    def write(family, when):
+        video = {"video_id": "v", "family": family, "scene": dict.fromkeys(FACTORS, "")}
+        caption = {"caption_id": "c", "video_id": "v", "mentioned": []}
+        for name, row in {"videos": video, "captions": caption}.items():
+            files.write_json_lines(tmp_path / f"truth/{name}.jsonl", [row])
+        os.utime(tmp_path / "truth/videos.jsonl", ns=(when, when))
+
+    write("one", when=1)
+    first = factors.truth_of(tmp_path)
+    assert factors.truth_of(tmp_path) is first
+    write("other", when=2)
+    assert factors.truth_of(tmp_path).videos.family["v"] == "other"

@@ -17,13 +17,13 @@ COUNTED = ["factor", "family", "right", "pairs"]
 
 def truth_of(root: Path | str) -> Truth | None:
     """The truth of a prepared data set, None where it has none."""
-    truth = Path(root) / FOLDER
-    return _opened(Path(root), truth.stat().st_mtime_ns) if truth.exists() else None
+    changed = tuple(file.stat().st_mtime_ns for file in (Path(root) / FOLDER).glob("*.jsonl"))
+    return _opened(Path(root), changed) if changed else None
 
 
 @lru_cache(maxsize=2)
-def _opened(root: Path, changed: int) -> Truth:
-    """Every epoch's evaluation asks for it."""
+def _opened(root: Path, changed: tuple[int, ...]) -> Truth:
+    """Every epoch's evaluation asks for it; files that were written anew are read anew."""
     return Truth.open(root)
 
 
