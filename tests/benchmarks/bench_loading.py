@@ -1,10 +1,12 @@
 """Clips of 12 frames at 224 pixels a second, from the frame store to a batch, beside what released
-loaders do: seek to each second of the file with OpenCV (which is installed for this alone).
+loaders do: seek to each second of the file with OpenCV (which is installed for this alone); and
+videos a second, from files to the store.
 
 The videos are of 320 x 240 pixels and 12 s at 25 frames a second, as most of MSR-VTT's are; the
 store holds a frame a second, short side 224.
 """
 
+import multiprocessing
 from types import SimpleNamespace
 
 import av
@@ -20,7 +22,7 @@ from tvrkit.data.manifest import write
 from tvrkit.data.preprocessing import Preprocessing
 from tvrkit.settings import DataConfig, EvalConfig, TrainConfig
 
-VIDEOS, CAPTIONS, SECONDS, FPS, SIZE = 32, 4, 12, 25, 224
+VIDEOS, COPIES, CAPTIONS, SECONDS, FPS, SIZE = 32, 6, 4, 12, 25, 224
 WHAT = f"{VIDEOS} clips of {SECONDS} frames at {SIZE} pixels"
 CLIP = Preprocessing(SIZE, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
@@ -107,11 +109,38 @@ def bench_augmentation(against, read, augmentation):
     against(read(), read(augmentation), f"{WHAT} under {augmentation}, against unchanged", rounds=3)
 
 
+def note_rate(benchmark, what, count):
+    """On the clock, as workers' processors are not counted here: on a quiet machine only."""
+    if benchmark.stats:  # none where benchmarks are switched off
+        benchmark.extra_info.update(what=what, rate=count / benchmark.stats.stats.median)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def bench_workers(benchmark, read, workers):
-    """On the clock, as workers' processors are not counted here: on a quiet machine only."""
     clips, go = VIDEOS * CAPTIONS, read(workers=workers, captions="all")
     assert benchmark.pedantic(go, rounds=5, warmup_rounds=1) == clips
-    if benchmark.stats:  # none where benchmarks are switched off
-        rate = clips / benchmark.stats.stats.median
-        benchmark.extra_info.update(what=f"Clips from store to batch, {workers} workers", rate=rate)
+    note_rate(benchmark, f"Clips from store to batch, {workers} workers", clips)
+
+
+def bench_extraction(benchmark, videos, tmp_path):
+    files = {f"{name}-{copy}": path for copy in range(COPIES) for name, path in videos.items()}
+    stores, settings = iter("123"), FrameSettings(SECONDS, SIZE, chroma="420")
+    rows = benchmark.pedantic(
+        lambda: extract.extract(files, tmp_path / next(stores), settings), rounds=3
+    )
+    assert (rows["frames"] == SECONDS).all()
+    note_rate(benchmark, "Videos into a store, 2 workers", len(files))
+
+
+def decode(path):
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        return sum(1 for _ in container.decode(video=0))
+
+
+def bench_decoding(benchmark, videos):
+    paths = [*videos.values()] * COPIES
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        frames = benchmark.pedantic(lambda: sum(pool.imap_unordered(decode, paths)), rounds=3)
+    assert frames == len(paths) * SECONDS * FPS
+    note_rate(benchmark, "Their frames decoded and nothing else, 2 processes: videos", len(paths))

@@ -110,6 +110,7 @@ class Video:
         closed: proven to have key frames that stand alone, the first frame among them.
         pixels: name of the pixel format.
         damage: what is wrong with it, before its frames are decoded.
+        scale: a frame to a size and format; FFmpeg's filters are made once for all of them.
         turn: (2, 2) int, the rows are where x and y of the picture go, so that it stands upright.
 
     Raises:
@@ -117,7 +118,7 @@ class Video:
     """
 
     def __init__(self, path: str):
-        self.path = path
+        self.path, self.scale = path, av.video.reformatter.VideoReformatter().reformat
         packets: list[tuple] = []  # (time, hidden by an edit list, proven)
         reached = 0.0
         container, stream = _open(path)
@@ -278,9 +279,9 @@ def _encode(frame: av.VideoFrame, video: Video, settings: FrameSettings) -> byte
     """A JPEG or .npy file of the frame, upright, with a short side of at most `short_side`."""
     short_side = min(video.width, video.height)
     scale = min(1.0, (settings.short_side or short_side) / short_side)
-    width, height = (max(1, round(side * scale)) for side in (video.width, video.height))
+    x, y = (max(1, round(side * scale)) for side in (video.width, video.height))
     # not by decord, which fails at many widths
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+    picture = video.scale(frame, x, y, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
     if not video.turn[0, 0]:
         picture = picture.swapaxes(0, 1)
     to_x, to_y = video.turn.sum(0)
