@@ -122,14 +122,16 @@ def bench_workers(benchmark, read, workers):
     note_rate(benchmark, f"Clips from store to batch, {workers} workers", clips)
 
 
-def bench_extraction(benchmark, videos, tmp_path):
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def bench_extraction(benchmark, videos, tmp_path, decoder):
     files = {f"{name}-{copy}": path for copy in range(COPIES) for name, path in videos.items()}
-    stores, settings = iter("123"), FrameSettings(SECONDS, SIZE, chroma="420")
+    stores, settings = iter("123"), FrameSettings(SECONDS, SIZE, chroma="420", decoder=decoder)
     rows = benchmark.pedantic(
         lambda: extract.extract(files, tmp_path / next(stores), settings), rounds=3
     )
     assert (rows["frames"] == SECONDS).all()
-    note_rate(benchmark, "Videos into a store, 2 workers", len(files))
+    by = ", ".join(sorted(set(rows["decoder"])))
+    note_rate(benchmark, f"Videos into a store, 2 workers, by {by}", len(files))
 
 
 def decode(path):

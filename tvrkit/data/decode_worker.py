@@ -127,7 +127,7 @@ class Video:
             index = {entry.timestamp: entry.is_keyframe for entry in stream.index_entries}
             for packet in _packets(container):
                 time = packet.dts if packet.pts is None else packet.pts
-                reached = max(reached, float((time or 0) * packet.time_base))
+                reached = max(reached, (time or 0) * float(packet.time_base))
                 if packet.stream_index == stream.index:
                     key = not packets or index.get(packet.dts, packet.is_keyframe)
                     packets.append((time, packet.is_discard, _is_proven(packet, stream, key)))
@@ -261,11 +261,11 @@ def _by_counting(video: Video, settings: FrameSettings) -> tuple[Clock, list[byt
     """
     clock = video.clock
     for _ in range(2):
-        wanted, stamps = clock.choose(settings), list[int | None]()
+        wanted, stamps = clock.choose(settings).tolist(), list[int | None]()
         files, lost = list[bytes](), list[int | None]()
         for position, frame in enumerate(_decoded(video.path, lost)):
             stamps.append(frame.pts)
-            if times := np.count_nonzero(wanted == position):
+            if times := wanted.count(position):
                 files += [_encode(frame, video, settings)] * times
         if stamps != sorted(stamp for stamp in stamps if stamp is not None):
             stamps = [None for _ in stamps]
