@@ -109,21 +109,15 @@ def bench_augmentation(against, read, augmentation):
     against(read(), read(augmentation), f"{WHAT} under {augmentation}, against unchanged", rounds=3)
 
 
-def note_rate(benchmark, what, count):
-    """On the clock, as workers' processors are not counted here: on a quiet machine only."""
-    if benchmark.stats:  # none where benchmarks are switched off
-        benchmark.extra_info.update(what=what, rate=count / benchmark.stats.stats.median)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def bench_workers(benchmark, read, workers):
+def bench_workers(benchmark, note_rate, read, workers):
     clips, go = VIDEOS * CAPTIONS, read(workers=workers, captions="all")
     assert benchmark.pedantic(go, rounds=5, warmup_rounds=1) == clips
-    note_rate(benchmark, f"Clips from store to batch, {workers} workers", clips)
+    note_rate(f"Clips from store to batch, {workers} workers", clips)
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])
-def bench_extraction(benchmark, videos, tmp_path, decoder):
+def bench_extraction(benchmark, note_rate, videos, tmp_path, decoder):
     files = {f"{name}-{copy}": path for copy in range(COPIES) for name, path in videos.items()}
     stores, settings = iter("123"), FrameSettings(SECONDS, SIZE, chroma="420", decoder=decoder)
     rows = benchmark.pedantic(
@@ -131,7 +125,7 @@ def bench_extraction(benchmark, videos, tmp_path, decoder):
     )
     assert (rows["frames"] == SECONDS).all()
     by = ", ".join(sorted(set(rows["decoder"])))
-    note_rate(benchmark, f"Videos into a store, 2 workers, by {by}", len(files))
+    note_rate(f"Videos into a store, 2 workers, by {by}", len(files))
 
 
 def decode(path):
@@ -140,9 +134,9 @@ def decode(path):
         return sum(1 for _ in container.decode(video=0))
 
 
-def bench_decoding(benchmark, videos):
+def bench_decoding(benchmark, note_rate, videos):
     paths = [*videos.values()] * COPIES
     with multiprocessing.get_context("fork").Pool(2) as pool:
         frames = benchmark.pedantic(lambda: sum(pool.imap_unordered(decode, paths)), rounds=3)
     assert frames == len(paths) * SECONDS * FPS
-    note_rate(benchmark, "Their frames decoded and nothing else, 2 processes: videos", len(paths))
+    note_rate("Their frames decoded and nothing else, 2 processes: videos", len(paths))

@@ -48,3 +48,15 @@ def against(benchmark):
         return results[0], made
 
     return compare
+
+
+@pytest.fixture
+def note_rate(benchmark):
+    """`note_rate(what, count)`: how many a second, on the clock, as processors of workers are not
+    counted: on a quiet machine only."""
+
+    def note(what, count):
+        if benchmark.stats:  # none where benchmarks are switched off
+            benchmark.extra_info.update(what=what, rate=count / benchmark.stats.stats.median)
+
+    return note
