@@ -279,9 +279,9 @@ def _encode(frame: av.VideoFrame, video: Video, settings: FrameSettings) -> byte
     """A JPEG or .npy file of the frame, upright, with a short side of at most `short_side`."""
     short_side = min(video.width, video.height)
     scale = min(1.0, (settings.short_side or short_side) / short_side)
-    x, y = (max(1, round(side * scale)) for side in (video.width, video.height))
+    w, h = (max(1, round(side * scale)) for side in (video.width, video.height))
     # not by decord, which fails at many widths
-    picture = video.scale(frame, x, y, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
+    picture = video.scale(frame, w, h, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
     if not video.turn[0, 0]:
         picture = picture.swapaxes(0, 1)
     to_x, to_y = video.turn.sum(0)
